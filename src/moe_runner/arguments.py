@@ -1,0 +1,417 @@
+"""Check the command line before Hydra does: every mistake at once, one line each, without torch.
+
+Hydra stops at the first mistake, and accepts a misspelt key behind a `+`. So the overrides are read
+with Hydra's own parser, compared with the option files and the dataclasses, then composed and
+validated. Overrides of `hydra.*` and `hydra/*` are left to Hydra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+from moe_runner.config import (
+    GROUPS,
+    METHODS,
+    ConfigError,
+    Settings,
+    join,
+    nearest,
+    nearest_keys,
+    not_an_option,
+    option_keys,
+    parse,
+    refuse_targets,
+    show,
+    unknown_key,
+)
+
+LIMIT = 64  # combinations of a sweep that are composed here; each job validates itself anyway
+
+# flags with which Hydra composes another config than ours, or none
+HYDRA_ONLY = (
+    "hydra_help",
+    "shell_completion",
+    "config_name",
+    "config_path",
+    "experimental_rerun",
+)
+
+
+def parse_config(cfg: DictConfig) -> Settings:
+    """Validate a composed config.
+
+    Args:
+        cfg: what Hydra composed, with or without its own node.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ConfigError: with every problem, one line each.
+    """
+    try:
+        tree = OmegaConf.to_container(without_hydra(cfg), resolve=True)
+    except InterpolationResolutionError as error:
+        raise ConfigError(
+            f"{error.full_key} refers to something that is not there: {first_line(error)}"
+        ) from None
+    assert isinstance(tree, dict)
+    return parse({str(key): value for key, value in tree.items()})
+
+
+def check_arguments(argv: Sequence[str], conf: Path) -> list[str]:
+    """Find every mistake on the command line.
+
+    Args:
+        argv: the arguments, without the program's name.
+        conf: the folder of `config.yaml`. Each group is in its defaults list.
+
+    Returns:
+        One line per problem, in the order of the arguments, then those of values; empty if all is
+        well, and for flags such as `--version` and `--config-name`, which are Hydra's alone.
+    """
+    problems: list[str] = []
+    flags = read_flags(argv, problems)
+    if flags is None or any(getattr(flags, name) for name in HYDRA_ONLY):
+        return problems
+    files = OptionFiles.find([conf, *([Path(flags.config_dir)] if flags.config_dir else [])])
+    given = Given()
+    overrides = read_overrides(flags.overrides, problems)
+    for override in overrides:
+        if override.key_or_group in files.options:
+            check_group(override, files, given, problems)
+    methods = files.method_names(given.choices.get("method", [files.defaults["method"]]))
+    for override in overrides:
+        if (key := override.key_or_group) in files.options:
+            continue
+        if line := wrong_key(override, files, methods):
+            problems.append(line)
+        else:
+            given.values[key] = list(values_of(override))
+    modes = [word for word in flags.overrides if word.startswith("hydra.mode=")]
+    modes += ["hydra.mode=MULTIRUN"] if flags.multirun else []
+    with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
+        problems += check_values(overrides, files, given, modes)
+    return list(dict.fromkeys(problems))
+
+
+# ------------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class OptionFiles:
+    """The groups of the defaults list and the files in their folders."""
+
+    folders: Sequence[Path]
+    defaults: Mapping[str, str | None]  # group -> option
+    options: Mapping[str, list[str]]  # group -> "glue", "glue/cola", ...
+
+    @classmethod
+    def find(cls, folders: Sequence[Path]) -> OptionFiles:
+        """Look for option files; the first folder has `config.yaml`."""
+        entries = load(folders[0] / "config.yaml")["defaults"]
+        defaults = {
+            group: option
+            for entry in entries
+            if isinstance(entry, dict)
+            for group, option in entry.items()
+            if " " not in group  # override hydra/launcher, optional ...
+        }
+        options = {
+            group: sorted(
+                file.relative_to(folder / group).with_suffix("").as_posix()
+                for folder in folders
+                for file in (folder / group).rglob("*.yaml")
+            )
+            for group in defaults
+        }
+        return cls(folders, defaults, options)
+
+    def method_names(self, choices: Sequence[str | None]) -> list[str]:
+        """List the methods that option files stand for, each once."""
+        files = [
+            folder / "method" / f"{choice}.yaml" for choice in choices for folder in self.folders
+        ]
+        names = [load(file)["name"] for file in files if file.is_file()]
+        return [name for name in dict.fromkeys(names) if name in METHODS]
+
+
+@dataclass
+class Given:
+    """The overrides that can be composed, each with every value of its sweep."""
+
+    choices: dict[str, list[str]] = field(default_factory=dict)  # group -> options
+    values: dict[str, list[Any]] = field(default_factory=dict)  # dotted key -> values
+    stand_ins: list[str] = field(default_factory=list)  # "model=gpt2" in place of a wrong choice
+
+    def without(self, overrides: Sequence[Override]) -> Given:
+        """Leave out the values of some overrides, and all but the first of the choices."""
+        keys = {override.key_or_group for override in overrides}
+        values = {key: values for key, values in self.values.items() if key not in keys}
+        choices = {group: each[:1] for group, each in self.choices.items()}
+        return Given(choices, values, self.stand_ins)
+
+
+def read_flags(argv: Sequence[str], problems: list[str]) -> argparse.Namespace | None:
+    """Separate Hydra's flags from the overrides.
+
+    Args:
+        argv: the arguments.
+        problems: unknown and misplaced arguments are appended.
+
+    Returns:
+        Hydra's flags, with all `overrides`; None if a flag is used wrongly.
+    """
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        flags, unknown = parser.parse_known_args(list(argv))
+    except argparse.ArgumentError as error:
+        problems.append(f"{error}; see moe-run --hydra-help")
+        return None
+    for word in unknown:
+        if word.startswith("-"):
+            name = word.lstrip("-").partition("=")[0].replace("-", "_")
+            near = [f"{key}=<value>" for key in nearest_keys(name, option_keys(METHODS))]
+            hint = f"did you mean {join(near)}?" if near else "see moe-run --hydra-help"
+            problems.append(f"{word} is not a flag; {hint}")
+        else:
+            problems.append(f"{word} comes after a flag that follows other options; put flags last")
+            flags.overrides.append(word)
+    return flags
+
+
+def read_overrides(words: Sequence[str], problems: list[str]) -> list[Override]:
+    """Parse `key=value` words and refuse what no config of ours allows.
+
+    Args:
+        words: the arguments that are no flags.
+        problems: one line per word that can't be read or is refused is appended.
+
+    Returns:
+        The other overrides, Hydra's own left out.
+    """
+    parser = OverridesParser.create()
+    overrides = []
+    for word in words:
+        try:
+            override = parser.parse_override(word)
+        except HydraException:
+            problems.append(
+                f"{word} cannot be read; use key=value, and quote special characters: \"key='a b'\""
+                if "=" in word
+                else f"{word} has no value; use key=value"
+            )
+            continue
+        key = override.key_or_group
+        if override.is_hydra_override():
+            continue
+        if override.is_delete():
+            problems.append(f"{word} is refused: no option can be deleted; give another value")
+        elif override.package is not None:
+            problems.append(f"{word} is refused: an option cannot be moved; use {key}=<value>")
+        elif "_target_" in key.split("."):
+            problems.append(f"{word} is refused; components are chosen by name")
+        elif isinstance(value := override.value(), dict) and (found := refused(key, value)):
+            problems += found
+        else:
+            overrides.append(override)
+    return overrides
+
+
+def refused(key: str, value: Mapping[str, Any]) -> list[str]:
+    """Find `_target_` in a value such as `{_target_: os.system}`."""
+    problems: list[str] = []
+    refuse_targets(value, f"{key}.", problems)
+    return problems
+
+
+def values_of(override: Override) -> Iterator[Any]:
+    """Give every value of an override, as Hydra gives it to a job; none of an endless sweep."""
+    if not override.is_sweep_override():
+        yield override.value()
+    elif override.is_discrete_sweep() and not isinstance(override.value(), Glob):
+        parser, key = OverridesParser.create(), override.key_or_group
+        for text in itertools.islice(override.sweep_string_iterator(), LIMIT):
+            yield parser.parse_override(f"{key}={text}").value()
+
+
+# ------------------------------------------------------------------------------- names
+
+
+def check_group(override: Override, files: OptionFiles, given: Given, problems: list[str]) -> None:
+    """Check the choice of an option file, or all choices of a sweep.
+
+    Args:
+        override: such as `task=glue/cola`.
+        files: what can be chosen.
+        given: the choices are put here, in place of a wrong one the nearest or the default.
+        problems: one line per wrong choice is appended.
+    """
+    group, word = override.key_or_group, override.input_line or ""
+    options = files.options[group]
+    if override.is_add() or override.is_force_add():
+        problems.append(f"{word} is refused: the group is there already; use {word.lstrip('+')}")
+    pattern = override.value()
+    if isinstance(pattern, Glob):  # Hydra looks into no subfolder
+        choices: list[Any] = pattern.filter([option for option in options if "/" not in option])
+        if not choices:
+            problems.append(f"{word} matches no option; use some of {', '.join(options)}")
+    else:
+        choices = list(values_of(override))
+    composed = []
+    for choice in choices:
+        default = files.defaults[group]
+        if choice not in options and not (choice is None and default is None):
+            text = show(choice)
+            problems.append(not_an_option(f"{group}={text}", "", text, options))
+            choice = nearest(text, options) or default
+            given.stand_ins.append(f"{group}={choice}")
+        composed.append("null" if choice is None else choice)
+    if composed:
+        given.choices[group] = composed
+
+
+def wrong_key(override: Override, files: OptionFiles, methods: Sequence[str]) -> str | None:
+    """Compare a key with the options of the chosen methods and of all other groups.
+
+    Args:
+        override: such as `method.top_k=8`.
+        files: the groups.
+        methods: the chosen methods; more than one in a sweep.
+
+    Returns:
+        One line if the key is wrong, else None.
+    """
+    key, word = override.key_or_group, override.input_line or ""
+    section, _, name = key.rpartition(".")
+    value = word.partition("=")[2]
+    group, slash, folder = key.partition("/")
+    if slash and group in files.options:  # task/glue=cola
+        option = f"{folder}/{value}"
+        return not_an_option(word, "", option, files.options[group], f"{group}=")
+    if section in files.options and name == "name":
+        return f"{word} is refused; choose with {section}={value}"
+    if key != "paths":  # paths={output: ...} is checked with the values
+        owners = [method for method in METHODS if key in option_keys([method])]
+        lacking = [method for method in methods if method not in owners]
+        if not owners:
+            of = {"method": f" of method={','.join(methods)}"}.get(section, f" of {section}")
+            is_section = section in {*GROUPS, "paths"}
+            keys = [*([] if is_section else files.options), *option_keys(methods)]
+            return unknown_key(word, key, of if is_section else "", keys)
+        if lacking:
+            remedy = f"it belongs to method={','.join(owners)}"
+            if len(lacking) < len(methods):
+                remedy = f"sweep the methods that have it, and run {','.join(lacking)} by itself"
+            return f"{word} is not an option of method={','.join(lacking)}; {remedy}"
+    if override.is_add():
+        return f"{word} is refused: the option is there already; use {word[1:]}"
+    return None
+
+
+# ------------------------------------------------------------------------------- values
+
+
+def check_values(
+    overrides: Sequence[Override], files: OptionFiles, given: Given, modes: Sequence[str]
+) -> list[str]:
+    """Compose the combinations of a sweep (one without a sweep) and validate each.
+
+    Hydra must be initialised.
+
+    Args:
+        overrides: all that were read.
+        files: the folders to compose from.
+        given: what can be composed.
+        modes: overrides of `hydra.mode`, which make a sweep allowed; so does an option file.
+
+    Returns:
+        One line per problem; those that come from a stand-in for a wrong choice are left out.
+    """
+    problems: list[str] = []
+    seeds = [override.input_line for override in overrides if override.key_or_group == "seed"]
+    places = ",".join(f"'file://{folder.resolve()}'" for folder in files.folders[1:])
+    hydra = [*modes, f"hydra.searchpath=[{places}]"]
+    sweeps = [override for override in overrides if override.is_sweep_override()]
+    bases: dict[tuple[str, ...], DictConfig] = {}  # composing takes 0.15 s, setting a value nothing
+    for choices, values in combinations(given):
+        try:
+            if choices not in bases:
+                bases[choices] = compose("config", [*choices, *hydra], True)
+            if sweeps and bases[choices].hydra.mode != RunMode.MULTIRUN:
+                return refuse_sweeps(sweeps) + check_values(
+                    [override for override in overrides if override not in sweeps],
+                    files,
+                    given.without(sweeps),
+                    modes,
+                )
+            cfg = without_hydra(bases[choices])
+            for key, value in values.items():
+                OmegaConf.update(cfg, key, value, merge=True)
+            if seeds and cfg.search.seeds:
+                problems.append(
+                    f"{seeds[-1]} and search={cfg.search.name} exclude each other; give one of them"
+                )
+            parse_config(cfg)
+        except ConfigError as error:
+            problems += error.problems
+        except (HydraException, OmegaConfBaseException) as error:
+            problems.append(first_line(error))
+    return [line for line in problems if not any(name in line for name in given.stand_ins)]
+
+
+def refuse_sweeps(sweeps: Sequence[Override]) -> list[str]:
+    """Word the error for several values without `-m`."""
+    return [
+        f"{override.input_line} gives several values; "
+        "add -m to run each of them, or write [a,b] for one list"
+        for override in sweeps
+    ]
+
+
+def combinations(given: Given) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Give the combinations of a sweep, up to `LIMIT`, groups varying fastest.
+
+    Args:
+        given: every value of every override.
+
+    Yields:
+        The choices as Hydra's overrides, and dotted key -> value.
+    """
+    values = {key: each for key, each in given.values.items() if each}
+    choices = [[f"{group}={option}" for option in each] for group, each in given.choices.items()]
+    for combination in itertools.islice(itertools.product(*values.values(), *choices), LIMIT):
+        yield combination[len(values) :], dict(zip(values, combination, strict=False))
+
+
+def load(file: Path) -> dict[str, Any]:
+    """Read a YAML file as Hydra does, interpolations left alone."""
+    tree: Any = OmegaConf.to_container(OmegaConf.load(file))
+    return tree
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """Copy a config, Hydra's own node left out; keys can be added to the copy."""
+    copy = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    OmegaConf.set_struct(copy, False)
+    return copy
+
+
+def first_line(error: Exception) -> str:
+    """Shorten the text of Hydra's and OmegaConf's errors, which have details below."""
+    return str(error).partition("\n")[0]

@@ -1,0 +1,23 @@
+"""ViT and DeiT: `mlp` is the FFN; the block's dropout stays."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from moe_runner.backbones.sites import FFNSite
+
+
+def sites(base: nn.Module) -> list[FFNSite]:
+    """List the FFN sites of a ViTModel, names relative to it."""
+    return [
+        FFNSite(
+            family="vit",
+            stack="encoder",
+            layer=index,
+            key=f"layers.{index}.mlp.fc1",
+            value=f"layers.{index}.mlp.fc2",
+            slot=f"layers.{index}.mlp",
+            activation=layer.mlp.activation_fn,
+        )
+        for index, layer in enumerate(base.layers)
+    ]

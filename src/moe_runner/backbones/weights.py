@@ -1,0 +1,107 @@
+"""Where the weights of a backbone are, found out without loading them or importing torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe_runner import hub
+from moe_runner.config import Model
+from moe_runner.runs.identity import content_hash
+
+ASSETS = Path(__file__).parents[1] / "assets"
+BUNDLED = ("bert", "gpt2", "llama")  # families with a <family>_tiny
+# What decides the numbers: weights, sizes and tokenizer, not the model card.
+CONTENT = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The place of a backbone's weights.
+
+    Args:
+        folder: a local folder: given by the user, bundled, or of an installed package.
+        hub_id: a model of the Hub, if there is no folder.
+        revision: of the Hub's model.
+        cached: the Hub's model in the local cache.
+        problem: why they can't be had, and the remedy: one line.
+    """
+
+    folder: Path | None = None
+    hub_id: str | None = None
+    revision: str = "main"
+    cached: Path | None = None
+    problem: str | None = None
+
+    @property
+    def location(self) -> dict[str, str]:
+        """Keyword arguments of `from_pretrained`: a local folder wherever there is one."""
+        local = self.folder or self.cached
+        if local is not None:  # by its Hub id transformers would ask the network first
+            return {"pretrained_model_name_or_path": str(local)}
+        assert self.hub_id is not None
+        return {"pretrained_model_name_or_path": self.hub_id, "revision": self.revision}
+
+    def fingerprint(self, memo: Path | None = None) -> str:
+        """Name the content: the hash of a folder's files, or the Hub's name and revision.
+
+        Args:
+            memo: file that remembers hashes by size and time of the files.
+        """
+        if self.folder is None:
+            return f"hub {self.hub_id} at {self.revision}"
+        files = [file for pattern in CONTENT for file in sorted(self.folder.glob(pattern))]
+        return content_hash(files, memo)
+
+
+def find_weights(model: Model) -> Weights:
+    """Find the weights of a backbone: `model.path`, bundled, an installed package, or the Hub.
+
+    Args:
+        model: the backbone's options.
+
+    Returns:
+        The place; with `problem` set if nothing is there. Takes at most about 2 s (the probe of the
+        Hub's endpoint, once per process).
+    """
+    if model.path is not None:
+        return in_folder(Path(model.path).expanduser(), f"model.path={model.path}")
+    if model.bundled:
+        return in_folder(ASSETS / model.name, f"model={model.name}")
+    if model.package is not None:
+        spec = importlib.util.find_spec(model.package)  # does not import the package
+        if spec is not None and spec.origin is not None:
+            return in_folder(Path(spec.origin).parent / "model", f"model.package={model.package}")
+    if model.hub_id is None:
+        return Weights(problem=f"model={model.name} has no weights; use model.path=<folder>")
+    remedy = f"use model={model.family}_tiny, or model.path=<folder>"
+    if model.package is not None:
+        remedy = f"pip install 'moe-runner[{model.name}]', or model.path=<folder>"
+    elif model.family not in BUNDLED:
+        remedy = "use model.path=<folder>"
+    problem = hub.problem("model", model.hub_id, model.revision, remedy)
+    cached = hub.cached_model(model.hub_id, model.revision)
+    if model.licence and cached is None and not has_token():
+        problem = (
+            f"model={model.name} needs an accepted licence: set HF_TOKEN, or model.path=<folder>"
+        )
+    return Weights(hub_id=model.hub_id, revision=model.revision, cached=cached, problem=problem)
+
+
+def in_folder(folder: Path, given: str) -> Weights:
+    """Check that a local folder holds a model."""
+    problem = None
+    if not (folder / "config.json").is_file():
+        problem = f"{given} is not a model folder: {folder / 'config.json'} does not exist"
+    elif not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        problem = f"{given} has no weights: {folder} holds no *.safetensors"
+    elif (folder / "moe_runner.json").is_file():
+        problem = f"{given} is a converted model; moe-run starts from a dense one"
+    return Weights(folder=folder, problem=problem)
+
+
+def has_token() -> bool:
+    """Tell whether there is a token of the Hub, in the environment or from `hf auth login`."""
+    return bool(os.environ.get("HF_TOKEN")) or (hub.home() / "token").is_file()

@@ -1,0 +1,92 @@
+"""Write files so that a reader, or a kill at any moment, never meets a half-written one."""
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file: the old content or the new one is there, never a part.
+
+    Args:
+        path: the file; its folder must exist.
+        text: the whole content, written as UTF-8.
+
+    Raises:
+        OSError: if it cannot be written; `path` then keeps its old content.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Write an object as indented JSON, atomically; NaN and inf are spelled as Python reads them.
+
+    Raises:
+        TypeError: if `obj` holds something JSON has no word for, such as a tensor.
+        OSError: if it cannot be written.
+    """
+    write_atomic(path, json.dumps(obj, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not JSON in UTF-8.
+    """
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def append_line(path: Path, obj: dict[str, Any]) -> None:
+    """Append an object as one line of JSON, in a single write.
+
+    Raises:
+        TypeError: if `obj` holds something JSON has no word for; nothing is written then.
+        OSError: if it cannot be written in full, such as on a full disk.
+    """
+    line = (json.dumps(obj) + "\n").encode()
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        if (written := os.write(descriptor, line)) < len(line):
+            raise OSError(f"{path}: only {written} of {len(line)} bytes were written; disk full?")
+    finally:
+        os.close(descriptor)
+
+
+def write_lines(path: Path, objects: list[dict[str, Any]]) -> None:
+    """Write a file of one JSON object a line, atomically.
+
+    Raises:
+        TypeError: if an object holds something JSON has no word for.
+        OSError: if it cannot be written.
+    """
+    write_atomic(path, "".join(json.dumps(obj) + "\n" for obj in objects))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of one JSON object a line; a last line without its end is left out.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a whole line is not JSON.
+    """
+    *lines, _torn = path.read_bytes().split(b"\n")
+    objects = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            objects.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}:{number} is not JSON ({error}); delete that line") from error
+    return objects

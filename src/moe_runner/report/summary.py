@@ -1,0 +1,164 @@
+"""The table that a command ends with: tasks by systems, in and out of domain."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+NOT_AVAILABLE = "not available"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One system on one task, at its best learning rate.
+
+    Args:
+        mean: of the primary metric over seeds, fraction.
+        std: population standard deviation over seeds.
+        n: runs.
+        learning_rate: chosen by the mean.
+        ood: mean of each out-of-domain set's primary metric; None: not available.
+        metrics: names of the task's metrics.
+    """
+
+    mean: float
+    std: float
+    n: int
+    learning_rate: float
+    ood: dict[str, float | None]
+    metrics: tuple[str, ...]
+
+
+def system(axes: dict[str, Any]) -> str:
+    """Name the system of a run: what a table's row stands for."""
+    parts = [axes["method"], axes["model"]]
+    parts += [axes["tuning"]] if axes["tuning"] != "full" else []
+    parts += [axes["protocol"]] if axes["protocol"] != "paper" else []
+    return " ".join(parts)
+
+
+def aggregate(results: Sequence[dict[str, Any]]) -> Cell:
+    """Choose the best learning rate by the mean over seeds, and read the OOD sets there.
+
+    Args:
+        results: result.json of the runs of one system on one task; at least one.
+
+    Source: EMoE's protocol: per learning rate the mean of the best-epoch scores over seeds.
+    """
+    by_rate: dict[float, list[dict[str, Any]]] = {}
+    for result in results:
+        by_rate.setdefault(result["axes"]["learning_rate"], []).append(result)
+    rate, chosen = max(
+        by_rate.items(), key=lambda item: statistics.fmean(r["primary"] for r in item[1])
+    )
+    scores = [result["primary"] for result in chosen]
+    ood: dict[str, float | None] = {}
+    for name in chosen[0]["ood_metrics"]:
+        values = [r["ood_metrics"].get(name) for r in chosen]
+        known = [value["primary"] for value in values if value is not None]
+        ood[name] = statistics.fmean(known) if known else None
+    return Cell(
+        statistics.fmean(scores),
+        statistics.pstdev(scores),
+        len(scores),
+        rate,
+        ood,
+        tuple(chosen[0]["metrics"]),
+    )
+
+
+def mean_ranks(cells: dict[tuple[str, str], Cell]) -> dict[str, float]:
+    """Rank the systems on every OOD set that all of them have, 1 is best, and average the ranks.
+
+    Args:
+        cells: by (task, system).
+
+    Returns:
+        Mean rank by system; equal scores share the mean of their ranks. Empty for fewer than two
+        systems, or without a common OOD set.
+
+    Source: EMoE reports OOD as the mean rank over GLUE-X sets; ranks depend on who is ranked.
+    """
+    systems = list(dict.fromkeys(name for _, name in cells))
+    ranks: dict[str, list[float]] = {name: [] for name in systems}
+    for task in dict.fromkeys(task for task, _ in cells):
+        rows = {name: cells[task, name] for name in systems if (task, name) in cells}
+        if len(rows) < max(2, len(systems)):
+            continue
+        for ood in next(iter(rows.values())).ood:
+            scores = {name: cell.ood.get(ood) for name, cell in rows.items()}
+            known = {name: score for name, score in scores.items() if score is not None}
+            if len(known) < len(rows):
+                continue
+            for name, score in known.items():
+                better = sum(other > score for other in known.values())
+                equal = sum(other == score for other in known.values())
+                ranks[name].append(better + (equal + 1) / 2)
+    return {name: statistics.fmean(values) for name, values in ranks.items() if values}
+
+
+def build_table(results: Sequence[dict[str, Any]], gaps: dict[str, str], title: str = "") -> Table:
+    """Lay out results as a table; numbers are percent.
+
+    Args:
+        results: result.json of all runs to show.
+        gaps: reason by task without a result.
+        title: above the table.
+    """
+    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for result in results:
+        axes = result["axes"]
+        grouped.setdefault((axes["task"], system(axes)), []).append(result)
+    cells = {key: aggregate(group) for key, group in grouped.items()}
+    tasks = list(dict.fromkeys(task for task, _ in cells))
+    systems = list(dict.fromkeys(name for _, name in cells))
+    table = Table(title=title or None, title_justify="left")
+    for name in ("task", "metric", "system"):
+        table.add_column(name, no_wrap=name != "metric")
+    for name in ("ID", "OOD", "n"):
+        table.add_column(name, justify="left" if name == "OOD" else "right")
+    for task in tasks:
+        for position, name in enumerate(n for n in systems if (task, n) in cells):
+            cell = cells[task, name]
+            head = (task, " + ".join(cell.metrics)) if position == 0 else ("", "")
+            table.add_row(*head, name, score(cell), ood_text(cell), str(cell.n))
+        table.add_section()
+    for task, reason in gaps.items():
+        table.add_row(task, "", NOT_AVAILABLE, "", reason, "0")
+    complete = [name for name in systems if all((task, name) in cells for task in tasks)]
+    ranks = mean_ranks(cells)
+    if len(tasks) > 1:
+        for position, name in enumerate(complete):
+            mean = statistics.fmean(cells[task, name].mean for task in tasks)
+            rank = f"mean rank {ranks[name]:.2f} of {len(systems)}" if name in ranks else ""
+            head = "average" if position == 0 else ""
+            table.add_row(head, "", name, f"{100 * mean:.1f}", rank, "")
+    return table
+
+
+def score(cell: Cell) -> str:
+    """Show mean and, for several runs, the population standard deviation, in percent."""
+    spread = f" ± {100 * cell.std:.1f}" if cell.n > 1 else ""
+    return f"{100 * cell.mean:.1f}{spread}"
+
+
+def ood_text(cell: Cell) -> str:
+    """Show each out-of-domain set with its score in percent."""
+    return ", ".join(
+        f"{name} {NOT_AVAILABLE if value is None else f'{100 * value:.1f}'}"
+        for name, value in cell.ood.items()
+    )
+
+
+def print_table(results: Sequence[dict[str, Any]], gaps: dict[str, str], title: str = "") -> None:
+    """Print the table on the standard output, wide enough for a file where that is none."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    if results or gaps:
+        console.print(build_table(results, gaps, title))

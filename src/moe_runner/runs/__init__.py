@@ -1,0 +1,1 @@
+"""Runs on disk: what identifies one, its folder, its lock and state, and the store of them all."""

@@ -1,0 +1,114 @@
+"""A run: every setting that can change a number, resolved; its id and its config.yaml."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moe_runner.config import (
+    METHODS,
+    ConfigError,
+    Method,
+    Model,
+    Protocol,
+    Task,
+    Trainer,
+    Tuning,
+    build,
+)
+from moe_runner.runs.identity import run_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training and evaluation: one method on one task with one learning rate and one seed.
+
+    Args:
+        method: how the FFN sites are converted.
+        protocol: equations or reference behaviour.
+        model: the backbone.
+        tuning: which parameters train.
+        task: with one member.
+        trainer: with learning_rate and epochs resolved.
+        seed: of the head, the data order and the dropout.
+        data: what each split holds: a content hash, or the Hub's name and revision.
+        weights: what the backbone's files hold, in the same way.
+    """
+
+    method: Method
+    protocol: Protocol
+    model: Model
+    tuning: Tuning
+    task: Task
+    trainer: Trainer
+    seed: int
+    data: Mapping[str, str]
+    weights: str
+
+    @cached_property
+    def id(self) -> str:
+        """The first 16 hex digits of the hash of all that can change a number."""
+        return run_id(self)
+
+    @property
+    def task_name(self) -> str:
+        """The one member task."""
+        (name,) = self.task.members
+        return name
+
+    @property
+    def label(self) -> str:
+        """A short line for people."""
+        tuning = "" if self.tuning.name == "full" else f" {self.tuning.name}"
+        return (
+            f"{self.method.name} {self.model.name}{tuning} {self.task.suite}/{self.task_name} "
+            f"lr {self.trainer.learning_rate:g} seed {self.seed}"
+        )
+
+    def axes(self) -> dict[str, Any]:
+        """Say what distinguishes the run, for tables."""
+        return {
+            "method": self.method.name,
+            "model": self.model.name,
+            "tuning": self.tuning.name,
+            "protocol": self.protocol.name,
+            "suite": self.task.suite,
+            "task": self.task_name,
+            "learning_rate": self.trainer.learning_rate,
+            "seed": self.seed,
+        }
+
+    def to_yaml(self) -> str:
+        """Write the whole run as YAML, the text of config.yaml."""
+        return yaml.safe_dump({"id": self.id, **plain(dataclasses.asdict(self))}, sort_keys=False)
+
+
+def plain(value: Any) -> Any:
+    """Turn tuples into lists, which YAML has a word for."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def read_run(file: Path) -> Run:
+    """Read a run back from its config.yaml.
+
+    Raises:
+        ConfigError: if an option in it is not known to this version.
+    """
+    tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    problems: list[str] = []
+    groups = {"protocol": Protocol, "model": Model, "tuning": Tuning, "task": Task}
+    groups |= {"trainer": Trainer, "method": METHODS.get(tree["method"]["name"], Method)}
+    parts: dict[str, Any] = {
+        name: build(cls, tree[name], name, problems) for name, cls in groups.items()
+    }
+    if problems:
+        raise ConfigError(*(f"{file}: {problem}" for problem in problems))
+    return Run(seed=tree["seed"], data=tree["data"], weights=tree["weights"], **parts)

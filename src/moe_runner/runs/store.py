@@ -1,0 +1,384 @@
+"""The store: a folder per run, its lock, its state, and the results of all runs.
+
+A run is done when its `result.json` is there, and only then. Who works on it holds `.lock`, which
+the system frees however the process ends. Where locks do not reach from host to host, the mtime
+of `status.json` is the heartbeat, compared with the file system's own clock and never a host's.
+"""
+
+import difflib
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from moe_runner.files import (
+    append_line,
+    read_json,
+    read_lines,
+    write_atomic,
+    write_json,
+    write_lines,
+)
+
+log = logging.getLogger(__name__)
+
+State = Literal["pending", "running", "done", "failed", "interrupted"]
+
+HEARTBEAT_SECONDS = 15.0
+MISSED_HEARTBEATS = 10  # after so many, a run of another host counts as killed
+LOCK_SECONDS = 0.2  # a claim waits so long, since `status` holds a free lock for an instant
+
+
+class StoreError(Exception):
+    """A problem with the store that one line explains."""
+
+
+class RunBusy(StoreError):
+    """Another live process works on the run."""
+
+    def __init__(self, run_id: str, host: str | None, pid: int | None, age: float | None):
+        super().__init__(run_id, host, pid, age)  # all arguments: pickled between processes
+        self.run_id, self.host, self.pid, self.age = run_id, host, pid, age
+
+    def __str__(self) -> str:
+        if self.age is None:
+            return f"run {self.run_id} is busy: another process has just claimed it; wait for it"
+        return (
+            f"run {self.run_id} is busy: pid {self.pid} on {self.host}, "
+            f"last heartbeat {self.age:.0f} s ago; wait for it, or end that process"
+        )
+
+
+class RunDone(StoreError):
+    """The run was finished, perhaps by another process since one last looked."""
+
+    def __init__(self, run_id: str):
+        super().__init__(run_id)
+        self.run_id = run_id
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} is done; use its result, or rerun=true to repeat it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What is known about the state of a run; the times and process are of the last attempt."""
+
+    state: State = "pending"
+    attempts: int = 0
+    host: str | None = None
+    pid: int | None = None
+    started: str | None = None  # ISO 8601, UTC
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run, for the process that has claimed it."""
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where training keeps what it needs to go on."""
+        return self.path / "checkpoint"
+
+    @property
+    def model(self) -> Path:
+        """Where the model is exported to."""
+        return self.path / "model"
+
+    def log_metrics(self, obj: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl.
+
+        Raises:
+            TypeError: if `obj` holds something JSON has no word for, such as a tensor.
+        """
+        append_line(self.path / "metrics.jsonl", obj)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl, oldest first.
+
+        Raises:
+            ValueError: if a line was damaged by somebody else.
+        """
+        path = self.path / "metrics.jsonl"
+        return read_lines(path) if path.exists() else []
+
+    def truncate_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop the lines of metrics.jsonl that a resumed run will write again.
+
+        Args:
+            keep: tells of a line whether it is at or before the checkpoint resumed from.
+
+        Raises:
+            ValueError: if a line was damaged by somebody else.
+        """
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            write_lines(path, [line for line in self.metrics() if keep(line)])
+
+    def discard_checkpoint(self) -> None:
+        """Remove the checkpoint folder if there is one."""
+        _remove(self.checkpoint)
+
+    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Write result.json, which makes the run done, and return the result.
+
+        The error.txt of an earlier attempt goes first, so that the result is written last.
+
+        Raises:
+            TypeError: if `result` holds something JSON has no word for, such as a tensor.
+        """
+        _remove(self.path / "error.txt")
+        write_json(self.path / "result.json", result)
+        return result
+
+
+class Store:
+    """All runs below one output folder.
+
+    Args:
+        output: the output folder; runs are in `<output>/runs`, which is made when needed.
+        heartbeat: seconds between two signs of life of a claimed run; the same on every host.
+    """
+
+    def __init__(self, output: Path, heartbeat: float = HEARTBEAT_SECONDS):
+        self.root = output / "runs"
+        self.heartbeat = heartbeat
+
+    def folder(self, run_id: str) -> Path:
+        """Return the folder of a run, there or not."""
+        return self.root / run_id
+
+    def ids(self) -> list[str]:
+        """Return the ids of all runs that were ever claimed, sorted."""
+        if not self.root.exists():
+            return []
+        with os.scandir(self.root) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir())
+
+    def result(self, run_id: str) -> dict[str, Any] | None:
+        """Return the result of a run, or None if it is not done.
+
+        Raises:
+            StoreError: if result.json is damaged.
+        """
+        remedy = f"delete it and run {run_id} again"
+        return _read_object(self.folder(run_id) / "result.json", remedy)
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        """Yield the results of all finished runs, in the order of their ids.
+
+        Raises:
+            StoreError: if a result.json is damaged.
+        """
+        for run_id in self.ids():
+            if (result := self.result(run_id)) is not None:
+                yield result
+
+    def find(self, prefix: str) -> str:
+        """Return the one run whose id starts with the given digits.
+
+        Raises:
+            StoreError: if there is no such run, or more than one.
+        """
+        ids = self.ids()
+        matches = [run_id for run_id in ids if run_id.startswith(prefix)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise StoreError(
+                f"{prefix!r} is the start of {len(matches)} runs: {', '.join(matches[:5])}"
+                f"{', ...' if len(matches) > 5 else ''}; give more digits"
+            )
+        if not ids:
+            raise StoreError(f"{prefix!r} is not a run: {self.root} has none yet")
+
+        def likeness(run_id: str) -> float:
+            return difflib.SequenceMatcher(None, prefix, run_id[: len(prefix)]).ratio()
+
+        nearest = sorted(ids, key=likeness, reverse=True)[:3]
+        raise StoreError(f"{prefix!r} is not a run in {self.root}; nearest: {', '.join(nearest)}")
+
+    def status(self, run_id: str) -> Status:
+        """Return the state of a run as it is, whatever its last process managed to write.
+
+        Raises:
+            StoreError: if status.json is damaged.
+        """
+        folder, status = self.folder(run_id), self._written_status(run_id)
+        if (folder / "result.json").exists():
+            return replace(status, state="done")
+        if status.state == "done":
+            return replace(status, state="pending")  # its result was taken away
+        if status.state == "running" and not self._is_alive(run_id, status):
+            if self._written_status(run_id) != status:  # it came to its end while we looked
+                return self.status(run_id)
+            return replace(status, state="interrupted")
+        return status
+
+    @contextmanager
+    def claim(
+        self, run_id: str, *, config_yaml: str, environment: dict[str, Any]
+    ) -> Iterator[RunFolder]:
+        """Work on a run that is not done: nobody else will until the block is left.
+
+        On the way in the folder gets config.yaml, environment.json and state `running`; on the
+        way out state `done` if there is a result, `failed` with error.txt after an error, else
+        `interrupted` (KeyboardInterrupt, SystemExit, or the block ended without a result).
+        The error itself is raised again. Failed and interrupted runs may be claimed again, and
+        find their checkpoint and metrics as they were left.
+
+        Args:
+            run_id: the run.
+            config_yaml: its resolved configuration, text of config.yaml.
+            environment: content of environment.json; see `environment`.
+
+        Yields:
+            The folder of the run.
+
+        Raises:
+            RunBusy: if another live process has it, on this host or another.
+            RunDone: if it has a result; read it, or `forget` it first.
+        """
+        self.folder(run_id).mkdir(parents=True, exist_ok=True)
+        with self._lock(run_id):
+            folder = RunFolder(self.folder(run_id))
+            if (folder.path / "result.json").exists():
+                raise RunDone(run_id)
+            status = Status(
+                state="running",
+                attempts=self._written_status(run_id).attempts + 1,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                started=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+            self._write_status(run_id, status)
+            state: State = "interrupted"
+            try:
+                with self._beating(run_id):
+                    write_atomic(folder.path / "config.yaml", config_yaml)
+                    write_json(folder.path / "environment.json", environment)
+                    folder.truncate_metrics(keep=lambda line: True)  # drops a torn last line
+                    yield folder
+            except Exception:
+                state = "failed"
+                write_atomic(folder.path / "error.txt", traceback.format_exc())
+                raise
+            finally:
+                if (folder.path / "result.json").exists():
+                    state = "done"
+                self._write_status(run_id, replace(status, state=state))
+
+    def forget(self, run_id: str) -> None:
+        """Remove all that earlier attempts computed, so that the run starts from nothing.
+
+        Raises:
+            RunBusy: if a live process works on the run.
+        """
+        folder = self.folder(run_id)
+        if not folder.exists():
+            return
+        with self._lock(run_id):
+            # The result goes last: cut short, the run is still done and can be forgotten again.
+            for name in ("checkpoint", "model", "error.txt", "metrics.jsonl", "result.json"):
+                _remove(folder / name)
+            self._write_status(run_id, replace(self._written_status(run_id), state="pending"))
+
+    @contextmanager
+    def _lock(self, run_id: str) -> Iterator[None]:
+        """Keep everybody else from a run; raise RunBusy if somebody has it."""
+        try:
+            lock = FileLock(self.folder(run_id) / ".lock", timeout=LOCK_SECONDS).acquire()
+        except Timeout:
+            raise self._busy(run_id) from None
+        with lock:
+            status = self._written_status(run_id)
+            elsewhere = status.state == "running" and status.host != socket.gethostname()
+            if elsewhere and self._has_heartbeat(run_id):
+                raise self._busy(run_id)
+            yield
+
+    def _busy(self, run_id: str) -> RunBusy:
+        status = self._written_status(run_id)
+        if status.state != "running":  # it has the lock, and has not come to write its status
+            return RunBusy(run_id, None, None, None)
+        return RunBusy(run_id, status.host, status.pid, self._heartbeat_age(run_id))
+
+    def _is_alive(self, run_id: str, status: Status) -> bool:
+        """Tell whether the process behind a status of `running` still lives."""
+        if status.host != socket.gethostname():
+            return self._has_heartbeat(run_id)
+        try:
+            with FileLock(self.folder(run_id) / ".lock", timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def _has_heartbeat(self, run_id: str) -> bool:
+        return self._heartbeat_age(run_id) < MISSED_HEARTBEATS * self.heartbeat
+
+    def _heartbeat_age(self, run_id: str) -> float:
+        """Return the seconds since the last heartbeat, by the clock of the file system."""
+        folder = self.folder(run_id)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            now = os.fstat(file.fileno()).st_mtime
+        return now - (folder / "status.json").stat().st_mtime
+
+    @contextmanager
+    def _beating(self, run_id: str) -> Iterator[None]:
+        path = self.folder(run_id) / "status.json"
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(self.heartbeat):
+                try:
+                    os.utime(path)
+                except OSError as error:  # a network file system may be back at the next beat
+                    log.warning("no heartbeat of run %s: %s", run_id, error)
+
+        thread = threading.Thread(target=beat, name=f"heartbeat-{run_id}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _written_status(self, run_id: str) -> Status:
+        path = self.folder(run_id) / "status.json"
+        return Status(**(_read_object(path, "delete it; the run is kept") or {}))
+
+    def _write_status(self, run_id: str, status: Status) -> None:
+        write_json(self.folder(run_id) / "status.json", asdict(status))
+
+
+def _read_object(path: Path, remedy: str) -> dict[str, Any] | None:
+    """Return the object in a JSON file, None if there is no file, or name the file and remedy."""
+    try:
+        obj = read_json(path)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise StoreError(f"{path} is not readable ({error}); {remedy}") from error
+    if not isinstance(obj, dict):
+        raise StoreError(f"{path} holds a {type(obj).__name__}, not an object; {remedy}")
+    return obj
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""From settings to the runs that they mean."""

@@ -1,0 +1,296 @@
+"""What the suites of text classification tasks share: the words for a task, and reading its data.
+
+Heavy imports (datasets, pyarrow) stay inside the functions that read data: the command line plans
+runs with the rest.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_runner import hub
+from moe_runner.config import ConfigError, Task, not_an_option
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SCORE_RANGE = (0.0, 5.0)  # of a regression's labels; STS-B is the only one
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """What one member task is; no data."""
+
+    name: str
+    columns: tuple[str, ...]  # one or two text columns
+    labels: tuple[str, ...]  # class names in label order; () for a regression
+    metrics: tuple[str, ...]  # the primary number is their mean
+    validation: tuple[str, ...]  # splits; the first one selects the best epoch
+    ood: tuple[str, ...]  # the out-of-domain sets that `task.ood=[all]` means
+    epochs: Mapping[str, int]  # by tuning: {"full": 10, "lora": 20}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OODSpec:
+    """How the examples of an out-of-domain set look when loaded, and how they are scored.
+
+    The labels are those of the in-domain task.
+    """
+
+    columns: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubSplit:
+    """A split of a data set on the Hugging Face Hub."""
+
+    hub_id: str
+    config: str
+    split: str
+    revision: str = "main"
+
+    def __str__(self) -> str:
+        return f"hub {self.hub_id} config {self.config} split {self.split} at {self.revision}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where one split comes from, found out without reading it.
+
+    One of `files`, `hub`, `generated` is set, unless the split can't be had: then `problem` says so
+    if it is needed, `absent` if a run does without it. (A needed split of the Hub keeps `hub`, so
+    that a run has the same fingerprint with and without a connection.)
+    """
+
+    files: tuple[Path, ...] = ()  # parquet files
+    hub: HubSplit | None = None
+    generated: str | None = None  # generator, version and seed
+    problem: str | None = None  # why it can't be had, and the remedy: one line
+    absent: str | None = None  # the same, for a split that may be missing
+
+    @property
+    def available(self) -> bool:
+        """Whether the split can be read."""
+        return self.problem is None and self.absent is None
+
+
+@dataclass(kw_only=True)
+class TaskData:
+    """The examples of a task, independent of any tokenizer.
+
+    Every data set has the text columns of its spec (string) and `label` (ClassLabel, or float32 for
+    a regression). None: not available.
+    """
+
+    spec: TaskSpec
+    train: Dataset
+    validation: dict[str, Dataset | None]
+    ood: dict[str, Dataset | None]
+    ood_specs: dict[str, OODSpec]
+
+
+def chosen_ood(
+    options: Task, name: str, ood_names: Callable[[str], tuple[str, ...]], default: tuple[str, ...]
+) -> dict[str, bool]:
+    """Find out which out-of-domain sets the options mean for one task.
+
+    Args:
+        options: `ood` is read, and `members`: a name that belongs to another member is no mistake.
+        name: the task.
+        ood_names: gives all the sets that a task can be evaluated on.
+        default: the sets that "all" stands for.
+
+    Returns:
+        Set -> whether the user named it (then it must be there), in the order given.
+
+    Raises:
+        ConfigError: for a name that none of the members can be evaluated on.
+    """
+    chosen: dict[str, bool] = {}
+    problems = []
+    for given in options.ood:
+        if given == "all":
+            chosen = {**dict.fromkeys(default, False), **chosen}
+        elif given in ood_names(name):
+            chosen[given] = True
+        elif not any(given in ood_names(member) for member in options.members):
+            of = f" of task={options.suite}/{name}"
+            allowed = ("all", *ood_names(name))
+            problems.append(not_an_option(f"task.ood=[{given}]", of, given, allowed))
+    if problems:
+        raise ConfigError(*problems)
+    return chosen
+
+
+def find_parquet(folder: Path, split: str) -> tuple[Path, ...]:
+    """Look for the files of one split, by name.
+
+    Args:
+        folder: the folder of a data set.
+        split: such as train; a longer name (train_small) is another split.
+
+    Returns:
+        `<split>.parquet`, else all of `<split>-<i>-of-<n>.parquet`, else these in the one subfolder
+        that has them (the Hub's layout); empty if there are none, or if one of the n is missing.
+    """
+    if (folder / f"{split}.parquet").is_file():
+        return (folder / f"{split}.parquet",)
+    pattern = f"{split}-*-of-*.parquet"
+    return hub.complete(folder.glob(pattern)) or hub.complete(folder.glob(f"*/{pattern}"))
+
+
+def hub_source(place: HubSplit, remedy: str) -> Source:
+    """Say whether a split of the Hub can be had.
+
+    Args:
+        place: the split.
+        remedy: what the user can do otherwise, such as "use task.data_dir=<folder>".
+
+    Returns:
+        The source, with a problem if it is neither cached nor reachable.
+    """
+    problem = hub.problem(
+        "dataset", place.hub_id, place.revision, remedy, config=place.config, split=place.split
+    )
+    return Source(hub=place, problem=problem)
+
+
+def check(sources: Mapping[str, Source]) -> None:
+    """Stop if a needed split can't be had.
+
+    Raises:
+        ConfigError: with every problem, one line each.
+    """
+    if problems := [source.problem for source in sources.values() if source.problem]:
+        raise ConfigError(*problems)
+
+
+def read(
+    source: Source,
+    columns: Sequence[tuple[str, ...]],
+    labels: tuple[str, ...],
+    limit: int | None = None,
+) -> Dataset | None:
+    """Read one split.
+
+    Args:
+        source: where it is.
+        columns: the names of the text columns, and other names they may have in the files (text
+            for sentence): the first ones found are taken, and named as the first entry says.
+        labels: class names; () for a regression.
+        limit: keep a random subset of so many examples, the same every time, in order.
+
+    Returns:
+        The examples: the text columns and `label`; rows of label -1 (no gold label) are left out.
+        None if the split is not available.
+
+    Raises:
+        ValueError: if the columns or the labels are not what they should be; names the file.
+    """
+    # Heavy, so here; pyarrow instead of load_dataset("parquet"), which copies all to its cache.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not source.available:
+        return None
+    if source.hub is not None:
+        return tidy(_read_hub(source.hub), str(source.hub), columns, labels, limit)
+    tables = [pq.read_table(file).replace_schema_metadata(None) for file in source.files]
+    table = pa.concat_tables(tables, promote_options="permissive")
+    return tidy(table, " + ".join(map(str, source.files)), columns, labels, limit)
+
+
+def tidy(
+    table: Any,
+    origin: str,
+    columns: Sequence[tuple[str, ...]],
+    labels: tuple[str, ...],
+    limit: int | None = None,
+) -> Dataset:
+    """Check a table and turn it into a data set; see `read`.
+
+    Args:
+        table: a pyarrow table.
+        origin: names the table in errors: a file, or what stands for it.
+        columns: as for `read`.
+        labels: as for `read`.
+        limit: as for `read`.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ValueError: as for `read`.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    here = table.column_names
+    names = next((n for n in columns if {*n, "label"} <= set(here)), None)
+    if names is None:
+        expected = ", ".join((*columns[0], "label"))
+        raise ValueError(f"{origin} has the columns {', '.join(here)}; expected {expected}")
+    text = {
+        new: _column(table, old, pa.string(), origin)
+        for new, old in zip(columns[0], names, strict=True)
+    }
+    label = _column(table, "label", pa.int64() if labels else pa.float32(), origin)
+    table = pa.table({**text, "label": label})
+    if labels:
+        table = table.filter(pc.not_equal(table["label"], -1))
+    if not len(table):
+        raise ValueError(f"{origin} has no labelled row; expected at least one")
+    least, most = (0, len(labels) - 1) if labels else SCORE_RANGE
+    inside = pc.and_(pc.greater_equal(table["label"], least), pc.less_equal(table["label"], most))
+    if not pc.all(inside).as_py():
+        outside = table["label"].filter(pc.invert(inside))[0].as_py()
+        names_of_labels = f" ({', '.join(labels)})" if labels else ""
+        raise ValueError(
+            f"{origin} has the label {outside}; expected {least} to {most}{names_of_labels}"
+        )
+    if limit is not None and limit < len(table):
+        table = table.take(sorted(random.Random(0).sample(range(len(table)), limit)))
+    features: dict[str, Any] = dict.fromkeys(text, Value("string"))
+    features["label"] = ClassLabel(names=list(labels)) if labels else Value("float32")
+    return Dataset(table.cast(Features(features).arrow_schema))
+
+
+def _column(table: Any, name: str, kind: Any, origin: str) -> Any:
+    """Take a column as pyarrow type `kind`; a ValueError says where its values don't fit."""
+    import pyarrow as pa
+
+    column = table[name]
+    if column.null_count:
+        raise ValueError(f"{origin} has {column.null_count} empty values in the column {name}")
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    try:
+        if is_text == pa.types.is_string(kind):  # else a number would be spelled, a text parsed
+            return column.cast(kind)
+    except pa.ArrowInvalid:  # such as 0.5 for a class
+        pass
+    raise ValueError(
+        f"{origin} has values of type {column.type} in the column {name} that are no {kind}"
+    )
+
+
+def _read_hub(place: HubSplit) -> Any:
+    """Read a split of the Hub as a pyarrow table, from the cache where it is there."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = hub.cached_dataset(place.hub_id, place.config, place.split, place.revision)
+    if files and files[0].suffix == ".parquet":
+        return pa.concat_tables([pq.read_table(file) for file in files])
+    from datasets import Dataset, concatenate_datasets, load_dataset
+
+    if files:
+        data = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
+    else:
+        data = load_dataset(place.hub_id, place.config, split=place.split, revision=place.revision)
+    return data.with_format("arrow")[:]

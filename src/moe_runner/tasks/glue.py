@@ -1,0 +1,180 @@
+"""The suite `glue`: eight tasks of GLUE, from local parquet files or the Hugging Face Hub.
+
+Source: GLUE, arXiv:1804.07461; epochs and scores as in EMoE (PROTOCOL.md I.4). WNLI is left out, as
+there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from moe_runner.config import Task
+from moe_runner.tasks import gluex
+from moe_runner.tasks.base import (
+    HubSplit,
+    Source,
+    TaskData,
+    TaskSpec,
+    check,
+    chosen_ood,
+    find_parquet,
+    hub_source,
+    read,
+)
+from moe_runner.tasks.gluex import ood_names
+
+__all__ = ["TASKS", "load", "ood_names", "sources"]
+
+HUB_ID = "nyu-mll/glue"
+EPOCHS = {"full": 10, "lora": 20}
+FEWER_EPOCHS = {"full": 3, "lora": 5}  # for the large tasks
+PARAPHRASE = ("not_equivalent", "equivalent")
+DUPLICATE = ("not_duplicate", "duplicate")
+ENTAILMENT = ("entailment", "not_entailment")
+MNLI_LABELS = ("entailment", "neutral", "contradiction")
+
+
+def _task(
+    name: str,
+    columns: tuple[str, ...],
+    labels: tuple[str, ...],
+    metrics: tuple[str, ...],
+    *,
+    validation: tuple[str, ...] = ("validation",),
+    epochs: Mapping[str, int] = EPOCHS,
+) -> TaskSpec:
+    return TaskSpec(
+        name=name,
+        columns=columns,
+        labels=labels,
+        metrics=metrics,
+        validation=validation,
+        ood=gluex.PAPER[name],
+        epochs=epochs,
+    )
+
+
+PAIR = ("sentence1", "sentence2")
+MATCHED = ("validation_matched", "validation_mismatched")
+TASKS: dict[str, TaskSpec] = {
+    spec.name: spec
+    for spec in (
+        _task("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews",)),
+        _task("sst2", ("sentence",), ("negative", "positive"), ("accuracy",)),
+        _task("mrpc", PAIR, PARAPHRASE, ("accuracy", "f1")),
+        _task("stsb", PAIR, (), ("pearson", "spearman")),
+        _task(
+            "qqp",
+            ("question1", "question2"),
+            DUPLICATE,
+            ("accuracy", "f1"),
+            epochs=FEWER_EPOCHS,
+        ),
+        _task(
+            "mnli",
+            ("premise", "hypothesis"),
+            MNLI_LABELS,
+            ("accuracy",),
+            validation=MATCHED,
+            epochs=FEWER_EPOCHS,
+        ),
+        _task(
+            "qnli",
+            ("question", "sentence"),
+            ENTAILMENT,
+            ("accuracy",),
+            epochs=FEWER_EPOCHS,
+        ),
+        _task("rte", PAIR, ENTAILMENT, ("accuracy",)),
+    )
+}
+
+
+def sources(options: Task, name: str) -> dict[str, Source]:
+    """Find out where every split is, without reading it.
+
+    Args:
+        options: the task's options.
+        name: the member task.
+
+    Returns:
+        "train", each validation split, and "ood/<set>" for the chosen sets. The training split, the
+        first validation split and the sets named by the user have a problem if they can't be had;
+        the others are absent.
+
+    Raises:
+        ConfigError: for an unknown out-of-domain set.
+    """
+    first, *others = TASKS[name].validation
+    found = {split: _glue_source(options, name, split) for split in ("train", first)}
+    for split in others:
+        found[split] = _optional(_glue_source(options, name, split))
+    for ood, named in chosen_ood(options, name, ood_names, gluex.PAPER[name]).items():
+        of_glue = gluex.PARTNERS[ood].glue
+        place = _glue_source(options, *of_glue) if of_glue else gluex.source(options, ood)
+        found[f"ood/{ood}"] = place if named else _optional(place)
+    return found
+
+
+def load(options: Task, name: str) -> TaskData:
+    """Read the data of a task.
+
+    Args:
+        options: the task's options.
+        name: the member task.
+
+    Returns:
+        The data; None for the splits that are absent.
+
+    Raises:
+        ConfigError: if a needed split can't be had, or for an unknown out-of-domain set.
+        ValueError: if the columns or labels of a file are not what they should be.
+    """
+    spec = TASKS[name]
+    found = sources(options, name)
+    check(found)
+    partners = {
+        key.removeprefix("ood/"): gluex.PARTNERS[key.removeprefix("ood/")]
+        for key in found
+        if key.startswith("ood/")
+    }
+    ood = {}
+    for ood_name, partner in partners.items():
+        columns = [c for c in (partner.columns, partner.other_columns) if c is not None]
+        ood[ood_name] = read(found[f"ood/{ood_name}"], columns, spec.labels, options.eval_limit)
+    train = read(found["train"], [spec.columns], spec.labels, options.limit)
+    assert train is not None  # check() has seen to it
+    return TaskData(
+        spec=spec,
+        train=train,
+        validation={
+            split: read(found[split], [spec.columns], spec.labels, options.eval_limit)
+            for split in spec.validation
+        },
+        ood=ood,
+        ood_specs={ood_name: partner.spec for ood_name, partner in partners.items()},
+    )
+
+
+def _glue_source(options: Task, name: str, split: str) -> Source:
+    """Say where a split of a GLUE task is: in `task.data_dir` if that is given, else on the Hub."""
+    if options.data_dir is None:
+        place = HubSplit(
+            hub_id=options.hub_id or HUB_ID, config=name, split=split, revision=options.revision
+        )
+        return hub_source(place, f"use task.data_dir=<folder>, or task=glue_mini/{name}")
+    folder = Path(options.data_dir).expanduser()
+    if files := find_parquet(folder / name, split):
+        return Source(files=files)
+    state = "lacks a split" if folder.is_dir() else "is not a folder"
+    return Source(
+        problem=f"task.data_dir={options.data_dir} {state}: looked for {name}/{split}.parquet and "
+        f"{name}/{split}-*-of-*.parquet (all parts); put it there, or use task=glue_mini/{name}"
+    )
+
+
+def _optional(source: Source) -> Source:
+    """Turn the problem of a split that a run can do without into a remark."""
+    if source.problem is None:
+        return source
+    return replace(source, problem=None, absent=source.problem)

@@ -1,0 +1,77 @@
+"""The suite `glue_mini`: synthetic tasks in the form of GLUE, generated from a seed; no files.
+
+Each has one out-of-domain partner with the columns of its task, scored as GLUE-X's are.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from moe_runner.config import Task
+from moe_runner.tasks import glue, gluex
+from moe_runner.tasks.base import OODSpec, Source, TaskData, TaskSpec, chosen_ood, tidy
+from moe_runner.tasks.mini.glue import OOD_NAMES, VERSION, generate
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+EPOCHS = {"full": 4, "lora": 8}  # ours: enough for the synthetic tasks
+TASKS: dict[str, TaskSpec] = {
+    name: replace(spec, ood=(OOD_NAMES[name],), epochs=EPOCHS) for name, spec in glue.TASKS.items()
+}
+
+
+def ood_names(task_name: str) -> tuple[str, ...]:
+    """List the sets that a task can be evaluated on: its one partner."""
+    return TASKS[task_name].ood
+
+
+def sources(options: Task, name: str) -> dict[str, Source]:
+    """Say what is generated, from which version and seed.
+
+    Args:
+        options: the task's options.
+        name: the member task.
+
+    Returns:
+        "train", each validation split, and "ood/<set>" for the chosen sets; all available.
+
+    Raises:
+        ConfigError: for an unknown out-of-domain set.
+    """
+    spec = TASKS[name]
+    source = Source(generated=f"glue_mini v{VERSION} seed {options.data_seed}")
+    ood = chosen_ood(options, name, ood_names, spec.ood)
+    return dict.fromkeys(["train", *spec.validation, *(f"ood/{n}" for n in ood)], source)
+
+
+def load(options: Task, name: str) -> TaskData:
+    """Generate the data of a task.
+
+    Args:
+        options: the task's options.
+        name: the member task.
+
+    Returns:
+        The data; the same for the same version and `data_seed`.
+
+    Raises:
+        ConfigError: for an unknown out-of-domain set.
+    """
+    import pyarrow as pa  # heavy, so here
+
+    spec = TASKS[name]
+    columns = [spec.columns]
+
+    def made(split: str, limit: int | None) -> "Dataset":
+        table = pa.table(generate(name, split, seed=options.data_seed))
+        return tidy(table, f"glue_mini/{name}/{split}", columns, spec.labels, limit)
+
+    chosen = chosen_ood(options, name, ood_names, spec.ood)
+    metrics = gluex.CORRELATION if name == "stsb" else gluex.ACCURACY
+    return TaskData(
+        spec=spec,
+        train=made("train", options.limit),
+        validation={split: made(split, options.eval_limit) for split in spec.validation},
+        ood={ood: made("ood", options.eval_limit) for ood in chosen},
+        ood_specs={ood: OODSpec(columns=spec.columns, metrics=metrics) for ood in chosen},
+    )

@@ -1,0 +1,114 @@
+"""GLUE's metrics, as fractions.
+
+Heavy imports (numpy, scikit-learn, scipy) stay inside the functions: specs name metrics, and the
+command line reads specs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+
+
+def matthews(predicted: ndarray, labels: ndarray) -> float:
+    """Correlate two sets of classes; 0 if one is constant. -1 to 1."""
+    from sklearn.metrics import matthews_corrcoef
+
+    if _constant(predicted) or _constant(labels):
+        return 0.0
+    return float(matthews_corrcoef(labels, predicted))
+
+
+def accuracy(predicted: ndarray, labels: ndarray) -> float:
+    """Return the share of right classes, 0 to 1."""
+    return float((predicted == labels).mean())
+
+
+def f1(predicted: ndarray, labels: ndarray) -> float:
+    """Return the F1 score of class 1, 0 to 1; 0 if it is never predicted nor the label."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predicted, zero_division=0))
+
+
+def pearson(predicted: ndarray, labels: ndarray) -> float:
+    """Correlate two sets of scores; 0 if one is constant. -1 to 1."""
+    from scipy.stats import pearsonr
+
+    if _constant(predicted) or _constant(labels):
+        return 0.0
+    return float(pearsonr(predicted, labels).statistic)
+
+
+def spearman(predicted: ndarray, labels: ndarray) -> float:
+    """Correlate the ranks of two sets of scores; 0 if one is constant. -1 to 1."""
+    from scipy.stats import spearmanr
+
+    if _constant(predicted) or _constant(labels):
+        return 0.0
+    return float(spearmanr(predicted, labels).statistic)
+
+
+METRICS: dict[str, Callable[[ndarray, ndarray], float]] = {
+    "matthews": matthews,
+    "accuracy": accuracy,
+    "f1": f1,
+    "pearson": pearson,
+    "spearman": spearman,
+}
+
+
+def decode(predictions: ndarray) -> ndarray:
+    """Turn the output of a model into classes or scores.
+
+    Args:
+        predictions: logits, float (n, classes); or scores, float (n,) or (n, 1).
+
+    Returns:
+        Classes, int64 (n,); or scores, float64 (n,).
+
+    Raises:
+        ValueError: if a number is NaN or infinite: the training has diverged.
+    """
+    import numpy as np
+
+    predictions = np.asarray(predictions)
+    if not np.isfinite(predictions).all():
+        raise ValueError("predictions are not finite (training diverged); use a smaller step size")
+    if predictions.ndim == 2 and predictions.shape[1] > 1:
+        return predictions.argmax(1)
+    return predictions.reshape(-1).astype(np.float64)
+
+
+def compute(predictions: ndarray, labels: ndarray, metrics: Sequence[str]) -> dict[str, float]:
+    """Score a model's output.
+
+    Args:
+        predictions: as for `decode`.
+        labels: classes, int (n,); or scores, float (n,). At least one.
+        metrics: keys of `METRICS`.
+
+    Returns:
+        Metric -> value.
+
+    Raises:
+        ValueError: if a prediction is not finite, or there are more or fewer labels.
+    """
+    import numpy as np
+
+    predicted, labels = decode(predictions), np.asarray(labels)
+    if predicted.shape != labels.shape:
+        raise ValueError(f"{predicted.shape[0]} predictions for labels of shape {labels.shape}")
+    return {name: METRICS[name](predicted, labels) for name in metrics}
+
+
+def primary(values: Mapping[str, float]) -> float:
+    """Return the one number of a task, the mean of its metrics (as EMoE averages them)."""
+    return sum(values.values()) / len(values)
+
+
+def _constant(values: ndarray) -> bool:
+    return bool((values == values[0]).all())

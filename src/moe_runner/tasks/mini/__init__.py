@@ -1,0 +1,1 @@
+"""Synthetic, offline miniatures of published task suites."""

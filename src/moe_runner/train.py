@@ -1,0 +1,251 @@
+"""The entrypoint: arguments -> settings -> plan -> runs -> table. Read this first.
+
+`moe-run` and `python -m moe_runner.train` are the same. Nothing here imports torch until a run has
+to be carried out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from moe_runner.arguments import check_arguments, parse_config
+from moe_runner.config import ConfigError, Dense, Settings
+from moe_runner.report.summary import print_table
+from moe_runner.runs.environment import environment
+from moe_runner.runs.run import Run, read_run
+from moe_runner.runs.store import RunBusy, RunDone, Store, StoreError
+from moe_runner.sweeps.plan import Plan, make_plan
+
+log = logging.getLogger(__name__)
+
+PACKAGED = Path(__file__).parent / "conf"  # in the wheel; in a checkout it is at the top level
+CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+@dataclass
+class Session:
+    """What the jobs of one command did, for the last table and the exit code."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    gaps: dict[str, str] = field(default_factory=dict)
+    jobs: int = 0
+    failed: list[str] = field(default_factory=list)
+    mistakes: list[str] = field(default_factory=list)
+
+    def exit_code(self) -> int:
+        """2 for a mistake of the user, 1 for a failed run, else 0."""
+        return 2 if self.mistakes else 1 if self.failed else 0
+
+
+def main() -> None:
+    """Check the arguments, let Hydra run the jobs, print what is left to say, exit."""
+    problems = check_arguments(sys.argv[1:], CONF)
+    if problems:
+        print("\n".join(problems), file=sys.stderr)
+        sys.exit(2)
+    session = Session()
+
+    def job(cfg: DictConfig) -> float:
+        session.jobs += 1
+        return run_job(cfg, session)
+
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+    if session.jobs > 1:
+        print_table(session.results, session.gaps, "All jobs")
+    for line in session.failed:
+        print(f"failed: {line}", file=sys.stderr)
+    sys.exit(session.exit_code())
+
+
+def run_job(cfg: DictConfig, session: Session) -> float:
+    """Carry out one composed config: a suite, a search, or one run.
+
+    Args:
+        cfg: Hydra's config.
+        session: what happens is noted here.
+
+    Returns:
+        The mean primary metric of the runs, for a sweeper that optimises it; NaN if one failed.
+    """
+    debug = bool(cfg.get("debug"))
+    try:
+        settings = parse_config(cfg)
+        if settings.evaluate is not None:
+            return evaluate_stored(settings)
+        plan = make_plan(settings)
+        if settings.dry_run:
+            show_plan(plan, settings)
+            return math.nan
+        return run_plan(plan, settings, session)
+    except (ConfigError, StoreError) as error:
+        if debug:
+            traceback.print_exc()
+        session.mistakes += str(error).splitlines()
+        print(error, file=sys.stderr)
+        return math.nan
+
+
+def run_plan(plan: Plan, settings: Settings, session: Session) -> float:
+    """Carry out the runs of a plan one after the other and print their table."""
+    store = Store(Path(settings.paths.output))
+    results = []
+    for number, run in enumerate(plan.runs, start=1):
+        log.info("[%d/%d] %s  (%s)", number, len(plan.runs), run.label, run.id)
+        result = attempt(run, settings, store, session)
+        if result is not None:
+            results.append(result)
+            session.results.append(result)
+    session.gaps |= plan.gaps
+    baselines, hint = stored_baselines(plan, store)
+    print_table([*baselines, *results], plan.gaps)
+    if hint:
+        print(hint)
+    print(f"results: {store.root}/<id>/result.json")
+    complete = len(results) == len(plan.runs)
+    return math.fsum(r["primary"] for r in results) / len(results) if complete else math.nan
+
+
+def attempt(run: Run, settings: Settings, store: Store, session: Session) -> dict[str, Any] | None:
+    """Carry out one run; an error in it is noted and does not stop the others."""
+    try:
+        return execute(run, settings, store)
+    except RunBusy as error:
+        reason = str(error)
+    except ConfigError:
+        raise
+    except Exception as error:
+        if settings.debug:
+            traceback.print_exc()
+        where = store.folder(run.id) / "error.txt"
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        reason = f"{reason} (see {where})"
+    log.error("  failed: %s", reason)
+    session.failed.append(f"{run.label}: {reason}")
+    return None
+
+
+def execute(run: Run, settings: Settings, store: Store) -> dict[str, Any]:
+    """Carry out one run, or return its result if it is done."""
+    if settings.rerun:
+        store.forget(run.id)
+    result = store.result(run.id)
+    if result is not None:
+        log.info("  done before: %s", headline(result))
+        return result
+    software = environment(settings.threads)
+    try:
+        with store.claim(run.id, config_yaml=run.to_yaml(), environment=software) as folder:
+            with logged_to(folder.path / "run.log"):
+                from moe_runner.training.fit import carry_out  # torch: seconds
+
+                resources = find_resources(settings)
+                result = folder.finish(carry_out(run, folder, resources))
+                if settings.keep_model == "none":
+                    folder.discard_checkpoint()
+                log.info("  %s", headline(result))
+    except RunDone:  # by another process, since we looked
+        result = store.result(run.id)
+        assert result is not None
+    return result
+
+
+def find_resources(settings: Settings) -> Any:
+    """Choose device, threads and caches; imports torch."""
+    from moe_runner.training.device import choose_device
+    from moe_runner.training.fit import Resources
+
+    return Resources(
+        device=choose_device(settings.device),
+        threads=settings.threads,
+        cluster_cache=Path(settings.paths.cache) / "clusters",
+        logger=settings.logger,
+        keep_model=settings.keep_model == "best",
+    )
+
+
+def evaluate_stored(settings: Settings) -> float:
+    """Evaluate a finished run that was kept on the OOD sets of `task.ood`; train nothing."""
+    assert settings.evaluate is not None
+    store = Store(Path(settings.paths.output))
+    run_id = store.find(settings.evaluate)
+    stored = read_run(store.folder(run_id) / "config.yaml")
+    from moe_runner.training.evaluate import evaluate_kept  # torch: seconds
+
+    found = evaluate_kept(stored, settings, store, find_resources(settings))
+    result = store.result(run_id)
+    assert result is not None
+    print_table([{**result, "ood_metrics": found}], {}, f"{run_id} evaluated again")
+    print(f"results: {store.folder(run_id)}/ood.json")
+    return float(result["primary"])
+
+
+def stored_baselines(plan: Plan, store: Store) -> tuple[list[dict[str, Any]], str]:
+    """Find the dense runs of equal settings, to stand beside the results of another method.
+
+    Returns:
+        Their results, and a line that says how to make them if one is missing.
+    """
+    twins = [replace(run, method=Dense()) for run in plan.runs if run.method != Dense()]
+    found = [store.result(twin.id) for twin in twins]
+    if not twins or all(result is not None for result in found):
+        return [result for result in found if result is not None], ""
+    return (
+        [result for result in found if result is not None],
+        "no dense baseline of these settings is stored: the same command with method=dense adds it",
+    )
+
+
+def show_plan(plan: Plan, settings: Settings) -> None:
+    """Print the runs of a plan and which of them are done."""
+    store = Store(Path(settings.paths.output))
+    for run in plan.runs:
+        print(
+            f"{run.id}  {store.status(run.id).state:<11}  {run.label}, {run.trainer.epochs} epochs"
+        )
+    for name, reason in plan.gaps.items():
+        print(f"{'':16}  skipped      {name}: {reason}")
+    done = sum(store.status(run.id).state == "done" for run in plan.runs)
+    print(f"{len(plan.runs)} runs, {done} done, {len(plan.runs) - done} to do")
+
+
+def headline(result: dict[str, Any]) -> str:
+    """Sum up a result in one line."""
+    ood = [
+        f"{name} {100 * values['primary']:.1f}" if values else f"{name} not available"
+        for name, values in result["ood_metrics"].items()
+    ]
+    figures = "+".join(result["metrics"])
+    return (
+        f"{figures} {100 * result['primary']:.1f} at epoch {result['best_epoch']:g}"
+        + (f"; out of domain: {', '.join(ood)}" if ood else "")
+        + f"; {result['wall_seconds']:.0f} s"
+    )
+
+
+@contextmanager
+def logged_to(file: Path) -> Iterator[None]:
+    """Copy the log to a file while the block runs."""
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Callbacks of the Trainer: the progress a person sees, the metrics file, extra checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+log = logging.getLogger(__name__)
+
+LINES_PER_RUN = 10  # off a terminal: a line of progress every tenth of a run
+
+
+class ShowProgress(TrainerCallback):
+    """A live bar with loss, best metric and the time left; off a terminal a line now and then."""
+
+    def __init__(self, label: str, metric: str) -> None:
+        self.label, self.metric = label, metric
+        self.loss = "loss -"
+        self.best = ""
+        self.bar: Progress | None = None
+        self.started, self.first_step = 0.0, 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Open the bar at the step that training goes on from."""
+        self.started, self.first_step = time.monotonic(), state.global_step
+        if not state.is_world_process_zero or not sys.stderr.isatty():
+            return
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]} {task.fields[best]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self.task = self.bar.add_task(
+            self.label, total=state.max_steps, completed=state.global_step, loss="", best=""
+        )
+        self.bar.start()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Move on by one update."""
+        if self.bar is not None:
+            fields = {"loss": self.loss, "best": self.best}
+            self.bar.update(self.task, completed=state.global_step, **fields)
+        elif state.is_world_process_zero and state.global_step % self.interval(state) == 0:
+            done = state.global_step - self.first_step
+            rate = (time.monotonic() - self.started) / max(done, 1)
+            left = rate * (state.max_steps - state.global_step)
+            log.info(
+                "  %d/%d  %s %s  %.0f s left",
+                state.global_step,
+                state.max_steps,
+                self.loss,
+                self.best,
+                left,
+            )
+
+    def interval(self, state: TrainerState) -> int:
+        """Count the updates between two lines."""
+        return max(1, state.max_steps // LINES_PER_RUN)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Remember the latest loss."""
+        if logs and "loss" in logs:
+            self.loss = f"loss {logs['loss']:.3f}"
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Remember the best metric so far."""
+        value = (metrics or {}).get("eval_primary")
+        if value is not None:
+            best = max(value, state.best_metric if state.best_metric is not None else value)
+            self.best = f"{self.metric} {100 * best:.1f}"
+
+    def close(self) -> None:
+        """Take the bar away, also after an error."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+class SaveEvery(TrainerCallback):
+    """Save a checkpoint every so many updates, besides the one of every epoch."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Ask for a checkpoint."""
+        if state.global_step % self.steps == 0:
+            control.should_save = True

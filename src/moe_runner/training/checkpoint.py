@@ -1,0 +1,92 @@
+"""What a run needs to go on: the newest complete checkpoint, holding what trains and no more."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+WEIGHTS = "trained.safetensors"
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Collect what training changes: trainable parameters and persistent buffers.
+
+    Frozen weights are not kept: loading the backbone and converting it gives them again.
+
+    Args:
+        model: ready for training.
+
+    Returns:
+        Contiguous tensors on the CPU, by name, tied parameters once.
+    """
+    frozen = {
+        name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad
+    }
+    shared = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    shared -= {name for name, _ in model.named_parameters()}
+    return {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+        if name not in frozen and name not in shared
+    }
+
+
+def save_trained(model: nn.Module, folder: Path) -> None:
+    """Write what training changed; see `trained_state`."""
+    save_file(trained_state(model), folder / WEIGHTS)
+
+
+def load_trained(model: nn.Module, folder: Path) -> None:
+    """Load what `save_trained` wrote into a model that was made in the same way.
+
+    Args:
+        model: the same backbone, conversion and tuning.
+        folder: holds the file.
+
+    Raises:
+        ValueError: if the file's names are not the model's.
+    """
+    state = load_file(folder / WEIGHTS)
+    wanted = trained_state(model).keys()
+    if state.keys() != wanted:
+        odd = sorted(state.keys() ^ wanted)[:3]
+        raise ValueError(f"{folder / WEIGHTS} is of another model: {', '.join(odd)}, ...")
+    with torch.no_grad():
+        model.load_state_dict(state, strict=False)
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path, int] | None:
+    """Find the checkpoint to go on from.
+
+    A process killed while it saved leaves a folder without a whole `trainer_state.json`, which is
+    written last; the one before it counts then.
+
+    Args:
+        folder: holds `checkpoint-<step>` folders, or does not exist.
+
+    Returns:
+        The folder and its step, or None.
+    """
+    found = []
+    for path in folder.glob("checkpoint-*"):
+        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
+        if match and is_complete(path):
+            found.append((int(match[1]), path))
+    if not found:
+        return None
+    step, path = max(found)
+    return path, step
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint was written to its end."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (checkpoint / WEIGHTS).is_file()

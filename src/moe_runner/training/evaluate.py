@@ -1,0 +1,74 @@
+"""Evaluate a finished run again, on other out-of-domain sets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from transformers import DataCollatorWithPadding
+
+from moe_runner.config import ConfigError, Settings
+from moe_runner.files import read_json, write_json
+from moe_runner.runs.run import Run
+from moe_runner.runs.store import Store
+from moe_runner.training import checkpoint
+from moe_runner.training.callbacks import ShowProgress
+from moe_runner.training.fit import BEST, Resources, build, encode, evaluate_ood, make_trainer
+
+
+def evaluate_kept(
+    run: Run, settings: Settings, store: Store, resources: Resources
+) -> dict[str, dict[str, float] | None]:
+    """Load the best weights of a run and evaluate them on the OOD sets of the settings.
+
+    Args:
+        run: as stored.
+        settings: `task.ood` and `task.ood_dir` choose the sets.
+        store: holds the run.
+        resources: where to compute.
+
+    Returns:
+        Metrics by set; they are also added to `ood.json` in the run's folder.
+
+    Raises:
+        ConfigError: if the run is not done, or its weights were not kept, or no set is named.
+    """
+    folder = store.folder(run.id)
+    if store.result(run.id) is None:
+        raise ConfigError(f"evaluate={run.id} is not done; run it first")
+    if not (folder / "checkpoint" / BEST).is_dir():
+        raise ConfigError(
+            f"evaluate={run.id} was not kept; run its command again with keep_model=best rerun=true"
+        )
+    if not settings.task.ood:
+        raise ConfigError(
+            "task.ood=[] names no set to evaluate on; use for example task.ood=[imdb]"
+        )
+    places = {"ood": settings.task.ood, "ood_dir": settings.task.ood_dir}
+    if settings.task.data_dir is not None:
+        places["data_dir"] = settings.task.data_dir
+    ready = build(replace(run, task=replace(run.task, **places)), resources)
+    checkpoint.load_trained(ready.backbone.model, folder / "checkpoint" / BEST)
+    ready.backbone.model.eval()
+    spec = ready.data.spec
+    train = encode(
+        ready.data.train.select(range(1)),
+        ready.backbone.tokenizer,
+        spec.columns,
+        run.task.max_length,
+    )
+    from moe_runner.runs.store import RunFolder
+
+    trainer = make_trainer(
+        run,
+        RunFolder(folder),
+        resources,
+        ready,
+        train,
+        train,
+        DataCollatorWithPadding(ready.backbone.tokenizer),
+        ShowProgress(run.label, ""),
+    )
+    found = evaluate_ood(trainer, ready, run)
+    file = folder / "ood.json"
+    write_json(file, {**(read_json(file) if file.exists() else {}), **found})
+    return found

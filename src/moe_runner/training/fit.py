@@ -1,0 +1,357 @@
+"""Carry out one run: load, convert, tune, evaluate in and out of domain."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from datasets import Dataset
+from transformers import (
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    PreTrainedTokenizerBase,
+)
+
+from moe_runner import tasks
+from moe_runner.backbones.loading import Backbone, load_classifier
+from moe_runner.backbones.lora import apply_tuning
+from moe_runner.backbones.weights import find_weights
+from moe_runner.config import Logger
+from moe_runner.methods.conversion import (
+    Conversion,
+    active_parameters,
+    convert,
+    count_parameters,
+    flops_per_token,
+)
+from moe_runner.runs.run import Run
+from moe_runner.runs.store import RunFolder
+from moe_runner.tasks.base import OODSpec, TaskData
+from moe_runner.training import checkpoint
+from moe_runner.training.callbacks import SaveEvery, ShowProgress
+from moe_runner.training.device import check_precision, peak_memory, prepare
+from moe_runner.training.routing import changed, choices, count_load, summarise
+from moe_runner.training.trainer import RunTrainer, training_arguments
+
+log = logging.getLogger(__name__)
+
+RESULT_SCHEMA = 1
+PROBE_EXAMPLES = 128  # of the validation set, to see which choices of experts change
+BEST = "best"  # folder in checkpoint/ of the weights that keep_model=best keeps
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run may use; nothing here changes a number (on one device)."""
+
+    device: torch.device
+    threads: int | None
+    cluster_cache: Path
+    logger: Logger
+    keep_model: bool
+
+
+@dataclass
+class Prepared:
+    """A model that is ready to train or to load trained weights, and its data."""
+
+    backbone: Backbone
+    conversion: Conversion
+    data: TaskData
+
+
+def build(run: Run, resources: Resources) -> Prepared:
+    """Seed, load the data and the backbone, convert, add LoRA, set what trains: in this order."""
+    check_precision(run.trainer, resources.device)
+    silence_libraries()
+    prepare(run.seed, resources.threads)
+    data = tasks.load(run.task, run.task_name)
+    backbone = load_classifier(run.model, find_weights(run.model), data.spec.labels)
+    conversion = convert(backbone.model, run.method, cache=resources.cluster_cache)
+    new_modules = conversion.new_parameters(backbone.model)
+    apply_tuning(
+        backbone.model,
+        run.tuning,
+        run.model.lora_targets,
+        head=backbone.head,
+        new_modules=new_modules,
+    )
+    backbone.model.to(resources.device)
+    return Prepared(backbone, conversion, data)
+
+
+def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, Any]:
+    """Train from the newest checkpoint or from the start, evaluate at the best epoch.
+
+    Args:
+        run: what to do.
+        folder: claimed by this process.
+        resources: where.
+
+    Returns:
+        The content of result.json.
+
+    Raises:
+        ConfigError: if the device cannot do what was asked for.
+        FloatingPointError: if the loss is not finite.
+    """
+    started = time.monotonic()
+    ready = build(run, resources)
+    model, data, spec = ready.backbone.model, ready.data, ready.data.spec
+    tokenizer = ready.backbone.tokenizer
+
+    def encoded(dataset: Dataset, columns: tuple[str, ...]) -> Dataset:
+        return encode(dataset, tokenizer, columns, run.task.max_length)
+
+    train = encoded(data.train, spec.columns)
+    validation = {
+        split: None if dataset is None else encoded(dataset, spec.columns)
+        for split, dataset in data.validation.items()
+    }
+    selecting = validation[spec.validation[0]]
+    assert selecting is not None  # its absence is a problem of the plan
+    collator = DataCollatorWithPadding(tokenizer)
+    probe = list(probe_batches(selecting, collator, run, resources.device))
+    before = choices(model, probe)
+
+    progress = ShowProgress(run.label, "+".join(spec.metrics))
+    with tracker(run, folder, resources.logger):
+        trainer = make_trainer(run, folder, resources, ready, train, selecting, collator, progress)
+        newest = checkpoint.newest_checkpoint(folder.checkpoint)
+        resumed_at = newest[1] if newest else 0
+        folder.truncate_metrics(lambda line: newest is not None and line["step"] <= resumed_at)
+        if newest:
+            log.info("  going on from update %d", resumed_at)
+        training_started = time.monotonic()
+        try:
+            trainer.train(resume_from_checkpoint=str(newest[0]) if newest else None)
+        finally:
+            progress.close()
+    training_seconds = time.monotonic() - training_started
+    updates = trainer.state.global_step - resumed_at
+    tokens = trainer.state.num_input_tokens_seen
+
+    results = evaluate_id(trainer, ready, validation, folder)
+    ood = evaluate_ood(trainer, ready, run)
+    if trainer.is_world_process_zero() and resources.keep_model:
+        keep = folder.checkpoint / BEST
+        keep.mkdir(parents=True, exist_ok=True)
+        checkpoint.save_trained(model, keep)
+    curve = [line for line in folder.metrics() if line["split"] == "eval"]
+    best = max(curve, key=lambda line: line["primary"])  # the first of equals, as the Trainer's
+    return {
+        "schema": RESULT_SCHEMA,
+        "id": run.id,
+        "axes": run.axes(),
+        "metrics": list(spec.metrics),
+        "id_metrics": results,
+        "primary": results[spec.validation[0]]["primary"],
+        "ood_metrics": ood,
+        "best_epoch": best["epoch"],
+        "selection": f"best epoch on {spec.validation[0]}, the set that is reported",
+        "learning_curve": [
+            {key: line[key] for key in ("step", "epoch", "loss", "primary")} for line in curve
+        ],
+        "parameters": {
+            "total": count_parameters(model),
+            "dense": ready.conversion.dense_parameters,
+            "trainable": count_parameters(model, trainable=True),
+            "active_per_token": active_parameters(model),
+        },
+        "flops_per_token": {
+            "dense": ready.conversion.dense_flops,
+            "converted": flops_per_token(model),
+        },
+        "converted_layers": [f"{s.stack}:{s.layer}" for s in ready.conversion.sites],
+        "routing": {
+            **{key: value for key, value in best.items() if key.startswith("routing/")},
+            "routing/changed": changed(before, choices(model, probe)),
+        },
+        "examples_per_second": updates * run.trainer.batch_size / training_seconds,
+        "tokens_per_second": tokens
+        * updates
+        / max(trainer.state.global_step, 1)
+        / training_seconds,
+        "wall_seconds": time.monotonic() - started,
+        "resumed_at_update": resumed_at,
+        "updates": trainer.state.global_step,
+        "peak_memory_bytes": peak_memory(resources.device),
+        "device": str(resources.device),
+        "data": dict(run.data),
+        "weights": run.weights,
+    }
+
+
+def make_trainer(
+    run: Run,
+    folder: RunFolder,
+    resources: Resources,
+    ready: Prepared,
+    train: Dataset,
+    validation: Dataset,
+    collator: DataCollatorWithPadding,
+    progress: ShowProgress,
+) -> RunTrainer:
+    """Make the Trainer of a run."""
+    options, device = run.trainer, resources.device
+    callbacks: list[Any] = [progress]
+    if options.patience is not None:
+        callbacks.append(EarlyStoppingCallback(options.patience))
+    if options.save_steps is not None:
+        callbacks.append(SaveEvery(options.save_steps))
+    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    arguments = training_arguments(
+        output_dir=str(folder.checkpoint),
+        per_device_train_batch_size=options.batch_size // options.accumulate // processes,
+        gradient_accumulation_steps=options.accumulate,
+        per_device_eval_batch_size=options.eval_batch_size,
+        learning_rate=options.learning_rate,
+        num_train_epochs=options.epochs,
+        max_steps=options.max_steps or -1,
+        weight_decay=options.weight_decay,
+        lr_scheduler_type=options.schedule,
+        warmup_steps=options.warmup_ratio,  # below 1: a fraction of the updates
+        max_grad_norm=options.max_grad_norm,
+        bf16=options.precision == "bf16",
+        fp16=options.precision == "fp16",
+        train_sampling_strategy="group_by_length" if options.length_grouping else "random",
+        seed=run.seed,
+        data_seed=run.seed,
+        full_determinism=options.deterministic and device.type == "cuda",
+        use_cpu=device.type == "cpu",
+        dataloader_num_workers=options.workers,
+        dataloader_pin_memory=device.type == "cuda",
+        include_num_input_tokens_seen="non_padding",
+        report_to=["wandb"] if resources.logger.name == "wandb" else [],
+        run_name=run.label,
+    )
+    return RunTrainer(
+        folder=folder,
+        metric_names=ready.data.spec.metrics,
+        new_modules=ready.conversion.new_parameters(ready.backbone.model),
+        new_modules_lr_scale=run.tuning.new_modules_lr_scale,
+        model=ready.backbone.model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=collator,
+        callbacks=callbacks,
+    )
+
+
+def evaluate_id(
+    trainer: RunTrainer,
+    ready: Prepared,
+    validation: dict[str, Dataset | None],
+    folder: RunFolder,
+) -> dict[str, dict[str, float] | None]:
+    """Evaluate the model as it is on every validation split; None: not available."""
+    names = ready.data.spec.metrics
+    return {
+        split: None if dataset is None else predict(trainer, dataset, names)
+        for split, dataset in validation.items()
+    }
+
+
+def evaluate_ood(
+    trainer: RunTrainer, ready: Prepared, run: Run
+) -> dict[str, dict[str, float] | None]:
+    """Evaluate the model as it is on every out-of-domain set; None: not available."""
+    results: dict[str, dict[str, float] | None] = {}
+    for name, dataset in ready.data.ood.items():
+        if dataset is None:
+            results[name] = None
+            continue
+        spec: OODSpec = ready.data.ood_specs[name]
+        encoded = encode(dataset, ready.backbone.tokenizer, spec.columns, run.task.max_length)
+        results[name] = predict(trainer, encoded, spec.metrics)
+    return results
+
+
+def predict(trainer: RunTrainer, dataset: Dataset, names: tuple[str, ...]) -> dict[str, float]:
+    """Compute metrics and routing figures on a data set.
+
+    Returns:
+        The metrics by name, `primary`, `loss`, `examples` and the routing figures.
+    """
+    trainer.metric_names = names
+    with count_load(trainer.model) as loads:
+        found = trainer.predict(dataset, metric_key_prefix="").metrics
+    keys = (*names, "primary", "loss")
+    values = {key: float(found[f"_{key}"]) for key in keys}
+    return {**values, "examples": len(dataset), **summarise(loads)}
+
+
+def encode(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    columns: tuple[str, ...],
+    max_length: int,
+) -> Dataset:
+    """Tokenize one or two text columns; padding is left to the collator.
+
+    Args:
+        dataset: text columns and `label`.
+        tokenizer: the backbone's.
+        columns: one or two names.
+        max_length: tokens; longer texts are cut (the longer of a pair first).
+
+    Returns:
+        The tokenizer's columns and `label`.
+    """
+    return dataset.map(
+        lambda rows: tokenizer(*(rows[c] for c in columns), truncation=True, max_length=max_length),
+        batched=True,
+        remove_columns=[c for c in dataset.column_names if c != "label"],
+        keep_in_memory=True,
+        load_from_cache_file=False,
+    )
+
+
+def probe_batches(
+    dataset: Dataset, collator: DataCollatorWithPadding, run: Run, device: torch.device
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Collate the first examples of a data set, labels left out."""
+    rows = [dataset[i] for i in range(min(PROBE_EXAMPLES, len(dataset)))]
+    for start in range(0, len(rows), run.trainer.eval_batch_size):
+        batch = collator(rows[start : start + run.trainer.eval_batch_size])
+        batch.pop("labels")
+        yield {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def silence_libraries() -> None:
+    """Leave the terminal to this project: no bars of loading and mapping, no reports of new heads."""
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+@contextmanager
+def tracker(run: Run, folder: RunFolder, options: Logger) -> Iterator[None]:
+    """Open and close the tracker of one run; with `logger=none` nothing leaves the run's folder."""
+    if options.name == "none":
+        yield
+        return
+    import wandb  # slow to import, and only wanted here
+
+    wandb.init(
+        project=options.project,
+        name=run.label,
+        id=run.id,
+        dir=folder.path,
+        mode=options.mode,
+        config=run.axes(),
+        resume="allow",
+    )
+    try:
+        yield
+    finally:
+        wandb.finish()

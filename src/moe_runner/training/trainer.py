@@ -1,0 +1,147 @@
+"""The Hugging Face Trainer with this project's checkpoints, parameter groups and routing figures."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import EvalPrediction, PrinterCallback, Trainer, TrainingArguments
+
+from moe_runner.runs.store import RunFolder
+from moe_runner.tasks import metrics
+from moe_runner.training.checkpoint import load_trained, save_trained
+from moe_runner.training.routing import count_load, summarise
+
+
+class RunTrainer(Trainer):
+    """A Trainer for one run.
+
+    Args:
+        folder: of the run; every evaluation during training adds a line to its metrics.jsonl.
+        metric_names: of the task; the primary one is their mean.
+        new_modules: parameters that the conversion added.
+        new_modules_lr_scale: multiplies their learning rate.
+        **kwargs: see transformers.Trainer.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: RunFolder,
+        metric_names: tuple[str, ...],
+        new_modules: set[str],
+        new_modules_lr_scale: float,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            compute_metrics=self.compute_task_metrics,
+            preprocess_logits_for_metrics=first_output,
+            **kwargs,
+        )
+        self.folder = folder
+        self.metric_names = metric_names
+        self.new_modules = new_modules
+        self.new_modules_lr_scale = new_modules_lr_scale
+        # Classification losses are means over a micro-batch: the Trainer must divide by their
+        # number. It infers otherwise from the **kwargs of the models' signatures.
+        self.model_accepts_loss_kwargs = False
+        self.remove_callback(PrinterCallback)
+
+    def compute_task_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Compute the task's metrics and `primary`, fractions in 0-1."""
+        values = metrics.compute(prediction.predictions, prediction.label_ids, self.metric_names)
+        return {**values, "primary": metrics.primary(values)}
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make AdamW with a group for each (weight decay, learning rate)."""
+        if self.optimizer is None:
+            module = self.model if model is None else model
+            decayed = set(self.get_decay_parameter_names(module))
+            groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+            for name, parameter in module.named_parameters():
+                if parameter.requires_grad:
+                    decay = self.args.weight_decay if name in decayed else 0.0
+                    scale = self.new_modules_lr_scale if name in self.new_modules else 1.0
+                    groups.setdefault((decay, scale), []).append(parameter)
+            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, module)
+            self.optimizer = optimizer_class(
+                [
+                    {"params": p, "weight_decay": decay, "lr": self.args.learning_rate * scale}
+                    for (decay, scale), p in groups.items()
+                ],
+                **settings,
+            )
+        return self.optimizer
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate, and write the figures and the load of every layer into metrics.jsonl."""
+        with count_load(self.model) as loads:
+            found = super().evaluate(*args, **kwargs)
+        line = {
+            "step": self.state.global_step,
+            "epoch": round(self.state.epoch or 0.0, 4),
+            "split": kwargs.get("metric_key_prefix", "eval"),
+            **{name: float(found[f"eval_{name}"]) for name in (*self.metric_names, "primary")},
+            "loss": float(found["eval_loss"]),
+            **summarise(loads),
+            "load": [load.tolist() for load in loads],
+        }
+        if self.is_world_process_zero():
+            self.folder.log_metrics(line)
+        return found
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, and stop a run that has diverged.
+
+        Raises:
+            FloatingPointError: if the loss is not finite.
+        """
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise FloatingPointError(
+                f"the loss is {logs['loss']} at update {self.state.global_step}; "
+                "use a smaller trainer.learning_rate"
+            )
+        super().log(logs, start_time)
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        """Save what trains, and nothing that AutoModel could take for a model."""
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_trained(self.model, folder)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        load_trained(self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None
+        load_trained(self.model, Path(self.state.best_model_checkpoint))
+
+
+def first_output(logits: Any, labels: Tensor) -> Tensor:
+    """Take the logits of a model that returns more (T5's states): (N, classes)."""
+    return logits[0] if isinstance(logits, tuple) else logits
+
+
+def training_arguments(**kwargs: Any) -> TrainingArguments:
+    """Make the Trainer's settings that are the same for every run, with the given ones added."""
+    return TrainingArguments(
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,  # the best and the newest: one of them survives a kill while saving
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_primary",
+        greater_is_better=True,
+        restore_callback_states_from_checkpoint=True,  # or resume is not bit-exact
+        logging_steps=10,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        optim="adamw_torch",
+        **kwargs,
+    )

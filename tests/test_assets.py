@@ -1,0 +1,137 @@
+"""The bundled tiny backbones: small, safe, loadable offline, really pretrained."""
+
+import os
+import re
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import pytest
+import torch
+from k_means_constrained import KMeansConstrained
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+from moe_runner.tasks.mini.corpus import documents
+
+ASSETS = Path(__file__).resolve().parents[1] / "src/moe_runner/assets"
+LANGUAGE_MODEL = {
+    "bert_tiny": AutoModelForMaskedLM,
+    "gpt2_tiny": AutoModelForCausalLM,
+    "llama_tiny": AutoModelForCausalLM,
+}
+SECOND_LAYER_KEYS = {
+    "bert_tiny": lambda model: model.bert.encoder.layer[1].intermediate.dense.weight,
+    "gpt2_tiny": lambda model: model.transformer.h[1].mlp.c_fc.weight.T,
+    "llama_tiny": lambda model: model.model.layers[1].mlp.gate_proj.weight,
+}
+NEW_IN_A_CLASSIFIER = {
+    "bert_tiny": {
+        "bert.pooler.dense.weight",
+        "bert.pooler.dense.bias",
+        "classifier.weight",
+        "classifier.bias",
+    },
+    "gpt2_tiny": {"score.weight"},
+    "llama_tiny": {"score.weight"},
+}
+SENTENCES = ["The farmer fed the horse in the barn.", "Did Mary sell the car?"]
+
+pytestmark = pytest.mark.parametrize("name", LANGUAGE_MODEL)
+
+
+def _load(automatic, name):
+    return automatic.from_pretrained(ASSETS / name, dtype=torch.float32, output_loading_info=True)
+
+
+def test_folder_is_at_most_3_mb_and_holds_no_pickle(name):
+    files = [path for path in (ASSETS / name).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 3_000_000
+    assert {path.suffix for path in files} == {".json", ".md", ".safetensors"}
+
+
+@pytest.mark.parametrize("purpose", ["language model", "classifier"])
+def test_loads_offline_with_only_a_classifier_head_missing(name, purpose):
+    is_classifier = purpose == "classifier"
+    automatic = AutoModelForSequenceClassification if is_classifier else LANGUAGE_MODEL[name]
+    model, info = _load(automatic, name)
+    assert set(info["missing_keys"]) == (NEW_IN_A_CLASSIFIER[name] if is_classifier else set())
+    assert not info["mismatched_keys"]
+    if not is_classifier:
+        assert not info["unexpected_keys"]
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / name)
+    batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model.eval()(**batch).logits
+    assert logits.dtype == torch.float32
+    assert torch.isfinite(logits).all()
+
+
+def test_tokenizer_round_trip(name):
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / name)
+    for text in SENTENCES:
+        ids = tokenizer(text)["input_ids"]
+        back = tokenizer.decode(ids, skip_special_tokens=True)
+        if name == "bert_tiny":
+            assert re.sub(r" ([.?])", r"\1", back) == text.lower()
+        else:
+            assert back == text
+        assert tokenizer.unk_token_id not in ids
+    assert tokenizer.pad_token_id not in tokenizer(SENTENCES[0])["input_ids"]
+    assert len(tokenizer) == 2000
+
+
+def test_bert_tokenizer_marks_the_second_segment(name):
+    if name != "bert_tiny":
+        pytest.skip("decoders have no token types")
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / name)
+    batch = tokenizer("The horse", "a dog")
+    tokens = tokenizer.convert_ids_to_tokens(batch["input_ids"])
+    assert tokens == ["[CLS]", "the", "horse", "[SEP]", "a", "dog", "[SEP]"]
+    assert batch["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_card_has_the_command_and_a_loss_that_fell(name):
+    card = (ASSETS / name / "README.md").read_text(encoding="utf-8")
+    assert f"`python scripts/pretrain_tiny.py {name}" in card
+    rows = re.findall(r"^\| .* \| ([\d.]+) \| ([\d.]+) \| [\d.]+ \|$", card, flags=re.MULTILINE)
+    assert rows
+    assert all(float(before) > float(after) for before, after in rows)
+
+
+def test_fresh_documents_are_predicted_far_better_than_by_random_weights(name):
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / name)
+    tokenizer.padding_side = "right"
+    texts = [" ".join(sentences) for sentences in documents(count=48, seed=777_777)]
+    batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    if name == "bert_tiny":
+        chosen = torch.rand(labels.shape, generator=torch.Generator().manual_seed(0)) < 0.15
+        chosen &= ~torch.isin(labels, torch.tensor(tokenizer.all_special_ids))
+        labels = labels.masked_fill(~chosen, -100)
+        batch["input_ids"] = batch["input_ids"].masked_fill(chosen, tokenizer.mask_token_id)
+    pretrained, _ = _load(LANGUAGE_MODEL[name], name)
+    torch.manual_seed(0)
+    fresh = LANGUAGE_MODEL[name].from_config(pretrained.config, dtype=torch.float32)
+    with torch.no_grad():
+        loss, random_loss = (m.eval()(**batch, labels=labels).loss for m in (pretrained, fresh))
+    assert loss < random_loss - 3.0
+
+
+def test_neurons_are_more_alike_than_shuffled_ones(name):
+    model, _ = _load(LANGUAGE_MODEL[name], name)
+    keys_FD = SECOND_LAYER_KEYS[name](model).detach().double().numpy()
+    shuffled_FD = np.random.default_rng(0).permuted(keys_FD, axis=0)
+
+    def inertia(keys_FD):
+        keys_FD = keys_FD / np.linalg.norm(keys_FD, axis=1, keepdims=True)
+        size = len(keys_FD) // 16
+        clusters = KMeansConstrained(16, size_min=size, size_max=size, n_init=1, random_state=0)
+        return clusters.fit(keys_FD).inertia_
+
+    assert inertia(keys_FD) < 0.95 * inertia(shuffled_FD)

@@ -1,0 +1,56 @@
+import os
+
+import pytest
+
+from moe_runner import files
+
+
+def test_write_json_and_read_json_agree(tmp_path):
+    path = tmp_path / "x.json"
+    files.write_json(path, {"b": [1, 2.5, None], "a": "\u00e9"})
+    assert files.read_json(path) == {"b": [1, 2.5, None], "a": "\u00e9"}
+    assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    files.write_json(path, 1)
+    with pytest.raises(TypeError):
+        files.write_json(path, {"x": object()})
+    monkeypatch.setattr(files.os, "fsync", lambda _: os.fstat(-1))
+    with pytest.raises(OSError, match="descriptor"):
+        files.write_json(path, 2)
+    assert files.read_json(path) == 1
+    assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_files_get_the_permissions_of_any_other_file(tmp_path):
+    files.write_atomic(tmp_path / "x", "")
+    files.append_line(tmp_path / "y", {})
+    (tmp_path / "z").touch()
+    assert len({(tmp_path / name).stat().st_mode for name in "xyz"}) == 1
+
+
+def test_lines_come_back_in_order_without_a_torn_last_one(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    files.append_line(path, {"step": 1, "note": "two\nlines"})
+    files.append_line(path, {"step": 2})
+    whole = path.read_bytes()
+    for end in range(len(whole) + 1):
+        path.write_bytes(whole[:end])
+        assert len(files.read_lines(path)) == whole[:end].count(b"\n")
+    assert [line["step"] for line in files.read_lines(path)] == [1, 2]
+
+
+def test_a_damaged_whole_line_is_an_error_that_names_it(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:2 is not JSON"):
+        files.read_lines(path)
+
+
+def test_write_lines_replaces_the_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    files.append_line(path, {"step": 1})
+    files.write_lines(path, [{"step": 2}, {"step": 3}])
+    assert files.read_lines(path) == [{"step": 2}, {"step": 3}]
