@@ -352,7 +352,7 @@ def build(cls: type[T], tree: Mapping[str, Any], where: str, problems: list[str]
         key, given = f"{where}.{name}", f"{where}.{name}={show(value)}"
         if name not in hints:
             of = f" of method={method}" if method else f" of {where}"
-            keys = option_keys([method] if method in METHODS else [])
+            keys = option_keys([method] if method in METHODS else METHODS)
             wrong.append(unknown_key(given, key, of, keys))
         elif value == MISSING:
             wrong.append(f"{key} is missing; give {key}=<value>")

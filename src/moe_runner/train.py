@@ -6,7 +6,6 @@ to be carried out.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import sys
@@ -144,17 +143,19 @@ def execute(run: Run, settings: Settings, store: Store) -> dict[str, Any]:
     if result is not None:
         log.info("  done before: %s", headline(result))
         return result
+    from moe_runner.training.fit import carry_out  # torch: seconds
+
+    resources = find_resources(settings)
     software = environment(settings.threads)
     try:
-        with store.claim(run.id, config_yaml=run.to_yaml(), environment=software) as folder:
-            with logged_to(folder.path / "run.log"):
-                from moe_runner.training.fit import carry_out  # torch: seconds
-
-                resources = find_resources(settings)
-                result = folder.finish(carry_out(run, folder, resources))
-                if settings.keep_model == "none":
-                    folder.discard_checkpoint()
-                log.info("  %s", headline(result))
+        with (
+            store.claim(run.id, config_yaml=run.to_yaml(), environment=software) as folder,
+            logged_to(folder.path / "run.log"),
+        ):
+            result = folder.finish(carry_out(run, folder, resources))
+            if settings.keep_model == "none":
+                folder.discard_checkpoint()
+            log.info("  %s", headline(result))
     except RunDone:  # by another process, since we looked
         result = store.result(run.id)
         assert result is not None

@@ -32,8 +32,8 @@ def test_every_site_reads_as_the_function_that_the_backbone_computes(family, tin
         value = model.get_submodule(site.value)
         key = model.get_submodule(site.key)
         hooks = [
-            key.register_forward_hook(lambda m, args, out: seen.update(x=args[0])),
-            value.register_forward_hook(lambda m, args, out: seen.update(y=out)),
+            key.register_forward_hook(lambda m, args, out, seen=seen: seen.update(x=args[0])),
+            value.register_forward_hook(lambda m, args, out, seen=seen: seen.update(y=out)),
         ]
         batch = (
             {"pixel_values": torch.randn(1, 3, 8, 8)}

@@ -1,13 +1,13 @@
-"""BERT: `intermediate` and `output.dense` are the FFN; residual, dropout and LayerNorm stay in `output`."""
+"""BERT: `intermediate` and `output.dense` are the FFN; the rest of `output` stays."""
 
 from __future__ import annotations
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from moe_runner.backbones.sites import FFNSite
 
 
-def sites(base: nn.Module) -> list[FFNSite]:
+def sites(base: PreTrainedModel) -> list[FFNSite]:
     """List the FFN sites of a BertModel, names relative to it."""
     return [
         FFNSite(

@@ -1,4 +1,4 @@
-"""Load a pretrained backbone with a new classification head, its tokenizer and its padding token."""
+"""Load a pretrained backbone with a new classification head, its tokenizer and padding token."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """FFN sites: find, read, replace and restore the feed-forward networks of a backbone.
 
-Nothing rewrites a block's `forward`. Where the FFN is one module it is replaced; in other blocks the
-first projection's module becomes the MoE layer and the rest the identity, so that residual, dropout
-and LayerNorm stay the library's.
+Nothing rewrites a block's `forward`. Where the FFN is one module it is replaced; in other blocks
+the first projection's module becomes the MoE layer and the rest the identity, so that residual,
+dropout and LayerNorm stay the library's.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""T5: `DenseReluDense` is the FFN, plain (T5) or gated (T5 1.1), with a dropout after the activation."""
+"""T5: `DenseReluDense` is the FFN, plain (T5) or gated (T5 1.1), with a dropout inside."""
 
 from __future__ import annotations
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from moe_runner.backbones.sites import FFNSite
 
 
-def sites(base: nn.Module) -> list[FFNSite]:
+def sites(base: PreTrainedModel) -> list[FFNSite]:
     """List the FFN sites of a T5Model or T5EncoderModel: the encoder's, then the decoder's."""
     found = []
     for stack in ("encoder", "decoder"):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from moe_runner.backbones.sites import FFNSite
 
 
-def sites(base: nn.Module) -> list[FFNSite]:
+def sites(base: PreTrainedModel) -> list[FFNSite]:
     """List the FFN sites of a ViTModel, names relative to it."""
     return [
         FFNSite(

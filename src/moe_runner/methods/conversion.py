@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from moe_runner.backbones.sites import FFNSite, find_sites
 from moe_runner.config import ConfigError, Dense, EMoE, Method, select_layers
@@ -89,7 +90,7 @@ def convert(
 
 
 def merge(model: PreTrainedModel) -> None:
-    """Turn a converted model back into the dense one, in place: its class, names and order of weights.
+    """Turn a converted model back into the dense one, in place: its class, names, weight order.
 
     Bit-exact: neurons return to their original index, and nothing is computed.
 
@@ -189,11 +190,11 @@ def active_parameters(model: nn.Module) -> int:
 
 
 def flops_per_token(model: nn.Module) -> int:
-    """Count the floating point operations of one token's forward pass in matrix products with weights.
+    """Count the floating point operations of a token's forward pass in products with weights.
 
-    Two per weight. Attention scores, which grow with the length, and embeddings are left out; in an
-    encoder-decoder the token passes both stacks. Experts count by what is selected (`masked` computes
-    more than that), the router's product included.
+    Two per weight. Attention scores, which grow with the length, and embeddings are left out; in
+    an encoder-decoder the token passes both stacks. Experts count by what is selected (`masked`
+    computes more than that), the router's product included.
     """
     total = 0
     for module in model.modules():
@@ -201,7 +202,7 @@ def flops_per_token(model: nn.Module) -> int:
             stacked = sum(p.numel() for p in module.experts.parameters() if p.ndim == 3)
             num_experts, _, d_model = module.experts.keys.shape
             total += 2 * stacked * module.selected() // num_experts + 2 * num_experts * d_model
-        elif isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+        elif isinstance(module, (nn.Linear, Conv1D)):
             total += 2 * module.weight.numel()
     return total
 

@@ -1,1 +1,1 @@
-"""Building blocks on tensors: clustering, routing, experts, the layer. Knows no config and no backbone."""
+"""Building blocks on tensors: clustering, routing, experts, the layer. Knows no config."""

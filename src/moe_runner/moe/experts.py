@@ -1,11 +1,12 @@
 """The neurons of a feed-forward network, stacked by expert, and the back ends that compute them."""
 
-# T tokens, D d_model, E experts, F neurons of one expert, N = E * F neurons (d_ff), K selected experts
+# T tokens, D d_model, E experts, F neurons of one expert, N = E * F (d_ff), K selected experts
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ Activation = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class FFN:
-    """A dense feed-forward network as plain tensors: y = act(x keys^T + b) [* (x ups^T + b)] values.
+    """A dense feed-forward network as plain tensors: y = act(x K^T + b) [* (x U^T + b)] V + b.
 
     Args:
         keys: rows of the first (gated: the gate) projection, float (d_ff, D).
@@ -26,7 +27,7 @@ class FFN:
         ups: rows of the up projection of a gated FFN, float (d_ff, D) or None.
         up_bias: float (d_ff,) or None.
         output_bias: float (D,) or None.
-        dropout: probability of dropping an activation in training (T5 has it between act and values).
+        dropout: probability of dropping an activation in training (T5 has it).
     """
 
     keys: Tensor
@@ -39,7 +40,7 @@ class FFN:
     dropout: float = 0.0
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Compute the dense network on tokens (..., D): the definition that converted layers keep."""
+        """Compute the dense network on tokens (..., D): what converted layers start from."""
         hidden = neurons(x, self.keys, self.key_bias, self.ups, self.up_bias, self.activation)
         return functional.linear(hidden, self.values.T, self.output_bias)
 
@@ -74,12 +75,12 @@ def neurons(
 
 
 class Experts(nn.Module):
-    """All experts of one FFN as stacked parameters, so that an unselected expert has a zero gradient.
+    """All experts of one FFN, stacked: an unselected expert has a gradient, of zero.
 
     Args:
         ffn: the dense network; its values are copied, none changes.
-        expert_of_neuron: int64 (N,), each of 0..E-1 equally often. Within an expert the neurons keep
-            their original order.
+        expert_of_neuron: int64 (N,), each of 0..E-1 equally often. Within an expert the neurons
+            keep their original order.
     """
 
     keys: nn.Parameter  # (E, F, D)
@@ -115,7 +116,7 @@ class Experts(nn.Module):
     def dense(self) -> FFN:
         """Put the neurons back into their original order; exact, since nothing is computed."""
         inverse_N = self.order().argsort()
-        tensors = {
+        tensors: dict[str, Any] = {
             name: None if tensor is None else tensor.detach().flatten(0, 1)[inverse_N]
             for name in NEURON_TENSORS
             for tensor in [getattr(self, name)]
@@ -210,4 +211,4 @@ def choose_backend(experts: Experts) -> str:
     return "sorted" if size * d_model >= SORTED_FROM else "masked"
 
 
-SORTED_FROM = 8192  # weights of one projection of one expert; measured on 2 cores, see the README
+SORTED_FROM = 24_576  # weights of one projection of one expert; measured on one CPU core

@@ -32,7 +32,7 @@ class Routing:
 
 
 class MoEFeedForward(nn.Module):
-    """Stands where an FFN stood: each token goes through its selected experts, summed with weight 1.
+    """Stand where an FFN stood: a token goes through its selected experts, each of weight 1.
 
     Args:
         experts: the stacked experts.
@@ -85,7 +85,7 @@ class MoEFeedForward(nn.Module):
         return num_experts - self.top_k if self.select == "not_top" else self.top_k
 
     def token_mask(self, x: Tensor) -> Tensor | None:
-        """Flatten the attention mask, if there is one of the input's shape (generation has longer ones)."""
+        """Flatten the attention mask, if there is one of the input's shape."""
         mask = self.attention_mask
         if mask is None or mask.shape != x.shape[:-1]:
             return None

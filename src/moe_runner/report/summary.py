@@ -136,8 +136,9 @@ def build_table(results: Sequence[dict[str, Any]], gaps: dict[str, str], title: 
         for position, name in enumerate(complete):
             mean = statistics.fmean(cells[task, name].mean for task in tasks)
             rank = f"mean rank {ranks[name]:.2f} of {len(systems)}" if name in ranks else ""
-            head = "average" if position == 0 else ""
-            table.add_row(head, "", name, f"{100 * mean:.1f}", rank, "")
+            table.add_row(
+                "average" if position == 0 else "", "", name, f"{100 * mean:.1f}", rank, ""
+            )
     return table
 
 

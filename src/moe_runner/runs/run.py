@@ -104,8 +104,8 @@ def read_run(file: Path) -> Run:
     """
     tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     problems: list[str] = []
-    groups = {"protocol": Protocol, "model": Model, "tuning": Tuning, "task": Task}
-    groups |= {"trainer": Trainer, "method": METHODS.get(tree["method"]["name"], Method)}
+    groups: dict[str, Any] = {"protocol": Protocol, "model": Model, "tuning": Tuning, "task": Task}
+    groups |= {"trainer": Trainer, "method": METHODS[tree["method"]["name"]]}
     parts: dict[str, Any] = {
         name: build(cls, tree[name], name, problems) for name, cls in groups.items()
     }

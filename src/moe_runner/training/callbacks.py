@@ -61,8 +61,7 @@ class ShowProgress(TrainerCallback):
     ) -> None:
         """Move on by one update."""
         if self.bar is not None:
-            fields = {"loss": self.loss, "best": self.best}
-            self.bar.update(self.task, completed=state.global_step, **fields)
+            self.bar.update(self.task, completed=state.global_step, loss=self.loss, best=self.best)
         elif state.is_world_process_zero and state.global_step % self.interval(state) == 0:
             done = state.global_step - self.first_step
             rate = (time.monotonic() - self.started) / max(done, 1)

@@ -49,7 +49,8 @@ def check_precision(options: Trainer, device: torch.device) -> None:
     """
     if options.precision == "fp16" and device.type != "cuda":
         raise ConfigError(
-            f"trainer.precision=fp16 needs a CUDA device and this is {device.type}; use bf16 or fp32"
+            f"trainer.precision=fp16 needs a CUDA device and this is {device.type}; "
+            "use bf16 or fp32"
         )
     if options.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise ConfigError("trainer.precision=bf16 is not supported by this GPU; use fp16 or fp32")

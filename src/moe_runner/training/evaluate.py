@@ -43,10 +43,13 @@ def evaluate_kept(
         raise ConfigError(
             "task.ood=[] names no set to evaluate on; use for example task.ood=[imdb]"
         )
-    places = {"ood": settings.task.ood, "ood_dir": settings.task.ood_dir}
-    if settings.task.data_dir is not None:
-        places["data_dir"] = settings.task.data_dir
-    ready = build(replace(run, task=replace(run.task, **places)), resources)
+    task = replace(
+        run.task,
+        ood=settings.task.ood,
+        ood_dir=settings.task.ood_dir,
+        data_dir=settings.task.data_dir or run.task.data_dir,
+    )
+    ready = build(replace(run, task=task), resources)
     checkpoint.load_trained(ready.backbone.model, folder / "checkpoint" / BEST)
     ready.backbone.model.eval()
     spec = ready.data.spec

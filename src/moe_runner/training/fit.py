@@ -123,24 +123,28 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
     before = choices(model, probe)
 
     progress = ShowProgress(run.label, "+".join(spec.metrics))
+    newest = checkpoint.newest_checkpoint(folder.checkpoint)
+    resumed_at = newest[1] if newest else 0
+    folder.truncate_metrics(lambda line: newest is not None and line["step"] <= resumed_at)
+    if newest:
+        log.info("  going on from update %d", resumed_at)
     with tracker(run, folder, resources.logger):
         trainer = make_trainer(run, folder, resources, ready, train, selecting, collator, progress)
-        newest = checkpoint.newest_checkpoint(folder.checkpoint)
-        resumed_at = newest[1] if newest else 0
-        folder.truncate_metrics(lambda line: newest is not None and line["step"] <= resumed_at)
-        if newest:
-            log.info("  going on from update %d", resumed_at)
         training_started = time.monotonic()
         try:
             trainer.train(resume_from_checkpoint=str(newest[0]) if newest else None)
         finally:
             progress.close()
-    training_seconds = time.monotonic() - training_started
+        training_seconds = time.monotonic() - training_started
+        results = {
+            split: None if dataset is None else predict(trainer, dataset, spec.metrics)
+            for split, dataset in validation.items()
+        }
+        ood = evaluate_ood(trainer, ready, run)
+    reported = results[spec.validation[0]]
+    assert reported is not None
     updates = trainer.state.global_step - resumed_at
     tokens = trainer.state.num_input_tokens_seen
-
-    results = evaluate_id(trainer, ready, validation, folder)
-    ood = evaluate_ood(trainer, ready, run)
     if trainer.is_world_process_zero() and resources.keep_model:
         keep = folder.checkpoint / BEST
         keep.mkdir(parents=True, exist_ok=True)
@@ -153,7 +157,7 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
         "axes": run.axes(),
         "metrics": list(spec.metrics),
         "id_metrics": results,
-        "primary": results[spec.validation[0]]["primary"],
+        "primary": reported["primary"],
         "ood_metrics": ood,
         "best_epoch": best["epoch"],
         "selection": f"best epoch on {spec.validation[0]}, the set that is reported",
@@ -247,20 +251,6 @@ def make_trainer(
     )
 
 
-def evaluate_id(
-    trainer: RunTrainer,
-    ready: Prepared,
-    validation: dict[str, Dataset | None],
-    folder: RunFolder,
-) -> dict[str, dict[str, float] | None]:
-    """Evaluate the model as it is on every validation split; None: not available."""
-    names = ready.data.spec.metrics
-    return {
-        split: None if dataset is None else predict(trainer, dataset, names)
-        for split, dataset in validation.items()
-    }
-
-
 def evaluate_ood(
     trainer: RunTrainer, ready: Prepared, run: Run
 ) -> dict[str, dict[str, float] | None]:
@@ -328,7 +318,7 @@ def probe_batches(
 
 
 def silence_libraries() -> None:
-    """Leave the terminal to this project: no bars of loading and mapping, no reports of new heads."""
+    """Leave the terminal to us: no bars of loading and mapping, no reports of new heads."""
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
@@ -350,6 +340,7 @@ def tracker(run: Run, folder: RunFolder, options: Logger) -> Iterator[None]:
         mode=options.mode,
         config=run.axes(),
         resume="allow",
+        settings=wandb.Settings(silent=True),
     )
     try:
         yield

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from moe_runner.methods.conversion import moe_layers
+from moe_runner.moe.layer import MoEFeedForward
 
 
 @contextmanager
@@ -27,12 +27,14 @@ def count_load(model: nn.Module) -> Iterator[list[Tensor]]:
     layers = moe_layers(model)
     loads = [torch.zeros(layer.experts.num_experts, dtype=torch.int64) for layer in layers]
 
-    def add(layer: nn.Module, args: Any, output: Any) -> None:
-        position = next(i for i, candidate in enumerate(layers) if candidate is layer)
+    def add(layer: MoEFeedForward, load: Tensor) -> None:
         assert layer.routing is not None
-        loads[position] += layer.routing.load(layer.experts.num_experts).cpu()
+        load += layer.routing.load(len(load)).cpu()
 
-    handles = [layer.register_forward_hook(add) for layer in layers]
+    handles = [
+        layer.register_forward_hook(lambda layer, args, output, load=load: add(layer, load))
+        for layer, load in zip(layers, loads, strict=True)
+    ]
     try:
         yield loads
     finally:

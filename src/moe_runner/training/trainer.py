@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer with this project's checkpoints, parameter groups and routing figures."""
+"""The Hugging Face Trainer with our checkpoints, parameter groups and routing figures."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class RunTrainer(Trainer):
         new_modules_lr_scale: multiplies their learning rate.
         **kwargs: see transformers.Trainer.
     """
+
+    optimizer: torch.optim.Optimizer | None
 
     def __init__(
         self,

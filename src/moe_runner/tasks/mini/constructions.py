@@ -310,9 +310,9 @@ def _comparison(rng: Random, good: bool) -> str:
     comparative = rng.choice(("taller", "older", "younger", "richer", "shorter", "poorer"))
     be = "are" if event.agent.plural else "is"
     if good:
-        return sentence(joined(event.agent, be, comparative, "than", event.patient, event.place))
+        return sentence(joined(event.agent, be, comparative, "than", event.patient))
     degree, word = rng.choice((("more", "than"), ("most", "than"), ("", "as"), ("so", "than")))
-    return sentence(joined(event.agent, be, degree, comparative, word, event.patient, event.place))
+    return sentence(joined(event.agent, be, degree, comparative, word, event.patient))
 
 
 def _coordination(rng: Random, good: bool) -> str:

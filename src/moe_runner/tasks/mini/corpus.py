@@ -14,7 +14,7 @@ from moe_runner.tasks.mini.grammar import Event, joined, sentence
 
 _SCENES = lexicon.SCENES + lexicon.OTHER_SCENES
 _TENSES = ("past", "past", "past", "past", "present", "future", "progressive", "perfect")
-_MAX_SENTENCES = 6
+_MAX_LINES = 6
 
 # A line is a lead-in ("in other words,", often ""), a clause, and a mark at the end. Neither
 # the clause nor the whole may be held out.
@@ -33,10 +33,13 @@ def documents(*, count: int, seed: int) -> Iterator[list[str]]:
         lines: list[Line] = []
         while len(lines) < 2:
             write = rng.choices(_WRITERS, weights=_WEIGHTS)[0]
-            lines = [line for line in write(rng) if not grammar.is_held_out(line[1])]
-        yield [
-            sentence(joined(lead, clause), mark) for lead, clause, mark in lines[:_MAX_SENTENCES]
-        ]
+            lines = [line for line in write(rng) if not _is_held_out(line)]
+        yield [sentence(joined(lead, clause), mark) for lead, clause, mark in lines[:_MAX_LINES]]
+
+
+def _is_held_out(line: Line) -> bool:
+    lead, clause, _ = line
+    return grammar.is_held_out(clause) or grammar.is_held_out(joined(lead, clause))
 
 
 def _event(rng: Random) -> Event:
@@ -126,6 +129,7 @@ def _circumstances(rng: Random) -> list[Line]:
         ("", grammar.active(event), "."),
         ("", joined(grammar.active(grammar.without_details(event)), addition), "."),
         (f"{source} said that", grammar.restated(event, rng), "."),
+        (rng.choice(lexicon.TWEET_STARTS), grammar.restated(event, rng), rng.choice(".!")),
     ]
 
 
@@ -138,7 +142,9 @@ def _knowledge(rng: Random) -> list[Line]:
     verb = rng.choice(lexicon.KNOWING if known else lexicon.BELIEVING)
     person = joined(other.agent, rng.choice(lexicon.NEIGHBORHOOD), event.agent)
     told = grammar.active(event)
+    when = rng.choice(lexicon.TIME_LINKS)
     return [
+        ("", f"{grammar.active(other)} {when} {told}", "."),
         ("", f"{link} {told}, {grammar.active(other)}", "."),
         ("", joined(person, verb, "that", told), "."),
         ("it is true that" if known else "nobody knows whether", told, "."),

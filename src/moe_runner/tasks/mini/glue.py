@@ -116,11 +116,15 @@ def _shuffled_labels(rng: Random, size: int, weights: tuple[float, ...]) -> list
     return labels
 
 
-def _fits(texts: Texts, split: str, rows: dict[tuple[str, ...], float]) -> bool:
-    """Whether all sentences are on the right side of the division and the row is new."""
-    if texts is None or texts in rows or len(texts) != len(set(texts)):
+def _is_of_split(text: str, split: str) -> bool:
+    return grammar.is_held_out(text) == (split != "train")
+
+
+def _fits(texts: tuple[str, ...], split: str, rows: dict[tuple[str, ...], float]) -> bool:
+    """Whether the row is new, its texts differ, and all of them may be in the split."""
+    if texts in rows or len(texts) != len(set(texts)):
         return False
-    return all(grammar.is_held_out(text) == (split != "train") for text in texts)
+    return all(_is_of_split(text, split) for text in texts)
 
 
 def _new_texts(
@@ -169,8 +173,8 @@ _SUBTLE_CHANGES = (
     grammar.swapped,
     grammar.with_opposite_verb,
     grammar.with_opposite_adjective,
-    grammar.negated,
 )
+_CLEAR_CHANGES = (grammar.negated, grammar.with_other_tense)
 _PLAIN_CHANGES = (
     grammar.with_other_agent,
     grammar.with_other_patient,
@@ -181,8 +185,11 @@ _PLAIN_CHANGES = (
 
 def _different(rng: Random, event: Event) -> Event | None:
     """Return an event that cannot pass for this one, but has words in common with it."""
-    if rng.random() < 0.3:
+    kind = rng.random()
+    if kind < 0.2:
         return changed(event, rng, _SUBTLE_CHANGES)
+    if kind < 0.5:
+        return changed(event, rng, _CLEAR_CHANGES)
     other: Event | None = event
     for change in rng.sample(_PLAIN_CHANGES, 2 if rng.random() < 0.6 else 1):
         other = other and change(other, rng)
@@ -208,7 +215,7 @@ def _paraphrase(rng: Random, label: int) -> Texts:
 
 
 def _duplicate(rng: Random, label: int) -> Texts:
-    query = grammar.sample_query(rng)
+    query = grammar.sample_query(rng, qualifier=0.2 if label == 1 else 0.4)
     other = query if label == 1 else grammar.other_query(query, rng)
     pair = grammar.asked(query, rng), grammar.asked(other, rng)
     return tuple(sentence(words, "?") for words in pair)
@@ -222,7 +229,7 @@ def _tweet_pair(rng: Random, label: int) -> Texts:
 
 
 def _tweet(rng: Random, event: Event) -> str:
-    start = rng.choice(("wow,", "breaking:", "just heard that", "so", "guess what,", ""))
+    start = rng.choice(("", *lexicon.TWEET_STARTS))
     words = joined(start, restated(event, rng) if rng.random() < 0.6 else active(event))
     return sentence(words, rng.choice((".", "!", "!")))
 
@@ -246,26 +253,28 @@ def _scored_pair(
     rng: Random, split: str, level: int, rows: dict[tuple[str, ...], float]
 ) -> tuple[tuple[str, ...], float]:
     """Make a pair whose likeness is about `level`, 0..5, and the mean score of five readers."""
+    tense = "progressive" if split == "ood" else "past"
     while True:
-        tense = "progressive" if split == "ood" else "past"
         event = sample_event(rng, tenses=(tense,), place=0.7, time=0.5, adjective=0.2)
-        other, distance = _at_distance(rng, event, 5 - level)
-        if other is None:
+        first = _caption(rng, event) if split == "ood" else sentence(active(event))
+        if not _is_of_split(first, split):
             continue
-        if split == "ood":
-            texts = _caption(rng, event), _caption(rng, other)
-        else:
-            texts = sentence(active(event)), sentence(restated(other, rng))
-        if _fits(texts, split, rows):
-            score = round((5 - distance + rng.uniform(-0.4, 0.4)) * 5) / 5
-            return texts, min(5.0, max(0.0, score))
+        for _ in range(5):
+            other, distance = _at_distance(rng, event, 5 - level)
+            if other is None:
+                continue
+            second = _caption(rng, other) if split == "ood" else sentence(restated(other, rng))
+            if _fits((first, second), split, rows):
+                score = round((5 - distance + rng.uniform(-0.4, 0.4)) * 5) / 5
+                return (first, second), min(5.0, max(0.0, score))
 
 
 def _at_distance(rng: Random, event: Event, distance: int) -> tuple[Event | None, float]:
     """Change an event until it is about so far from what it was; None if the dice fail."""
     if distance >= 4:  # 5: about something else; 4: in the same place, nothing else in common
         scenes = [s for s in lexicon.SCENES if (s == event.scene) == (distance == 4)]
-        other = sample_event(rng, scenes, tenses=(event.tense,), place=0.7, time=0.5)
+        tenses = (event.tense, "future", "perfect", "present")
+        other = sample_event(rng, scenes, intransitive=0.25, tenses=tenses, place=0.7, time=0.5)
         if grammar.is_same_verb(other.verb, event.verb) or other.agent.noun == event.agent.noun:
             return None, 0.0
         place = event.place if distance == 4 else other.place
@@ -315,7 +324,7 @@ def _told(rng: Random, event: Event) -> str:
 
 def _entailed(rng: Random, event: Event) -> Texts:
     kind = rng.random()
-    if kind > 0.9:
+    if kind > 0.85:
         reason = rng.choice(lexicon.REASONS)
         return _pair(joined(active(event), reason), joined(restated(event, rng), reason))
     denied = replace(event, negated=True)
@@ -338,12 +347,12 @@ def _undecided(rng: Random, event: Event) -> Texts:
     if kind < 0.15 and event.tense == "past":
         premise = grammar.with_matrix_verb(event, rng.choice(lexicon.INTENDING))
         return _pair(premise, restated(event, rng))
-    if kind < 0.3:
+    if kind < 0.4:
         other = grammar.with_other_verb(event, rng)
         if other is None or other.verb in grammar.VERB_OPPOSITES.get(event.verb.base, ()):
             return None
         return _pair(_told(rng, event), restated(without_details(other), rng))
-    if kind < 0.45:
+    if kind < 0.6:
         bare = replace(event, agent=replace(event.agent, adjective=""))
         if bare.agent.noun.is_name:
             return None
@@ -367,9 +376,9 @@ def _contradicted(rng: Random, event: Event) -> Texts:
         return _pair(_told(rng, event), hypothesis)
     if kind < 0.3:
         return _pair(active(denied), restated(event, rng))
-    if kind < 0.45:
+    if kind < 0.4:
         return _pair(_told(rng, event), grammar.by_nobody(without_details(event)))
-    if kind < 0.7:
+    if kind < 0.6:
         return _pair(_told(rng, event), restated(denied, rng))
     changes = (
         grammar.with_opposite_verb,
@@ -412,11 +421,11 @@ def _asked_and_told(
     as_passive_only = False
     if label == 1:
         kind = rng.random()
-        if kind < 0.45:  # about something else
+        if kind < 0.3 or asked == "patient" and kind < 0.6:  # about something else
             told = sample_event(rng, scenes, place=0.75, time=0.6)
             if grammar.is_same_verb(told.verb, event.verb):
                 return None
-        elif kind < 0.7:  # about the same people or things
+        elif kind < 0.45 or asked == "patient":  # about the same people or things
             change = rng.choice((grammar.with_other_verb, grammar.with_other_patient))
             told = (
                 change(event, rng) if asked != "patient" else grammar.with_other_agent(event, rng)
@@ -425,10 +434,8 @@ def _asked_and_told(
             told = grammar.without(event, asked)
             if not told.place and not told.time:
                 return None
-        elif asked == "agent":
+        else:  # asked == "agent"
             as_passive_only = True
-        else:
-            return None
     if told is None:
         return None
     words = passive(told, by=False) if as_passive_only else restated(told, rng)
@@ -451,7 +458,7 @@ def _longer_inference(rng: Random, label: int) -> Texts:
         group = grammar.verb_group(second, plural=second.agent.plural)
         premise = joined(grammar.subject_relative(first), group, second.patient or "")
     else:
-        link = rng.choice((", and", " before", " while", " after"))
+        link = rng.choice((", and", *(f" {link}" for link in lexicon.TIME_LINKS)))
         premise = f"{_voiced(rng, first)}{link} {_voiced(rng, second)}"
     told = rng.choice((first, second))
     kind = rng.random()
@@ -473,7 +480,7 @@ def _longer_inference(rng: Random, label: int) -> Texts:
             return None
         other = replace(without_details(told), agent=absent.agent)
     else:
-        other = changed(told, rng, (*_SUBTLE_CHANGES[1:], *_PLAIN_CHANGES))
+        other = changed(told, rng, (*_SUBTLE_CHANGES[1:], grammar.negated, *_PLAIN_CHANGES))
     return _pair(premise, restated(other, rng)) if other else None
 
 
@@ -486,8 +493,8 @@ def _overlap_trap(rng: Random, label: int) -> Texts:
     scenes = lexicon.SCENES + lexicon.OTHER_SCENES
     event = sample_event(rng, scenes, social=True, place=0.2, time=0.2)
     other = sample_event(rng, (event.scene,), intransitive=1.0, place=0.3, time=0.0)
-    names = {str(phrase) for phrase in (event.agent, event.patient, other.agent)}
-    if len(names) < 3 or event.agent.noun.is_name:
+    nouns = {phrase.noun for phrase in (event.agent, event.patient, other.agent) if phrase}
+    if len(nouns) < 3 or event.agent.noun.is_name:
         return None
     return rng.choice(_TRAPS)(rng, label == 0, event, other)
 

@@ -493,6 +493,12 @@ def negated(event: Event, rng: Random) -> Event | None:
     return replace(event, negated=not event.negated)
 
 
+def with_other_tense(event: Event, rng: Random) -> Event | None:
+    """Tell what is past as still to come, and the other way round."""
+    tense = "past" if event.tense == "future" else "future"
+    return replace(event, tense=tense, time=rng.choice(times(tense)) if event.time else "")
+
+
 Change = Callable[[Event, Random], Event | None]
 
 
@@ -618,7 +624,8 @@ def opinion(
             )
         )
     adjective = rng.choice(domain.positive if positive else domain.negative)
-    verb = rng.choice(lexicon.POSITIVE_VERBS if positive else lexicon.NEGATIVE_VERBS)
+    verbs = lexicon.POSITIVE_VERBS if positive else lexicon.NEGATIVE_VERBS
+    verb = rng.choice(verbs if domain is MOVIES else verbs[:2])
     attitude = rng.choice(lexicon.LIKING if positive else lexicon.DISLIKING)
     return rng.choice(
         (
@@ -742,21 +749,21 @@ def asked(query: Query, rng: Random) -> str:
 def other_query(query: Query, rng: Random) -> Query:
     """Change one or two parts of a question, so that it asks for something else."""
     kind = rng.random()
-    if kind < 0.25:
+    if kind < 0.3:
         frames = [frame for frame in frames_for(query.activity) if frame != query.frame]
         return replace(query, frame=rng.choice(frames))
-    if kind < 0.35:
+    if kind < 0.5:
         others = [text for text in ("", *lexicon.QUALIFIERS) if text != query.qualifier]
-        return replace(query, qualifier=rng.choice(others))
-    if kind < 0.5 and len(query.objects) == 2:
+        return replace(query, qualifier="" if query.qualifier else rng.choice(others))
+    if kind < 0.6 and len(query.objects) == 2:
         return replace(query, objects=query.objects[::-1])
-    if kind < 0.6:
+    if kind < 0.7:
         return replace(query, activity=_RELATED_ACTIVITIES[query.activity])
     other = query
     while other.objects == query.objects:
         other = (
             replace(query, objects=sample_objects(rng, query.activity))
-            if kind < 0.8
+            if kind < 0.85
             else sample_query(rng)
         )
     return other

@@ -359,11 +359,13 @@ FOOD_KINDS = ("dish", "fruit", "vegetable")
 MANNERS = ("slowly", "quickly", "quietly", "carefully", "alone")
 # Conjunctions and verbs before a clause: what they introduce is true, or it may not be.
 FACTUAL_LINKS = ("because", "although", "after")
+TIME_LINKS = ("before", "while", "after")
 OPEN_LINKS = ("if", "unless", "in case")
 KNOWING = ("knew", "forgot", "remembered")
 BELIEVING = ("hoped", "claimed", "believed")
 NEIGHBORHOOD = ("near", "behind", "with")
 CLAUSE_VERBS = _verbs("say said said|think thought thought|believe|report")
+TWEET_STARTS = ("wow,", "breaking:", "just heard that", "so", "guess what,")
 SOURCES = ("the police", "a newspaper", "an expert", "the government", "a witness")
 # Verbs before "to": what follows did not happen, did happen, or may have happened.
 FAILING = ("failed to", "refused to", "forgot to")
@@ -412,8 +414,9 @@ PHONE_NEGATIVE_ADJECTIVES = _words(
 )
 LIKING = ("loved", "enjoyed", "liked", "adored")
 DISLIKING = ("hated", "disliked", "loathed", "despised")
-POSITIVE_VERBS = _verbs("delight|charm|impress|amuse|please")
-NEGATIVE_VERBS = _verbs("disappoint|bore|annoy|irritate|insult")
+# The first two of each fit anything, the others what entertains.
+POSITIVE_VERBS = _verbs("impress|please|delight|charm|amuse")
+NEGATIVE_VERBS = _verbs("disappoint|annoy|irritate|bore|insult")
 INTENSIFIERS = ("very", "truly", "really", "quite", "so", "rather")
 
 # Reversing words: "not good", "hardly good" are bad; "not dull" is good.

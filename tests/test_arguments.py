@@ -1,0 +1,320 @@
+"""Every kind of mistake on the command line has its line, and all are told at once."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from moe_runner.arguments import OptionFiles, check_arguments
+from moe_runner.config import GROUPS, METHODS, nearest_keys, option_keys
+
+CONF = Path(__file__).parents[1] / "conf"
+MODELS = ", ".join(OptionFiles.find([CONF]).options["model"])
+TASKS = ", ".join(OptionFiles.find([CONF]).options["task"])
+
+
+def check(*argv: str) -> list[str]:
+    return check_arguments(argv, CONF)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "",
+        "method=dense model=gpt2 task=glue/cola tuning=lora",
+        "method.num_experts=32 method.top_k=8 threads=2 debug=true",
+        "++method.top_k=8",
+        "task.ood=[imdb,yelp] method.layers=[0,2] method.layers=all",
+        "model=bert search=paper",
+        "-m method=dense,emoe seed=0,1,2",
+        "-m seed=range(0,3) method.top_k=choice(8,16)",
+        "-m model=glob([bert*,gpt2_*],exclude=*_large) task.members=[cola],[rte,sst2]",
+        "hydra.mode=MULTIRUN seed=1,2",
+        "-m trainer.learning_rate=interval(1e-5,1e-4) hydra/sweeper=optuna",
+        "method.top_k=8 --cfg job --resolve",
+        "paths={output:x} paths.cache=${paths.output}/y",
+        "--help",
+        "--info defaults",
+        "hydra/launcher=joblib hydra.job.name=x",
+        "--hydra-help foo=1",
+        "--config-name other foo=1",
+    ],
+)
+def test_right_command_lines_have_no_problem(argv):
+    assert check(*argv.split()) == []
+
+
+def test_quoted_values_have_no_problem():
+    assert check("paths.output='a,b c'", 'model.revision="123"') == []
+
+
+PROBLEMS = [
+    # options of groups
+    ("method=emo", "method=emo is not an option; did you mean emoe? (dense, emoe)"),
+    ("-m method=dense,emo", "method=emo is not an option; did you mean emoe? (dense, emoe)"),
+    ("model=gpt3", f"model=gpt3 is not an option; did you mean gpt2? ({MODELS})"),
+    ("task=glue/colaa", f"task=glue/colaa is not an option; did you mean glue/cola? ({TASKS})"),
+    ("task=cola", f"task=cola is not an option; did you mean glue/cola? ({TASKS})"),
+    (
+        "task/glue=cola",
+        f"task/glue=cola is not an option; did you mean task=glue/cola? ({TASKS})",
+    ),
+    ("method=xyz", "method=xyz is not an option; use one of (dense, emoe)"),
+    ("method=null", "method=null is not an option; use one of (dense, emoe)"),
+    ("+method=dense", "+method=dense is refused: the group is there already; use method=dense"),
+    (
+        "-m model=glob(z*)",
+        f"model=glob(z*) matches no option; use some of {MODELS}",
+    ),
+    (
+        "method@foo=emoe",
+        "method@foo=emoe is refused: an option cannot be moved; use method=<value>",
+    ),
+    # keys
+    ("metod=emoe", "metod=emoe is not an option; did you mean method?"),
+    ("sede=1", "sede=1 is not an option; did you mean seed?"),
+    ("top_k=8", "top_k=8 is not an option; did you mean method.top_k?"),
+    (
+        "method.num_expert=3",
+        "method.num_expert=3 is not an option of method=emoe; did you mean method.num_experts?",
+    ),
+    (
+        "+method.num_expert=3",
+        "+method.num_expert=3 is not an option of method=emoe; did you mean method.num_experts?",
+    ),
+    (
+        "++method.num_expert=3",
+        "++method.num_expert=3 is not an option of method=emoe; did you mean method.num_experts?",
+    ),
+    (
+        "logger.foo=1",
+        "logger.foo=1 is not an option of logger; use one of logger.project, logger.mode",
+    ),
+    (
+        "learning_rate=1",
+        "learning_rate=1 is not an option; "
+        "did you mean tuning.learning_rate or trainer.learning_rate?",
+    ),
+    ("zzz=1", "zzz=1 is not an option; moe-run --help lists the options"),
+    (
+        "method=dense method.num_experts=8",
+        "method.num_experts=8 is not an option of method=dense; it belongs to method=emoe",
+    ),
+    (
+        "-m method=dense,emoe method.top_k=8",
+        "method.top_k=8 is not an option of method=dense; "
+        "sweep the methods that have it, and run dense by itself",
+    ),
+    ("method.name=dense", "method.name=dense is refused; choose with method=dense"),
+    ("+threads=2", "+threads=2 is refused: the option is there already; use threads=2"),
+    (
+        "~trainer.patience",
+        "~trainer.patience is refused: no option can be deleted; give another value",
+    ),
+    ("~method=emoe", "~method=emoe is refused: no option can be deleted; give another value"),
+    (
+        "method._target_=os.system",
+        "method._target_=os.system is refused; components are chosen by name",
+    ),
+    (
+        "paths={a:{_target_:os.system}}",
+        "paths.a._target_=os.system is refused; components are chosen by name",
+    ),
+    ("paths={a:1}", "paths.a=1 is not an option of paths; use one of paths.output, paths.cache"),
+    # what cannot be read
+    ("a==b", "a==b cannot be read; use key=value, and quote special characters: \"key='a b'\""),
+    (
+        "task.ood=[imdb",
+        "task.ood=[imdb cannot be read; use key=value, and quote special characters: \"key='a b'\"",
+    ),
+    ("emoe", "emoe has no value; use key=value"),
+    ("--dry-run", "--dry-run is not a flag; did you mean dry_run=<value>?"),
+    ("--xyzzy", "--xyzzy is not a flag; see moe-run --hydra-help"),
+    (
+        "method=emoe -m seed=1,2",
+        "seed=1,2 comes after a flag that follows other options; put flags last",
+    ),
+    (
+        "--cfg all_of_it",
+        "argument --cfg/-c: invalid choice: 'all_of_it' (choose from 'job', 'hydra', 'all'); "
+        "see moe-run --hydra-help",
+    ),
+    # sweeps and searches
+    (
+        "method=dense,emoe",
+        "method=dense,emoe gives several values; "
+        "add -m to run each of them, or write [a,b] for one list",
+    ),
+    (
+        "task.ood=imdb,yelp",
+        "task.ood=imdb,yelp gives several values; "
+        "add -m to run each of them, or write [a,b] for one list",
+    ),
+    ("search=paper seed=1", "seed=1 and search=paper exclude each other; give one of them"),
+    (
+        "-m search=single,paper seed=0,1",
+        "seed=0,1 and search=paper exclude each other; give one of them",
+    ),
+    (
+        "search=paper trainer.learning_rate=3e-5",
+        "trainer.learning_rate=3e-5 and search=paper exclude each other; give one of them",
+    ),
+    # values
+    ("trainer.epochs=x", "trainer.epochs=x is not valid; use a whole number or null"),
+    ("-m seed=0,x", "seed=x is not valid; use a whole number"),
+    ("seed=???", "seed is missing; give seed=<value>"),
+    (
+        "seed=${foo}",
+        "seed refers to something that is not there: Interpolation key 'foo' not found",
+    ),
+    (
+        "-m model=bert,bert_tiny method.num_experts=384",
+        "method.num_experts=384 does not divide d_ff=512 of model=bert_tiny; "
+        "use one of 128, 256, 512, ...",
+    ),
+    (
+        "model.path=/nowhere",
+        "model.path=/nowhere is not a model folder: /nowhere/config.json does not exist",
+    ),
+]
+
+
+@pytest.mark.parametrize(("argv", "line"), PROBLEMS)
+def test_problem_is_one_line(argv, line):
+    assert check(*argv.split()) == [line]
+
+
+def test_all_problems_are_told_at_once():
+    argv = "a==b metod=emoe model=gpt3 ~seed method.num_experts=60 trainer.epochs=x trainer.foo=1"
+    lines = check(*argv.split(), "trainer.patience=0", "trainer.epoch=1")
+    assert [line.partition(" ")[0] for line in lines] == [
+        "a==b",
+        "~seed",
+        "model=gpt3",
+        "metod=emoe",
+        "trainer.foo=1",
+        "trainer.epoch=1",
+        "trainer.epochs=x",
+        "trainer.patience=0",
+    ]  # nothing about num_experts, since it depends on the model that was meant
+
+
+def test_a_sweep_without_m_does_not_hide_other_problems():
+    lines = check("seed=1,2", "method=dense,emoe", "trainer.epochs=x")
+    assert [line.partition(" ")[0] for line in lines] == [
+        "seed=1,2",
+        "method=dense,emoe",
+        "trainer.epochs=x",
+    ]
+
+
+def test_a_wrong_method_is_taken_for_the_nearest_one():
+    assert check("method=dens", "method.top_k=8") == [
+        "method=dens is not an option; did you mean dense? (dense, emoe)",
+        "method.top_k=8 is not an option of method=dense; it belongs to method=emoe",
+    ]
+
+
+def test_every_option_of_a_long_sweep_is_validated():
+    lines = check("-m", "seed=range(0,1000)", "model=bert_tiny,vit_small,vit_base")
+    assert [line.partition(" ")[0] for line in lines] == ["model=vit_small", "model=vit_base"]
+
+
+def test_options_of_the_users_own_folder_count(tmp_path):
+    folder = tmp_path / "my conf"
+    (folder / "method").mkdir(parents=True)
+    (folder / "method" / "emoe_32.yaml").write_text("name: emoe\nnum_experts: 32\ntop_k: 8\n")
+    assert check("--config-dir", str(folder), "method=emoe_32", "method.top_k=4") == []
+    assert check("--config-dir", str(folder), "method=emoe_32", "method.top_k=40") == [
+        "method.top_k=40 is more than method.num_experts=32; use 1 to 32"
+    ]
+
+
+def test_hydra_can_run_after_the_check():
+    check("method=dense")
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        assert hydra.compose("config", ["method=dense"]).method.name == "dense"
+
+
+def test_every_group_is_in_the_defaults_list():
+    files = OptionFiles.find([CONF])
+    folders = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {"hydra"}
+    assert set(files.options) == folders
+    assert set(GROUPS) <= folders
+    assert all(files.defaults[group] in files.options[group] for group in folders)
+
+
+def test_help_names_every_global_key_and_group(tmp_path):
+    (tmp_path / "app.py").write_text(
+        "import hydra, sys\n"
+        f"hydra.main(version_base='1.3', config_path={str(CONF)!r}, config_name='config')(exit)()"
+    )
+    command = [sys.executable, "app.py", "--help"]
+    text = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    keys = [key for key in option_keys([]) if "." not in key or key.startswith("paths.")]
+    assert len(keys) > 5
+    for name in (*keys, *GROUPS):
+        assert re.search(rf"\b{re.escape(name)}[=:]", text), name
+    assert max(map(len, text.splitlines())) <= 150
+
+
+# ------------------------------------------------------------------------------- misspellings
+
+KEYS = [*OptionFiles.find([CONF]).options, *option_keys(METHODS)]
+LETTERS = "abcdefghijklmnopqrstuvwxyz_"
+
+
+@st.composite
+def misspellings(draw: Callable) -> tuple[str, str]:
+    """Draw a valid key, and the key with one letter more, less or replaced."""
+    key = draw(st.sampled_from(KEYS))
+    place = draw(st.integers(0, len(key) - 1))
+    edit = draw(st.sampled_from(["insert", "delete", "replace"]))
+    letter = "" if edit == "delete" else draw(st.sampled_from(LETTERS))
+    return key, key[:place] + letter + key[place + (edit != "insert") :]
+
+
+def edits(key: str) -> set[str]:
+    cuts = [(key[:i], key[i:]) for i in range(len(key) + 1)]
+    letters = LETTERS + "."
+    return {
+        *(a + b[1:] for a, b in cuts if b),
+        *(a + c + b for a, b in cuts for c in letters),
+        *(a + c + b[1:] for a, b in cuts if b for c in letters),
+    }
+
+
+def is_found(key: str, typo: str, suggested: list[str]) -> bool:
+    """Tell whether the key meant is suggested, or another one that is as near to the typo."""
+    return key in suggested or any(typo in edits(other) for other in suggested)
+
+
+@settings(max_examples=150, deadline=None)
+@given(misspellings())
+@example(("method.top_k", "methodtop_k"))
+@example(("model", "mode"))
+@example(("task.ood", "task.oxd"))
+def test_nearest_keys_finds_the_key_of_one_typo(case):
+    key, typo = case
+    assume(typo not in KEYS)
+    assert is_found(key, typo, nearest_keys(typo, KEYS))
+
+
+@settings(max_examples=12, deadline=None)
+@given(misspellings(), st.sampled_from(["", "+", "++"]))
+def test_one_typo_is_caught_and_the_key_suggested(case, prefix):
+    key, typo = case
+    assume(typo not in KEYS and not typo.startswith(("hydra.", ".")) and ".." not in typo)
+    assume(not typo.endswith(".name") and typo.partition(".")[0] != "hydra")
+    [line] = check(f"{prefix}{typo}=1")
+    assert line.startswith(f"{prefix}{typo}=1 is not an option")
+    suggested = re.split(r", | or ", line.partition("did you mean ")[2].rstrip("?"))
+    assert is_found(key, typo, suggested)

@@ -1,0 +1,266 @@
+"""Whole runs on tiny backbones: what trains, what is written, resuming, failing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from moe_runner import train
+from moe_runner.config import ConfigError, Dense, EMoE, Logger
+from moe_runner.runs.store import Store
+from moe_runner.training import checkpoint, fit
+from moe_runner.training.evaluate import evaluate_kept
+
+
+def carry_out(settings, run):
+    """Execute a run as the command does; returns its result and its folder."""
+    store = Store(train.Path(settings.paths.output))
+    return train.execute(run, settings, store), store.folder(run.id)
+
+
+@pytest.mark.parametrize("method", [Dense(), EMoE(num_experts=4, top_k=2)], ids=["dense", "emoe"])
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "t5"])
+def test_every_text_family_trains_and_evaluates(family, method, make_settings, only_run):
+    settings = make_settings(family, method, epochs=1)
+    run = only_run(settings)
+    result, folder = carry_out(settings, run)
+    assert result["id"] == run.id
+    assert -1 <= result["primary"] <= 1
+    assert set(result["ood_metrics"]) == {"cola_ood"}
+    assert result["id_metrics"]["validation"]["examples"] == 40
+    assert result["parameters"]["total"] == result["parameters"]["dense"]
+    line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    layers = 0 if method == Dense() else 2 if family == "t5" else 1
+    assert len(line["load"]) == layers
+    if layers:
+        assert result["flops_per_token"]["converted"] < result["flops_per_token"]["dense"]
+        assert 0 <= result["routing"]["routing/changed"] <= 1
+        assert 0 < result["routing"]["routing/entropy"] <= 1
+    assert not (folder / "checkpoint").exists()
+
+
+def test_a_finished_run_is_not_repeated(make_settings, only_run, monkeypatch):
+    settings = make_settings(epochs=1)
+    run = only_run(settings)
+    first, _ = carry_out(settings, run)
+    monkeypatch.setattr(fit, "carry_out", lambda *_: pytest.fail("trained again"))
+    assert carry_out(settings, run)[0] == first
+
+
+def test_rerun_repeats_to_the_bit(make_settings, only_run):
+    settings = make_settings(epochs=2)
+    run = only_run(settings)
+    first, _ = carry_out(settings, run)
+    again, _ = carry_out(dataclasses.replace(settings, rerun=True), run)
+    assert numbers(again) == numbers(first)
+
+
+def numbers(result: dict) -> dict:
+    """Keep what must be equal to the bit."""
+    keys = ("id_metrics", "ood_metrics", "primary", "best_epoch", "learning_curve", "routing")
+    return {key: result[key] for key in keys}
+
+
+def test_an_error_in_the_middle_of_an_epoch_and_a_second_try_give_the_same_numbers(
+    make_settings, only_run, monkeypatch
+):
+    settings = make_settings(epochs=3, save_steps=5)
+    run = only_run(settings)
+    whole, _ = carry_out(settings, run)
+
+    settings = dataclasses.replace(
+        settings, paths=dataclasses.replace(settings.paths, output=settings.paths.output + "2")
+    )
+    original, seen = torch.optim.AdamW.step, []
+
+    def failing_step(self, *args, **kwargs):
+        seen.append(1)
+        if len(seen) == 22:
+            raise RuntimeError("the power went off")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", failing_step)
+    with pytest.raises(RuntimeError, match="power"):
+        carry_out(settings, run)
+    result, _ = carry_out(settings, run)
+    assert result["resumed_at_update"] == 20
+    assert numbers(result) == numbers(whole)
+
+
+def test_lora_trains_lora_and_head_alike_for_dense_and_emoe(make_settings, only_run):
+    trained = {}
+    for method in (Dense(), EMoE(num_experts=4, top_k=2)):
+        settings = make_settings(method=method, tuning="lora")
+        ready = fit.build(only_run(settings), train.find_resources(settings))
+        trained[method.name] = {
+            name: p.shape for name, p in ready.backbone.model.named_parameters() if p.requires_grad
+        }
+    assert trained["dense"] == trained["emoe"]
+    names = trained["emoe"]
+    assert {"classifier.weight", "classifier.bias"} < set(names)
+    assert all(".lora_" in name or name.startswith("classifier") for name in names)
+    assert sum(".lora_A." in name for name in names) == 8  # query and value of four layers
+
+
+def test_lora_leaves_the_frozen_weights_alone_and_resumes(make_settings, only_run):
+    settings = make_settings(tuning="lora", epochs=1)
+    settings = dataclasses.replace(settings, keep_model="best")
+    run = only_run(settings)
+    _, folder = carry_out(settings, run)
+    kept = load_file(folder / "checkpoint" / fit.BEST / checkpoint.WEIGHTS)
+    assert not any("embeddings" in name or "experts.keys" in name for name in kept)
+    assert any(".lora_B." in name and tensor.any() for name, tensor in kept.items())
+
+
+def test_gradient_accumulation_is_the_same_as_one_large_batch(
+    make_settings, only_run, backbone_folder, tmp_path
+):
+    still = tmp_path / "still"  # without dropout, whose masks depend on the shape of a batch
+    still.mkdir()
+    for file in backbone_folder("bert").iterdir():
+        (still / file.name).write_bytes(file.read_bytes())
+    config = json.loads((still / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (still / "config.json").write_text(json.dumps(config))
+    losses = []
+    for accumulate in (1, 4):
+        settings = make_settings(epochs=1, accumulate=accumulate, learning_rate=1e-3)
+        settings = dataclasses.replace(
+            settings, model=dataclasses.replace(settings.model, path=str(still))
+        )
+        result, _ = carry_out(settings, only_run(settings))
+        losses.append(result["id_metrics"]["validation"]["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_training_stops_after_patience_epochs_without_a_better_metric(make_settings, only_run):
+    settings = make_settings(epochs=20, patience=2, learning_rate=1e-9)
+    result, _ = carry_out(settings, only_run(settings))
+    assert result["updates"] == 3 * 12
+    assert result["best_epoch"] == 1
+
+
+def test_a_diverging_run_fails_with_its_reason_and_is_tried_again(make_settings, only_run):
+    settings = make_settings(epochs=1, learning_rate=1e9, max_grad_norm=0.0)
+    run = only_run(settings)
+    with pytest.raises((FloatingPointError, ValueError), match="learning_rate|step size"):
+        carry_out(settings, run)
+    store = Store(train.Path(settings.paths.output))
+    assert store.status(run.id).state == "failed"
+    assert "Error" in (store.folder(run.id) / "error.txt").read_text()
+    session = train.Session()
+    assert train.attempt(run, settings, store, session) is None
+    assert store.status(run.id).attempts == 2
+    assert session.exit_code() == 1
+
+
+def test_a_kept_run_is_evaluated_on_other_sets_without_training(make_settings, only_run):
+    settings = dataclasses.replace(make_settings(epochs=1), keep_model="best")
+    bare = dataclasses.replace(settings, task=dataclasses.replace(settings.task, ood=()))
+    run, with_ood = only_run(bare), only_run(settings)
+    assert run.id != with_ood.id
+    carry_out(bare, run)
+    expected, _ = carry_out(settings, with_ood)
+    resources = train.find_resources(settings)
+    store = Store(train.Path(settings.paths.output))
+    found = evaluate_kept(run, settings, store, resources)
+    assert found == expected["ood_metrics"]
+    with pytest.raises(ConfigError, match="names no set"):
+        evaluate_kept(run, bare, store, resources)
+
+
+def test_a_run_that_was_not_kept_cannot_be_evaluated(make_settings, only_run):
+    settings = make_settings(epochs=1)
+    run = only_run(settings)
+    store, resources = Store(train.Path(settings.paths.output)), train.find_resources(settings)
+    with pytest.raises(ConfigError, match="is not done"):
+        evaluate_kept(run, settings, store, resources)
+    carry_out(settings, run)
+    with pytest.raises(ConfigError, match="keep_model=best rerun=true"):
+        evaluate_kept(run, settings, store, resources)
+
+
+def test_the_load_counts_every_real_token_top_k_times(make_settings, only_run):
+    settings = make_settings(epochs=1, eval_batch_size=7)
+    run = only_run(settings)
+    _, folder = carry_out(settings, run)
+    line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    ready = fit.build(run, train.find_resources(settings))
+    texts = ready.data.validation["validation"]["sentence"]
+    tokens = sum(len(ready.backbone.tokenizer(text)["input_ids"]) for text in texts)
+    assert [sum(load) for load in line["load"]] == [2 * tokens]
+
+
+def test_bf16_trains_on_this_device(make_settings, only_run):
+    settings = make_settings(epochs=1, precision="bf16")
+    result, _ = carry_out(settings, only_run(settings))
+    assert math.isfinite(result["id_metrics"]["validation"]["loss"])
+
+
+def test_fp16_is_refused_where_the_device_has_none(make_settings, only_run):
+    settings = make_settings(epochs=1, precision="fp16")
+    with pytest.raises(ConfigError, match="fp16 needs a CUDA device"):
+        carry_out(settings, only_run(settings))
+
+
+def test_length_grouping_changes_the_batches_and_the_id(make_settings, only_run):
+    plain, grouped = make_settings(epochs=1), make_settings(epochs=1, length_grouping=True)
+    assert only_run(plain).id != only_run(grouped).id
+    result, _ = carry_out(grouped, only_run(grouped))
+    assert result["updates"] == 12
+
+
+def test_wandb_stays_offline_and_in_the_folder(make_settings, only_run, monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_DIR", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    settings = make_settings(epochs=1)
+    settings = dataclasses.replace(settings, logger=Logger(name="wandb"))
+    run = only_run(settings)
+    assert run.id == only_run(make_settings(epochs=1)).id
+    _, folder = carry_out(settings, run)
+    assert list(folder.glob("wandb/offline-run-*"))
+
+
+def test_new_modules_learn_at_their_own_rate(make_settings, only_run, monkeypatch):
+    monkeypatch.setattr(
+        fit.Conversion, "new_parameters", lambda self, model: {"bert.pooler.dense.weight"}
+    )
+    settings = make_settings(epochs=1, weight_decay=0.1)
+    settings = dataclasses.replace(
+        settings, tuning=dataclasses.replace(settings.tuning, new_modules_lr_scale=0.1)
+    )
+    groups = []
+    original = fit.RunTrainer.create_optimizer
+
+    def spy(self, model=None):
+        optimizer = original(self, model)
+        groups[:] = [(g["lr"], g["weight_decay"], len(g["params"])) for g in optimizer.param_groups]
+        return optimizer
+
+    monkeypatch.setattr(fit.RunTrainer, "create_optimizer", spy)
+    carry_out(settings, only_run(settings))
+    rates = {(round(rate, 9), decay) for rate, decay, _ in groups}
+    assert rates == {(3e-3, 0.1), (3e-3, 0.0), (3e-4, 0.1)}
+    assert [count for rate, _, count in groups if rate < 1e-3] == [1]
+
+
+def test_the_newest_whole_checkpoint_is_found(tmp_path):
+    assert checkpoint.newest_checkpoint(tmp_path / "none") is None
+    for step, state in ((2, "{}"), (10, "{}"), (12, '{"half')):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / checkpoint.WEIGHTS).write_bytes(b"")
+        (folder / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-14").mkdir()
+    assert checkpoint.newest_checkpoint(tmp_path) == (tmp_path / "checkpoint-10", 10)
+
+
+def test_weights_of_another_model_are_refused(tmp_path, tiny_model):
+    checkpoint.save_trained(tiny_model("bert"), tmp_path)
+    with pytest.raises(ValueError, match="is of another model"):
+        checkpoint.load_trained(tiny_model("gpt2"), tmp_path)
