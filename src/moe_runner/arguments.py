@@ -82,7 +82,7 @@ def check_arguments(argv: Sequence[str], conf: Path) -> list[str]:
 
     Returns:
         One line per problem, in the order of the arguments, then those of values; empty if all is
-        well, and for flags such as `--version` and `--config-name`, which are Hydra's alone.
+        well, and for flags such as `--hydra-help` and `--config-name`, which are Hydra's alone.
     """
     problems: list[str] = []
     flags = read_flags(argv, problems)

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from moe_runner.arguments import check_arguments, parse_config
@@ -27,7 +29,7 @@ from moe_runner.runs.run import Run, read_run
 from moe_runner.runs.store import RunBusy, RunDone, Store, StoreError
 from moe_runner.sweeps.plan import Plan, make_plan
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("moe_runner.train")  # also when run as __main__
 
 PACKAGED = Path(__file__).parent / "conf"  # in the wheel; in a checkout it is at the top level
 CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
@@ -42,6 +44,7 @@ class Session:
     jobs: int = 0
     failed: list[str] = field(default_factory=list)
     mistakes: list[str] = field(default_factory=list)
+    where: str = ""  # the results lie
 
     def exit_code(self) -> int:
         """2 for a mistake of the user, 1 for a failed run, else 0."""
@@ -61,8 +64,9 @@ def main() -> None:
         return run_job(cfg, session)
 
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
-    if session.jobs > 1:
-        print_table(session.results, session.gaps, "All jobs")
+    if session.where and one_of_many_jobs():
+        print_table(session.results, session.gaps)
+        print(session.where)
     for line in session.failed:
         print(f"failed: {line}", file=sys.stderr)
     sys.exit(session.exit_code())
@@ -107,13 +111,22 @@ def run_plan(plan: Plan, settings: Settings, session: Session) -> float:
             results.append(result)
             session.results.append(result)
     session.gaps |= plan.gaps
-    baselines, hint = stored_baselines(plan, store)
-    print_table([*baselines, *results], plan.gaps)
-    if hint:
-        print(hint)
-    print(f"results: {store.root}/<id>/result.json")
+    session.where = f"results: {store.root}/<id>/result.json"
+    if not one_of_many_jobs():
+        baselines, hint = stored_baselines(plan, store)
+        print_table([*baselines, *results], plan.gaps)
+        print("\n".join(line for line in (hint, session.where) if line))
     complete = len(results) == len(plan.runs)
     return math.fsum(r["primary"] for r in results) / len(results) if complete else math.nan
+
+
+def one_of_many_jobs() -> bool:
+    """Tell whether `main` prints one table for all jobs at the end: a sweep in this process."""
+    if not HydraConfig.initialized():
+        return False
+    node = HydraConfig.get()
+    local = str(node.launcher.get("_target_", "")).endswith("BasicLauncher")
+    return node.mode == RunMode.MULTIRUN and local
 
 
 def attempt(run: Run, settings: Settings, store: Store, session: Session) -> dict[str, Any] | None:

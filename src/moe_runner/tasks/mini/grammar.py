@@ -620,6 +620,9 @@ def opinion(
                 f"{subject} is {rng.choice(lexicon.REVERSERS)} {word}",
                 f"there is nothing {word} about the {aspect}",
                 f"I did not find the {aspect} {word}",
+                f"I do not think that {subject} is {word}",
+                f"it would be wrong to call this {noun} {word}",
+                f"{subject} could hardly be less {word}",
                 f"nobody will call this {noun} {word}",
             )
         )
@@ -630,6 +633,7 @@ def opinion(
     return rng.choice(
         (
             f"{subject} is {adjective}",
+            f"{subject} could hardly be more {adjective}",
             f"{subject} is {rng.choice(lexicon.INTENSIFIERS)} {adjective}",
             f"this is {with_article(adjective)} {noun}",
             f"the {noun} has {with_article(adjective)} {aspect}"
@@ -717,7 +721,7 @@ def sample_objects(rng: Random, activity: str) -> tuple[str, ...]:
         return tuple(rng.sample(lexicon.CITIES, 2))
     scene = rng.choice(lexicon.SCENES)
     if activity in ("become", "hire"):
-        people = [noun for noun in scene.people if noun.word not in ("guest", "neighbor", "thief")]
+        people = [noun for noun in scene.people if noun.word not in lexicon.NOT_JOBS]
         return (with_article(rng.choice(people).word),)
     kinds = ("vehicle", "machine", "instrument") if activity == "repair" else _SOLD_KINDS
     things = [noun for scene in lexicon.SCENES for noun in scene.things if noun.kind in kinds]

@@ -221,6 +221,8 @@ OTHER_SCENES = (
     ),
 )
 
+NOT_JOBS = ("guest", "student", "neighbor", "tourist", "thief")
+
 # Nouns that name every member of a kind.
 HYPERNYMS = {
     noun.kind: noun
