@@ -45,6 +45,7 @@ class Session:
     failed: list[str] = field(default_factory=list)
     mistakes: list[str] = field(default_factory=list)
     where: str = ""  # the results lie
+    table_at_end: bool = False
 
     def exit_code(self) -> int:
         """2 for a mistake of the user, 1 for a failed run, else 0."""
@@ -64,7 +65,7 @@ def main() -> None:
         return run_job(cfg, session)
 
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
-    if session.where and one_of_many_jobs():
+    if session.table_at_end:
         print_table(session.results, session.gaps)
         print(session.where)
     for line in session.failed:
@@ -112,7 +113,8 @@ def run_plan(plan: Plan, settings: Settings, session: Session) -> float:
             session.results.append(result)
     session.gaps |= plan.gaps
     session.where = f"results: {store.root}/<id>/result.json"
-    if not one_of_many_jobs():
+    session.table_at_end = one_of_many_jobs()
+    if not session.table_at_end:
         baselines, hint = stored_baselines(plan, store)
         print_table([*baselines, *results], plan.gaps)
         print("\n".join(line for line in (hint, session.where) if line))
