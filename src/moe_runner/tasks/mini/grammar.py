@@ -629,11 +629,12 @@ def opinion(
     adjective = rng.choice(domain.positive if positive else domain.negative)
     verbs = lexicon.POSITIVE_VERBS if positive else lexicon.NEGATIVE_VERBS
     verb = rng.choice(verbs if domain is MOVIES else verbs[:2])
+    comparative = lexicon.IRREGULAR_COMPARATIVES.get(adjective, f"more {adjective}")
     attitude = rng.choice(lexicon.LIKING if positive else lexicon.DISLIKING)
     return rng.choice(
         (
             f"{subject} is {adjective}",
-            f"{subject} could hardly be more {adjective}",
+            f"{subject} could hardly be {comparative}",
             f"{subject} is {rng.choice(lexicon.INTENSIFIERS)} {adjective}",
             f"this is {with_article(adjective)} {noun}",
             f"the {noun} has {with_article(adjective)} {aspect}"
@@ -660,7 +661,7 @@ def review(rng: Random, domain: ReviewDomain, *, positive: bool, hard: float = 0
     more = main
     while more.split()[:2] == main.split()[:2]:
         more = opinion(rng, domain, noun, positive=positive)
-    return f"{main} and {more}"
+    return f"{main}, and {more}"
 
 
 def with_article(word: str) -> str:

@@ -419,7 +419,8 @@ DISLIKING = ("hated", "disliked", "loathed", "despised")
 # The first two of each fit anything, the others what entertains.
 POSITIVE_VERBS = _verbs("impress|please|delight|charm|amuse")
 NEGATIVE_VERBS = _verbs("disappoint|annoy|irritate|bore|insult")
-INTENSIFIERS = ("very", "truly", "really", "quite", "so", "rather")
+INTENSIFIERS = ("truly", "really", "quite", "so", "simply")
+IRREGULAR_COMPARATIVES = {"good": "better", "bad": "worse"}
 
 # Reversing words: "not good", "hardly good" are bad; "not dull" is good.
 REVERSERS = ("not", "never", "hardly", "far from", "anything but")
