@@ -23,6 +23,7 @@ class Cell:
         n: runs.
         learning_rate: chosen by the mean.
         ood: mean of each out-of-domain set's primary metric; None: not available.
+        further: the same for the other validation splits (MNLI mismatched).
         metrics: names of the task's metrics.
     """
 
@@ -31,6 +32,7 @@ class Cell:
     n: int
     learning_rate: float
     ood: dict[str, float | None]
+    further: dict[str, float | None]
     metrics: tuple[str, ...]
 
 
@@ -57,19 +59,28 @@ def aggregate(results: Sequence[dict[str, Any]]) -> Cell:
         by_rate.items(), key=lambda item: statistics.fmean(r["primary"] for r in item[1])
     )
     scores = [result["primary"] for result in chosen]
-    ood: dict[str, float | None] = {}
-    for name in chosen[0]["ood_metrics"]:
-        values = [r["ood_metrics"].get(name) for r in chosen]
-        known = [value["primary"] for value in values if value is not None]
-        ood[name] = statistics.fmean(known) if known else None
     return Cell(
         statistics.fmean(scores),
         statistics.pstdev(scores),
         len(scores),
         rate,
-        ood,
+        means([result["ood_metrics"] for result in chosen]),
+        means([dict(list(result["id_metrics"].items())[1:]) for result in chosen]),
         tuple(chosen[0]["metrics"]),
     )
+
+
+def means(metrics: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """Average the primary metric of each set over runs; None where no run has it.
+
+    Args:
+        metrics: of each run, by set: a mapping with `primary`, or None.
+    """
+    found: dict[str, float | None] = {}
+    for name in metrics[0]:
+        known = [run[name]["primary"] for run in metrics if run.get(name) is not None]
+        found[name] = statistics.fmean(known) if known else None
+    return found
 
 
 def mean_ranks(cells: dict[tuple[str, str], Cell]) -> dict[str, float]:
@@ -117,7 +128,12 @@ def build_table(results: Sequence[dict[str, Any]], gaps: dict[str, str], title: 
     cells = {key: aggregate(group) for key, group in grouped.items()}
     tasks = list(dict.fromkeys(task for task, _ in cells))
     systems = list(dict.fromkeys(name for _, name in cells))
-    table = Table(title=title or None, title_justify="left")
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        caption="Percent; epoch and rate chosen on the ID set shown",
+        caption_justify="left",
+    )
     for name in ("task", "metric", "system"):
         table.add_column(name, no_wrap=name != "metric")
     for name in ("ID", "OOD", "n"):
@@ -126,7 +142,8 @@ def build_table(results: Sequence[dict[str, Any]], gaps: dict[str, str], title: 
         for position, name in enumerate(n for n in systems if (task, n) in cells):
             cell = cells[task, name]
             head = (task, " + ".join(cell.metrics)) if position == 0 else ("", "")
-            table.add_row(*head, name, score(cell), ood_text(cell), str(cell.n))
+            further = f" ({by_set(cell.further)})" if cell.further else ""
+            table.add_row(*head, name, score(cell) + further, by_set(cell.ood), str(cell.n))
         table.add_section()
     for task, reason in gaps.items():
         table.add_row(task, "", NOT_AVAILABLE, "", reason, "0")
@@ -148,11 +165,12 @@ def score(cell: Cell) -> str:
     return f"{100 * cell.mean:.1f}{spread}"
 
 
-def ood_text(cell: Cell) -> str:
-    """Show each out-of-domain set with its score in percent."""
+def by_set(scores: dict[str, float | None]) -> str:
+    """Show each set with its score in percent."""
     return ", ".join(
-        f"{name} {NOT_AVAILABLE if value is None else f'{100 * value:.1f}'}"
-        for name, value in cell.ood.items()
+        f"{name.removeprefix('validation_')} "
+        + (NOT_AVAILABLE if value is None else f"{100 * value:.1f}")
+        for name, value in scores.items()
     )
 
 

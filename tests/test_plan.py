@@ -1,0 +1,121 @@
+"""From settings to runs: what is in a run's id and what is not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from moe_runner.arguments import parse_config
+from moe_runner.config import ConfigError, Settings
+from moe_runner.runs.run import read_run
+from moe_runner.sweeps.plan import make_plan
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+@pytest.fixture
+def settings(tmp_path):
+    def build(*overrides: str) -> Settings:
+        places = [f"paths.output={tmp_path}"]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return parse_config(compose("config", [*places, *overrides]))
+
+    return build
+
+
+def ids(settings: Settings) -> list[str]:
+    return [run.id for run in make_plan(settings).runs]
+
+
+def test_the_default_is_emoe_on_all_eight_tasks_of_the_embedded_suite(settings):
+    plan = make_plan(settings())
+    names = [run.task_name for run in plan.runs]
+    assert names == ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"]
+    assert {run.method.name for run in plan.runs} == {"emoe"}
+    assert {run.model.name for run in plan.runs} == {"bert_tiny"}
+    assert len({run.id for run in plan.runs}) == 8
+    assert not plan.gaps
+
+
+def test_a_member_alone_is_the_same_run_as_within_its_suite(settings):
+    assert ids(settings("task=glue_mini/rte")) == ids(settings())[-1:]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "device=cpu", "threads=3", "logger=wandb", "keep_model=best", "rerun=true", "debug=true",
+        "trainer.workers=2", "trainer.save_steps=7", "method.backend=masked",
+        "task.skip_missing=true", "task.ood=[constructions]", "trainer.learning_rate=1e-3",
+        "trainer.epochs=4", "trainer.deterministic=true", "model.lr_scale=20",
+    ],
+)  # fmt: skip
+def test_what_cannot_change_a_number_is_not_in_the_id(settings, override):
+    base = settings("task=glue_mini/cola", "trainer.learning_rate=1e-3", "trainer.epochs=4")
+    words = ["task=glue_mini/cola", "trainer.learning_rate=1e-3", "trainer.epochs=4", override]
+    assert ids(settings(*words)) == ids(base)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1", "method=dense", "method.top_k=8", "method.num_experts=32", "method.layers=[0]",
+        "method.clustering=random", "method.cluster_seed=1", "method.select=bottom",
+        "model=gpt2_tiny", "tuning=lora", "task=glue_mini/rte", "task.limit=10",
+        "task.eval_limit=10", "task.max_length=64", "task.data_seed=1", "task.ood=[]",
+        "trainer.learning_rate=1e-2", "trainer.epochs=1", "trainer.batch_size=16",
+        "trainer.precision=bf16", "trainer.patience=1", "trainer.length_grouping=true",
+        "trainer.max_steps=3", "trainer.schedule=cosine", "trainer.accumulate=2",
+    ],
+)  # fmt: skip
+def test_what_can_change_a_number_is_in_the_id(settings, override):
+    base = ["task=glue_mini/cola"]
+    words = [override] if override.startswith("task=") else [*base, override]
+    assert ids(settings(*words)) != ids(settings(*base))
+
+
+def test_a_run_comes_back_from_its_config_yaml(settings, tmp_path):
+    for overrides in (["task=glue_mini/mnli"], ["method=dense", "tuning=lora", "search=paper"]):
+        run = make_plan(settings(*overrides)).runs[0]
+        file = tmp_path / "config.yaml"
+        file.write_text(run.to_yaml())
+        assert read_run(file) == run
+        assert read_run(file).id == run.id
+
+
+def test_search_makes_rates_times_seeds_and_scales_the_rates(settings):
+    plan = make_plan(settings("search=paper", "task=glue_mini/cola", "model.lr_scale=10"))
+    found = {(run.trainer.learning_rate, run.seed) for run in plan.runs}
+    assert found == {(rate, seed) for rate in (2e-4, 3e-4, 5e-4) for seed in (0, 1, 2)}
+
+
+def test_everything_that_is_missing_is_said_at_once(settings, monkeypatch):
+    from moe_runner import hub
+
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+    chosen = settings("model=gpt2", "task=glue", "task.data_dir=/no/such/folder")
+    with pytest.raises(ConfigError) as caught:
+        make_plan(chosen)
+    text = str(caught.value)
+    assert "openai-community/gpt2" in text
+    for name in ("cola", "rte"):
+        assert f"{name}/train.parquet" in text
+    tiny = replace(chosen, model=settings().model)
+    with pytest.raises(ConfigError):  # nothing is left to run
+        make_plan(replace(tiny, task=replace(tiny.task, skip_missing=True)))
+
+
+def test_an_ood_set_of_one_member_is_left_out_of_the_others(settings, shared_data):
+    chosen = settings(
+        "task=gluex", "task.ood=[imdb,sick_sts]", "task.skip_missing=true",
+        f"task.data_dir={shared_data / 'glue'}", f"task.ood_dir={shared_data / 'ood'}",
+    )  # fmt: skip
+    plan = make_plan(chosen)
+    assert {run.task_name: run.task.ood for run in plan.runs if run.task.ood} == {
+        "sst2": ("imdb",),
+        "stsb": ("sick_sts",),
+    }
+    assert set(plan.gaps) == {"rte"}
