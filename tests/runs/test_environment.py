@@ -64,7 +64,8 @@ def test_git_gives_commit_and_dirty_flag(repository):
 def test_the_package_imports_nothing_heavy():
     names = "environment, identity, store"
     script = (
-        f"import sys; from moe_runner import files; from moe_runner.runs import {names}; environment.environment(1); "
+        f"import sys; from moe_runner import files; from moe_runner.runs import {names}; "
+        "environment.environment(1); "
         "print({'torch', 'transformers', 'hydra', 'omegaconf', 'numpy'} & set(sys.modules))"
     )
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

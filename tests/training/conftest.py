@@ -106,7 +106,7 @@ def glue_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def make_settings(backbone_folder, glue_folder, tmp_path):
-    """Build settings for a quick run: 12 updates an epoch, `family`, `method` and `tuning` given."""
+    """Build settings for a quick run of 12 updates an epoch."""
 
     def build(
         family: str = "bert",
