@@ -94,7 +94,6 @@ class Model:
     gated: bool = runtime(False)  # the FFN has a gate and an up projection (SwiGLU)
     vocab_size: int | None = runtime(None)  # None: images
     max_positions: int | None = runtime(None)
-    pooling: Literal["native", "mean"] = "native"  # native: the family's own
     lora_targets: tuple[str, ...] = ()  # attention projections
     lr_scale: float = runtime(1.0)  # multiplies tuning.learning_rate; tiny models need larger steps
 
