@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from moe_runner.arguments import check_arguments, parse_config
-from moe_runner.config import ConfigError, Dense, Settings
-from moe_runner.report.summary import print_table
+from moe_runner.config import ConfigError, Settings
+from moe_runner.report.summary import headline, print_table
 from moe_runner.runs.environment import environment
+from moe_runner.runs.log import logged_to
 from moe_runner.runs.run import Run, read_run
 from moe_runner.runs.store import RunBusy, RunDone, Store, StoreError
-from moe_runner.sweeps.plan import Plan, make_plan
+from moe_runner.sweeps.plan import Plan, make_plan, show_plan, stored_baselines
 
 log = logging.getLogger("moe_runner.train")  # also when run as __main__
 
@@ -55,6 +55,12 @@ class Session:
 def main() -> None:
     """Check the arguments, let Hydra run the jobs, print what is left to say, exit."""
     problems = check_arguments(sys.argv[1:], CONF)
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        problems.append(
+            f"WORLD_SIZE={processes} is not supported yet: a run is one process on one device; "
+            "start moe-run without torchrun"
+        )
     if problems:
         print("\n".join(problems), file=sys.stderr)
         sys.exit(2)
@@ -64,7 +70,11 @@ def main() -> None:
         session.jobs += 1
         return run_job(cfg, session)
 
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
     if session.table_at_end:
         print_table(session.results, session.gaps)
         print(session.where)
@@ -90,7 +100,7 @@ def run_job(cfg: DictConfig, session: Session) -> float:
             return evaluate_stored(settings)
         plan = make_plan(settings)
         if settings.dry_run:
-            show_plan(plan, settings)
+            show_plan(plan, Store(Path(settings.paths.output)))
             return math.nan
         return run_plan(plan, settings, session)
     except (ConfigError, StoreError) as error:
@@ -205,62 +215,6 @@ def evaluate_stored(settings: Settings) -> float:
     print_table([{**result, "ood_metrics": found}], {}, f"{run_id} evaluated again")
     print(f"results: {store.folder(run_id)}/ood.json")
     return float(result["primary"])
-
-
-def stored_baselines(plan: Plan, store: Store) -> tuple[list[dict[str, Any]], str]:
-    """Find the dense runs of equal settings, to stand beside the results of another method.
-
-    Returns:
-        Their results, and a line that says how to make them if one is missing.
-    """
-    twins = [replace(run, method=Dense()) for run in plan.runs if run.method != Dense()]
-    found = [store.result(twin.id) for twin in twins]
-    if not twins or all(result is not None for result in found):
-        return [result for result in found if result is not None], ""
-    return (
-        [result for result in found if result is not None],
-        "no dense baseline of these settings is stored: the same command with method=dense adds it",
-    )
-
-
-def show_plan(plan: Plan, settings: Settings) -> None:
-    """Print the runs of a plan and which of them are done."""
-    store = Store(Path(settings.paths.output))
-    for run in plan.runs:
-        print(
-            f"{run.id}  {store.status(run.id).state:<11}  {run.label}, {run.trainer.epochs} epochs"
-        )
-    for name, reason in plan.gaps.items():
-        print(f"{'':16}  skipped      {name}: {reason}")
-    done = sum(store.status(run.id).state == "done" for run in plan.runs)
-    print(f"{len(plan.runs)} runs, {done} done, {len(plan.runs) - done} to do")
-
-
-def headline(result: dict[str, Any]) -> str:
-    """Sum up a result in one line."""
-    ood = [
-        f"{name} {100 * values['primary']:.1f}" if values else f"{name} not available"
-        for name, values in result["ood_metrics"].items()
-    ]
-    figures = "+".join(result["metrics"])
-    return (
-        f"{figures} {100 * result['primary']:.1f} at epoch {result['best_epoch']:g}"
-        + (f"; out of domain: {', '.join(ood)}" if ood else "")
-        + f"; {result['wall_seconds']:.0f} s"
-    )
-
-
-@contextmanager
-def logged_to(file: Path) -> Iterator[None]:
-    """Copy the log to a file while the block runs."""
-    handler = logging.FileHandler(file, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(handler)
-        handler.close()
 
 
 if __name__ == "__main__":

@@ -95,6 +95,46 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(quick, tmp_path):
         assert second[key] == first[key], key
 
 
+def test_ctrl_c_ends_with_one_line_and_the_state_interrupted(quick, tmp_path):
+    words, env = command(*quick, "trainer.epochs=200")
+    process = subprocess.Popen(
+        words, env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("outputs/runs/*/checkpoint/checkpoint-12")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("interrupted; the same command goes on")
+    (status,) = tmp_path.glob("outputs/runs/*/status.json")
+    assert json.loads(status.read_text())["state"] == "interrupted"
+
+
+def test_several_processes_are_refused(quick, tmp_path):
+    done = moe_run(*quick, cwd=tmp_path, WORLD_SIZE="2")
+    assert done.returncode == 2
+    assert "WORLD_SIZE=2 is not supported yet" in done.stderr
+
+
+def test_a_kept_run_is_evaluated_on_another_set(quick, tmp_path):
+    assert moe_run(*quick, "keep_model=best", cwd=tmp_path).returncode == 0
+    (folder,) = tmp_path.glob("outputs/runs/*")
+    ood = Path(next(w for w in quick if w.startswith("task.data_dir")).split("=")[1]) / "ood"
+    done = moe_run(
+        f"evaluate='{folder.name}'", "task=glue/cola", "task.ood=[cola_ood]",
+        f"task.ood_dir={ood}", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "cola_ood" in done.stdout
+    assert set(json.loads((folder / "ood.json").read_text())) == {"cola_ood"}
+    wrong = moe_run("evaluate=zzz", "task=glue/cola", "task.ood=[cola_ood]", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "'zzz' is not a run" in wrong.stderr
+
+
 def test_the_second_time_the_command_says_done_without_torch(quick, tmp_path):
     first = moe_run(*quick, cwd=tmp_path)
     assert first.returncode == 0, first.stderr

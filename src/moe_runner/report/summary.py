@@ -174,6 +174,20 @@ def by_set(scores: dict[str, float | None]) -> str:
     )
 
 
+def headline(result: dict[str, Any]) -> str:
+    """Sum up a result in one line."""
+    ood = [
+        f"{name} {100 * values['primary']:.1f}" if values else f"{name} not available"
+        for name, values in result["ood_metrics"].items()
+    ]
+    figures = "+".join(result["metrics"])
+    return (
+        f"{figures} {100 * result['primary']:.1f} at epoch {result['best_epoch']:g}"
+        + (f"; out of domain: {', '.join(ood)}" if ood else "")
+        + f"; {result['wall_seconds']:.0f} s"
+    )
+
+
 def print_table(results: Sequence[dict[str, Any]], gaps: dict[str, str], title: str = "") -> None:
     """Print the table on the standard output, wide enough for a file where that is none."""
     console = Console()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from moe_runner import tasks
 from moe_runner.backbones.weights import find_weights
-from moe_runner.config import ConfigError, Settings
+from moe_runner.config import ConfigError, Dense, Settings
 from moe_runner.runs.run import Run
+from moe_runner.runs.store import Store
 
 
 @dataclass(frozen=True)
@@ -96,3 +98,31 @@ def runs_of_task(settings: Settings, name: str, data: dict[str, str], weights: s
         for rate in scaled
         for seed in (search.seeds or (settings.seed,))
     ]
+
+
+def show_plan(plan: Plan, store: Store) -> None:
+    """Print the runs of a plan and which of them are done."""
+    for run in plan.runs:
+        print(
+            f"{run.id}  {store.status(run.id).state:<11}  {run.label}, {run.trainer.epochs} epochs"
+        )
+    for name, reason in plan.gaps.items():
+        print(f"{'':16}  skipped      {name}: {reason}")
+    done = sum(store.status(run.id).state == "done" for run in plan.runs)
+    print(f"{len(plan.runs)} runs, {done} done, {len(plan.runs) - done} to do")
+
+
+def stored_baselines(plan: Plan, store: Store) -> tuple[list[dict[str, Any]], str]:
+    """Find the dense runs of equal settings, to stand beside the results of another method.
+
+    Returns:
+        Their results, and a line that says how to make them if one is missing.
+    """
+    twins = [replace(run, method=Dense()) for run in plan.runs if run.method != Dense()]
+    found = [store.result(twin.id) for twin in twins]
+    if not twins or all(result is not None for result in found):
+        return [result for result in found if result is not None], ""
+    return (
+        [result for result in found if result is not None],
+        "no dense baseline of these settings is stored: the same command with method=dense adds it",
+    )

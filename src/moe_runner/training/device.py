@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 import resource
 from pathlib import Path
@@ -13,10 +15,14 @@ from moe_runner.config import ConfigError, Trainer
 
 
 def choose_device(name: str) -> torch.device:
-    """Choose the device of all runs of this process, and check that it is there.
+    """Choose the one device of this process, and check that it is there.
+
+    A GPU is chosen by hiding the others, before CUDA starts: the Trainer takes every GPU that it
+    sees, which would multiply the batch.
 
     Args:
-        name: `auto` (CUDA, then MPS, then CPU), `cpu`, `mps`, `cuda` or `cuda:<n>`.
+        name: `auto` (CUDA, then MPS, then CPU), `cpu`, `mps`, `cuda` or `cuda:<n>`, counted among
+            those of CUDA_VISIBLE_DEVICES.
 
     Returns:
         The device.
@@ -24,21 +30,25 @@ def choose_device(name: str) -> torch.device:
     Raises:
         ConfigError: if this machine does not have it.
     """
-    if name == "auto":
+    if name == "auto" or name.startswith("cuda"):
+        show_one_gpu(int(name.partition(":")[2] or 0))
         if torch.cuda.is_available():
             return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    index = re.fullmatch(r"cuda:(\d+)", name)
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device={name} is not on this machine; use device=cpu")
-    if index and int(index[1]) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device={name} is not on this machine; use cuda:0 to "
-            f"cuda:{torch.cuda.device_count() - 1}"
-        )
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("device=mps is not on this machine; use device=cpu")
-    return torch.device(name)
+    if name.startswith("cuda"):
+        raise ConfigError(f"device={name} is not on this machine; use device=auto or device=cpu")
+    if name in ("auto", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    if name == "mps":
+        raise ConfigError("device=mps is not on this machine; use device=auto or device=cpu")
+    return torch.device("cpu")
+
+
+@functools.cache  # hidden once, the chosen GPU is number 0 of this process
+def show_one_gpu(index: int) -> None:
+    """Leave one GPU in CUDA_VISIBLE_DEVICES; an index that is not there leaves none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(index)] if visible is None else visible.split(",")[index : index + 1]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names)
 
 
 def check_precision(options: Trainer, device: torch.device) -> None:

@@ -145,7 +145,7 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
     assert reported is not None
     updates = trainer.state.global_step - resumed_at
     tokens = trainer.state.num_input_tokens_seen
-    if trainer.is_world_process_zero() and resources.keep_model:
+    if resources.keep_model:
         keep = folder.checkpoint / BEST
         keep.mkdir(parents=True, exist_ok=True)
         checkpoint.save_trained(model, keep)
@@ -211,10 +211,9 @@ def make_trainer(
         callbacks.append(EarlyStoppingCallback(options.patience))
     if options.save_steps is not None:
         callbacks.append(SaveEvery(options.save_steps))
-    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     arguments = training_arguments(
         output_dir=str(folder.checkpoint),
-        per_device_train_batch_size=options.batch_size // options.accumulate // processes,
+        per_device_train_batch_size=options.batch_size // options.accumulate,
         gradient_accumulation_steps=options.accumulate,
         per_device_eval_batch_size=options.eval_batch_size,
         learning_rate=options.learning_rate,

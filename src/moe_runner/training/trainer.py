@@ -91,8 +91,7 @@ class RunTrainer(Trainer):
             **summarise(loads),
             "load": [load.tolist() for load in loads],
         }
-        if self.is_world_process_zero():
-            self.folder.log_metrics(line)
+        self.folder.log_metrics(line)
         return found
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
