@@ -36,3 +36,7 @@ def test_a_shown_command_is_accepted(command):
     if words in (["--help"], ["method=emo", "method.top_k=200", "trainer.epoch=3"]):
         return  # the README shows the mistakes of the second
     assert check_arguments(words, ROOT / "conf") == []
+
+
+def test_nothing_is_left_to_fill_in():
+    assert "@@" not in (ROOT / "README.md").read_text()

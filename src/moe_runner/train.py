@@ -26,7 +26,7 @@ from moe_runner.report.summary import headline, print_table
 from moe_runner.runs.environment import environment
 from moe_runner.runs.log import logged_to
 from moe_runner.runs.run import Run, read_run
-from moe_runner.runs.store import RunBusy, RunDone, Store, StoreError
+from moe_runner.runs.store import RunBusy, RunDone, RunFolder, Store, StoreError
 from moe_runner.sweeps.plan import Plan, make_plan, show_plan, stored_baselines
 
 log = logging.getLogger("moe_runner.train")  # also when run as __main__
@@ -154,7 +154,8 @@ def attempt(run: Run, settings: Settings, store: Store, session: Session) -> dic
             traceback.print_exc()
         where = store.folder(run.id) / "error.txt"
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        reason = f"{reason} (see {where})"
+        if where.exists():
+            reason = f"{reason} (see {where})"
     log.error("  failed: %s", reason)
     session.failed.append(f"{run.label}: {reason}")
     return None
@@ -167,19 +168,22 @@ def execute(run: Run, settings: Settings, store: Store) -> dict[str, Any]:
     result = store.result(run.id)
     if result is not None:
         log.info("  done before: %s", headline(result))
+        if settings.keep_model == "best" and not RunFolder(store.folder(run.id)).best.is_dir():
+            log.warning("  its weights were not kept; add rerun=true to train and keep them")
         return result
-    from moe_runner.training.fit import carry_out  # torch: seconds
+    import torch  # seconds
+
+    from moe_runner.training.fit import carry_out
 
     resources = find_resources(settings)
-    software = environment(settings.threads)
+    software = environment(settings.threads or torch.get_num_threads())
     try:
         with (
             store.claim(run.id, config_yaml=run.to_yaml(), environment=software) as folder,
             logged_to(folder.path / "run.log"),
         ):
             result = folder.finish(carry_out(run, folder, resources))
-            if settings.keep_model == "none":
-                folder.discard_checkpoint()
+            folder.discard_checkpoint(keep_best=settings.keep_model == "best")
             log.info("  %s", headline(result))
     except RunDone:  # by another process, since we looked
         result = store.result(run.id)

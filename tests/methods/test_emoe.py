@@ -218,3 +218,53 @@ def test_converting_twice_and_merging_a_dense_model_are_refused(tiny_model):
     convert(model, EMoE(num_experts=4, top_k=1))
     with pytest.raises(ValueError, match="converted already"):
         convert(model, EMoE(num_experts=4, top_k=1))
+
+
+@pytest.mark.parametrize("family", ["bert", "t5"])
+def test_merge_keeps_mode_and_what_trains(family, tiny_model):
+    model = tiny_model(family, dropout=0.5).train()
+    convert(model, EMoE(num_experts=4, top_k=2, layers="all"))
+    for layer in moe_layers(model):
+        layer.experts.requires_grad_(False)
+    model.eval()
+    sites = [site.key for site in find_sites(tiny_model(family))]
+    merge(model)
+    assert not any(module.training for module in model.modules())
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert all(f"{key}.weight" in frozen for key in sites)
+
+
+def test_a_copy_of_a_converted_model_gets_its_own_masks(tiny_model, tiny_batch):
+    model = tiny_model("bert")
+    convert(model, EMoE(num_experts=4, top_k=1, layers=(0,)))
+    other = copy.deepcopy(model)
+    other(**tiny_batch("bert"))
+    (layer,) = moe_layers(other)
+    assert int(layer.routing.load(4).sum()) == 9 + 6 + 4
+    assert moe_layers(model)[0].routing is None
+
+
+def test_assignments_must_be_those_of_the_sites(tiny_model):
+    method = EMoE(num_experts=4, top_k=1, layers=(0,))
+    key = "bert.encoder.layer.0.intermediate.dense"
+    good = torch.arange(4).repeat(8)
+    for assignments, message in (
+        ({}, "not those of the sites: bert"),
+        ({key: good, "other": good}, "not those of the sites: other"),
+        ({key: good[:16]}, "does not share 32 neurons equally"),
+        ({key: torch.zeros(32, dtype=torch.long)}, "does not share 32 neurons equally"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convert(tiny_model("bert"), method, assignments=assignments)
+    convert(tiny_model("bert"), method, assignments={key: good})
+
+
+def test_half_precision_gives_the_same_with_every_back_end(tiny_model, tiny_batch):
+    outputs = []
+    for backend in ("masked", "sorted"):
+        model = tiny_model("bert")
+        convert(model, EMoE(num_experts=16, top_k=12, layers="all", backend=backend))
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs.append(model(**tiny_batch("bert")).logits.float())
+            assert moe_layers(model)[0](torch.randn(2, 16)).dtype == torch.bfloat16
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=2e-2, atol=2e-2)

@@ -11,15 +11,24 @@ from moe_runner.report.summary import aggregate, build_table, mean_ranks
 
 
 def result(
-    method="emoe", task="cola", primary=0.5, seed=0, rate=1e-3, ood=None, further=None
+    method="emoe",
+    task="cola",
+    primary=0.5,
+    seed=0,
+    rate=1e-3,
+    ood=None,
+    further=None,
+    suite="glue",
+    **settings,
 ) -> dict:
     axes = {
         "method": method, "model": "bert_tiny", "tuning": "full", "protocol": "paper",
-        "suite": "glue", "task": task, "learning_rate": rate, "seed": seed,
+        "suite": suite, "task": task, "learning_rate": rate, "seed": seed,
     }  # fmt: skip
     sets = {} if ood is None else ood
     return {
         "axes": axes,
+        "settings": {"method.top_k": 16, "trainer.epochs": 10, **settings},
         "metrics": ["matthews"],
         "primary": primary,
         "id_metrics": {"validation": {"primary": primary}, **(further or {})},
@@ -77,3 +86,23 @@ def test_the_table_has_averages_for_systems_with_all_tasks_only():
     assert "50.0" in average
     assert "no data" in next(line for line in shown.splitlines() if "qqp" in line)
     assert "chosen on the ID set shown" in shown
+
+
+def test_runs_with_other_settings_are_other_systems_not_seeds():
+    rows = [
+        result(primary=0.2, **{"method.top_k": 16}),
+        result(primary=0.6, **{"method.top_k": 32}),
+        result(task="rte", primary=0.8, **{"method.top_k": 16, "trainer.epochs": 3}),
+    ]
+    shown = text(rows, {})
+    assert "emoe bert_tiny top_k=16" in shown
+    assert "emoe bert_tiny top_k=32" in shown
+    assert "±" not in shown
+    assert "epochs" not in shown  # the tasks have their own; within a task they are equal
+
+
+def test_tasks_of_two_suites_stay_apart():
+    shown = text([result(primary=0.3), result(primary=0.6, suite="glue_mini")], {})
+    assert "glue/cola" in shown
+    assert "glue_mini/cola" in shown
+    assert "±" not in shown

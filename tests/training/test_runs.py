@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from moe_runner import train
+from moe_runner.backbones.weights import Weights
 from moe_runner.config import ConfigError, Dense, EMoE, Logger
 from moe_runner.runs.store import Store
 from moe_runner.training import checkpoint, fit
@@ -92,6 +93,94 @@ def test_an_error_in_the_middle_of_an_epoch_and_a_second_try_give_the_same_numbe
     assert numbers(result) == numbers(whole)
 
 
+def elsewhere(settings):
+    """The same settings with another store."""
+    paths = dataclasses.replace(settings.paths, output=settings.paths.output + "2")
+    return dataclasses.replace(settings, paths=paths)
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        {"epochs": 20, "patience": 1, "learning_rate": 1e-9},
+        {"epochs": 5, "max_steps": 18},
+        {"epochs": 2},
+    ],
+    ids=["early stop", "max_steps", "all epochs"],
+)
+def test_a_kill_after_training_ended_does_not_train_on(
+    trainer, make_settings, only_run, monkeypatch
+):
+    settings = make_settings(**trainer)
+    run = only_run(settings)
+    whole, _ = carry_out(settings, run)
+    settings = elsewhere(settings)
+    original = fit.evaluate_ood
+    monkeypatch.setattr(fit, "evaluate_ood", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        carry_out(settings, run)
+    monkeypatch.setattr(fit, "evaluate_ood", original)
+    result, _ = carry_out(settings, run)
+    assert result["updates"] == whole["updates"]
+    assert numbers(result) == numbers(whole)
+
+
+@pytest.mark.parametrize("grouping", [False, True])
+def test_a_kill_anywhere_gives_the_same_numbers(grouping, make_settings, only_run, monkeypatch):
+    settings = make_settings(epochs=3, save_steps=4, length_grouping=grouping)  # 12 ends an epoch
+    run = only_run(settings)
+    whole, _ = carry_out(settings, run)
+    original = fit.RunTrainer.evaluate
+    step = torch.optim.AdamW.step
+    for kill in ("before the first evaluation", "in the third epoch"):
+        settings = elsewhere(settings)
+        seen = []
+
+        def failing_evaluate(self, *args, **kwargs):
+            raise RuntimeError("killed")
+
+        def failing_step(self, *args, seen=seen, **kwargs):
+            seen.append(1)
+            if len(seen) == 31:
+                raise RuntimeError("killed")
+            return step(self, *args, **kwargs)
+
+        if kill == "in the third epoch":
+            monkeypatch.setattr(torch.optim.AdamW, "step", failing_step)
+        else:
+            monkeypatch.setattr(fit.RunTrainer, "evaluate", failing_evaluate)
+        with pytest.raises(RuntimeError, match="killed"):
+            carry_out(settings, run)
+        monkeypatch.setattr(torch.optim.AdamW, "step", step)
+        monkeypatch.setattr(fit.RunTrainer, "evaluate", original)
+        result, _ = carry_out(settings, run)
+        assert result["resumed_at_update"] > 0
+        assert numbers(result) == numbers(whole), kill
+
+
+def test_a_store_that_was_moved_goes_on_with_its_best_epoch(make_settings, only_run, monkeypatch):
+    settings = make_settings(epochs=3, save_steps=5)
+    run = only_run(settings)
+    whole, _ = carry_out(settings, run)
+    settings = elsewhere(settings)
+    monkeypatch.setattr(fit, "evaluate_ood", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        carry_out(settings, run)
+    monkeypatch.undo()
+    moved = elsewhere(settings)
+    train.Path(settings.paths.output).rename(moved.paths.output)
+    result, _ = carry_out(moved, run)
+    assert numbers(result) == numbers(whole)
+
+
+def test_lora_is_not_counted_as_conversion(make_settings, only_run):
+    settings = make_settings(method=Dense(), tuning="lora", epochs=1)
+    result, _ = carry_out(settings, only_run(settings))
+    assert result["flops_per_token"]["dense"] == result["flops_per_token"]["converted"]
+    assert result["parameters"]["dense"] == result["parameters"]["total"]
+    assert result["parameters"]["lora"] == 8 * 2 * (16 + 16)
+
+
 def test_lora_trains_lora_and_head_alike_for_dense_and_emoe(make_settings, only_run):
     trained = {}
     for method in (Dense(), EMoE(num_experts=4, top_k=2)):
@@ -112,7 +201,7 @@ def test_lora_leaves_the_frozen_weights_alone_and_resumes(make_settings, only_ru
     settings = dataclasses.replace(settings, keep_model="best")
     run = only_run(settings)
     _, folder = carry_out(settings, run)
-    kept = load_file(folder / "checkpoint" / fit.BEST / checkpoint.WEIGHTS)
+    kept = load_file(folder / "checkpoint/best" / checkpoint.WEIGHTS)
     assert not any("embeddings" in name or "experts.keys" in name for name in kept)
     assert any(".lora_B." in name and tensor.any() for name, tensor in kept.items())
 
@@ -159,7 +248,9 @@ def test_a_diverging_run_fails_with_its_reason_and_is_tried_again(make_settings,
     assert session.exit_code() == 1
 
 
-def test_a_kept_run_is_evaluated_on_other_sets_without_training(make_settings, only_run):
+def test_a_kept_run_is_evaluated_on_other_sets_without_training(
+    make_settings, only_run, monkeypatch
+):
     settings = dataclasses.replace(make_settings(epochs=1), keep_model="best")
     bare = dataclasses.replace(settings, task=dataclasses.replace(settings.task, ood=()))
     run, with_ood = only_run(bare), only_run(settings)
@@ -168,10 +259,15 @@ def test_a_kept_run_is_evaluated_on_other_sets_without_training(make_settings, o
     expected, _ = carry_out(settings, with_ood)
     resources = train.find_resources(settings)
     store = Store(train.Path(settings.paths.output))
+    kept = store.folder(run.id) / "checkpoint"
     found = evaluate_kept(run, settings, store, resources)
     assert found == expected["ood_metrics"]
+    assert [path.name for path in kept.iterdir()] == ["best"]  # no optimizer state
     with pytest.raises(ConfigError, match="names no set"):
         evaluate_kept(run, bare, store, resources)
+    monkeypatch.setattr(Weights, "fingerprint", lambda self: "of other weights")
+    with pytest.raises(ConfigError, match="are not those that it was tuned from"):
+        evaluate_kept(run, settings, store, resources)
 
 
 def test_a_run_that_was_not_kept_cannot_be_evaluated(make_settings, only_run):

@@ -68,10 +68,12 @@ def add_lora(model: PreTrainedModel, options: Tuning, targets: tuple[str, ...]) 
     ]
     if not found:
         raise ValueError(f"no module is named {' or '.join(targets)}; set model.lora_targets=[...]")
+    assert options.rank is not None  # checked with the config
+    assert options.alpha is not None
     config = LoraConfig(
-        r=options.rank or 8,
-        lora_alpha=options.alpha or 16,
-        lora_dropout=options.dropout or 0.0,
+        r=options.rank,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
         target_modules=found,
     )
     inject_adapter_in_model(config, model)

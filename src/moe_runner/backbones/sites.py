@@ -87,19 +87,20 @@ class FFNSite:
             shell.to("meta")  # frees the weights, keeps class, names and settings
 
     def restore(self, model: nn.Module, ffn: FFN) -> None:
-        """Put the original modules back, holding the given weights.
+        """Put the original modules back, in the mode of the layer, holding the given weights.
 
         Args:
             model: the backbone, after `replace`.
-            ffn: the network in the original order of its neurons.
+            ffn: the network in the original order of its neurons; a tensor that requires a
+                gradient becomes a parameter that trains.
         """
+        training = model.get_submodule(self.slot).training
         for name in (self.slot, *self.bypass):
-            model.set_submodule(name, self.shells.pop(name))
+            model.set_submodule(name, self.shells.pop(name).train(training))
         for name, tensor in self.dense_tensors(model, ffn).items():
             owner, _, attribute = name.rpartition(".")
-            module = model.get_submodule(owner)
-            trains = getattr(module, attribute).requires_grad
-            setattr(module, attribute, nn.Parameter(tensor, requires_grad=trains))
+            parameter = nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
+            setattr(model.get_submodule(owner), attribute, parameter)
 
     def dense_tensors(self, model: nn.Module, ffn: FFN) -> dict[str, Tensor]:
         """Name the dense weights as the backbone's state dict does.

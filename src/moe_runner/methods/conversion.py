@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -31,6 +32,9 @@ class Conversion:
         layers: the MoE layers, in the order of the sites.
         dense_parameters: of the model before.
         dense_flops: per token before, see `flops_per_token`.
+        parameters: of the model after.
+        active_parameters: that take part in one token, after.
+        flops: per token after.
     """
 
     method: Method
@@ -38,6 +42,9 @@ class Conversion:
     layers: list[MoEFeedForward]
     dense_parameters: int
     dense_flops: int
+    parameters: int
+    active_parameters: int
+    flops: int
 
     def new_parameters(self, model: nn.Module) -> set[str]:
         """Name the parameters that the dense model does not have (learned routers, copies)."""
@@ -64,27 +71,41 @@ def convert(
 
     Raises:
         ConfigError: if the method does not fit the model's sizes; the model is unchanged then.
-        ValueError: if the family is not supported or the model is converted already.
+        ValueError: if the family is not supported, the model is converted already, or the
+            assignments are not those of the chosen sites.
     """
     if conversion_of(model) is not None:
         raise ValueError("the model is converted already; merge it first")
-    conversion = Conversion(method, [], [], count_parameters(model), flops_per_token(model))
+    dense_parameters, dense_flops = count_parameters(model), flops_per_token(model)
+    sites: list[FFNSite] = []
+    layers: list[MoEFeedForward] = []
     if isinstance(method, EMoE):
-        chosen = choose_sites(find_sites(model), method.layers)
+        sites = choose_sites(find_sites(model), method.layers)
+        sizes = {site.key: site.read(model).keys.shape[0] for site in sites}
+        check_fits(sizes, method, assignments)
         clusters = ClusterCache(cache)
-        for site in chosen:
-            check_fits(site.read(model).keys.shape[0], method)
-        for site in chosen:
+        for site in sites:
             ffn = site.read(model)
-            given = (assignments or {}).get(site.key)
-            experts = assign_neurons(ffn, method, clusters) if given is None else given
+            if assignments is None:
+                experts = assign_neurons(ffn, method, clusters)
+            else:
+                experts = assignments[site.key]
             layer = emoe_layer(ffn, method, experts).train(model.training)
             site.replace(model, layer)
-            conversion.sites.append(site)
-            conversion.layers.append(layer)
+            layers.append(layer)
         hand_over_masks(model)
     elif not isinstance(method, Dense):
         raise ValueError(f"no conversion for the method {method!r}")
+    conversion = Conversion(
+        method=method,
+        sites=sites,
+        layers=layers,
+        dense_parameters=dense_parameters,
+        dense_flops=dense_flops,
+        parameters=count_parameters(model),
+        active_parameters=active_parameters(model),
+        flops=flops_per_token(model),
+    )
     setattr(model, ATTRIBUTE, conversion)
     return conversion
 
@@ -139,19 +160,40 @@ def choose_sites(sites: Sequence[FFNSite], rule: str | Sequence[int]) -> list[FF
     return [site for site in sites if site.layer in chosen[site.stack]]
 
 
-def check_fits(d_ff: int, method: EMoE) -> None:
+def check_fits(
+    sizes: Mapping[str, int], method: EMoE, assignments: Mapping[str, Tensor] | None
+) -> None:
     """Check the sizes before anything is replaced.
 
+    Args:
+        sizes: d_ff by site key.
+        method: what to make of them.
+        assignments: see `convert`.
+
     Raises:
-        ConfigError: one line per problem.
+        ConfigError: if the method does not fit, one line per problem.
+        ValueError: if the assignments are not those of the sites.
     """
-    problems = []
-    if method.num_experts < 1 or d_ff % method.num_experts:
-        problems.append(f"num_experts={method.num_experts} does not divide d_ff={d_ff}")
+    problems = [
+        f"num_experts={method.num_experts} does not divide d_ff={d_ff}"
+        for d_ff in dict.fromkeys(sizes.values())
+        if method.num_experts < 1 or d_ff % method.num_experts
+    ]
     if not 1 <= method.top_k <= method.num_experts:
         problems.append(f"top_k={method.top_k} does not fit num_experts={method.num_experts}")
     if problems:
         raise ConfigError(*problems)
+    if assignments is None:
+        return
+    if odd := sizes.keys() ^ assignments.keys():
+        raise ValueError(f"the assignments are not those of the sites: {', '.join(sorted(odd))}")
+    for key, d_ff in sizes.items():
+        load = torch.bincount(assignments[key], minlength=method.num_experts)
+        if len(assignments[key]) != d_ff or set(load.tolist()) != {d_ff // method.num_experts}:
+            raise ValueError(
+                f"the assignment of {key} does not share {d_ff} neurons equally among "
+                f"{method.num_experts} experts"
+            )
 
 
 def hand_over_masks(model: PreTrainedModel) -> None:
@@ -162,11 +204,13 @@ def hand_over_masks(model: PreTrainedModel) -> None:
     """
     parameters = list(inspect.signature(model.forward).parameters)
 
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = {**dict(zip(parameters, args, strict=False)), **kwargs}
-        conversion = conversion_of(model)
-        assert conversion is not None
-        encoder_decoder = model.config.is_encoder_decoder
+        conversion = conversion_of(module)  # of this model, which may be a copy of the first
+        if conversion is None:
+            return
+        assert isinstance(module, PreTrainedModel)
+        encoder_decoder = module.config.is_encoder_decoder
         for site, layer in zip(conversion.sites, conversion.layers, strict=True):
             own = encoder_decoder and site.stack == "decoder"
             layer.attention_mask = given.get("decoder_attention_mask" if own else "attention_mask")

@@ -63,7 +63,8 @@ def dense_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
     for site, layer in zip(conversion.sites, conversion.layers, strict=True):
         for name in [name for name in state if name.startswith(f"{site.slot}.experts.")]:
             del state[name]
-        state |= site.dense_tensors(model, layer.experts.dense())
+        tensors = site.dense_tensors(model, layer.experts.dense())
+        state |= {name: tensor.detach() for name, tensor in tensors.items()}
     return state
 
 
@@ -89,7 +90,10 @@ def from_pretrained(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     if content.get("format") != FORMAT:
         raise ConfigError(f"{file} has format {content.get('format')}; this version reads {FORMAT}")
     problems: list[str] = []
-    method = build(METHODS[content["method"]["name"]], content["method"], "method", problems)
+    name = content["method"]["name"]
+    if name not in METHODS:
+        raise ConfigError(f"{file} has method={name}, which this version does not know")
+    method = build(METHODS[name], content["method"], "method", problems)
     if method is None:
         raise ConfigError(*(f"{file}: {problem}" for problem in problems))
     config = transformers.AutoConfig.from_pretrained(folder)

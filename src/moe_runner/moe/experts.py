@@ -114,15 +114,20 @@ class Experts(nn.Module):
         return self.expert_of_neuron.argsort(stable=True)
 
     def dense(self) -> FFN:
-        """Put the neurons back into their original order; exact, since nothing is computed."""
+        """Put the neurons back into their original order; exact, since nothing is computed.
+
+        A tensor requires a gradient if its parameter trains.
+        """
         inverse_N = self.order().argsort()
-        tensors: dict[str, Any] = {
-            name: None if tensor is None else tensor.detach().flatten(0, 1)[inverse_N]
-            for name in NEURON_TENSORS
-            for tensor in [getattr(self, name)]
-        }
-        bias = None if self.output_bias is None else self.output_bias.detach()
-        return FFN(activation=self.activation, output_bias=bias, dropout=self.dropout, **tensors)
+        tensors: dict[str, Any] = {}
+        for name in (*NEURON_TENSORS, "output_bias"):
+            parameter = getattr(self, name)
+            if parameter is None:
+                continue
+            tensor = parameter.detach()
+            tensor = tensor.clone() if name == "output_bias" else tensor.flatten(0, 1)[inverse_N]
+            tensors[name] = tensor.requires_grad_(parameter.requires_grad)
+        return FFN(activation=self.activation, dropout=self.dropout, **tensors)
 
     def activations(self, x_TD: Tensor) -> Tensor:
         """Compute every neuron on every token, float (T, E, F)."""
@@ -192,8 +197,13 @@ def sort_by_expert(x_TD: Tensor, index_TK: Tensor, experts: Experts) -> Tensor:
         hidden = neurons(rows, keys, key_bias, ups, up_bias, experts.activation)
         outputs.append(experts.drop(hidden) @ values)
     output_SD = torch.cat(outputs)
-    output_TD = output_SD.new_zeros(x_TD.shape).index_add(0, token_S, output_SD)
-    return output_TD if experts.output_bias is None else output_TD + experts.output_bias
+    # K summands in half precision would lose what one matrix product, as in `masked`, keeps
+    wide = torch.promote_types(output_SD.dtype, torch.float32)
+    sums_TD = torch.zeros(x_TD.shape, dtype=wide, device=x_TD.device)
+    sums_TD = sums_TD.index_add(0, token_S, output_SD.to(wide))
+    if experts.output_bias is not None:
+        sums_TD = sums_TD + experts.output_bias
+    return sums_TD.to(output_SD.dtype)
 
 
 BACKENDS = {"masked": masked, "sorted": sort_by_expert}

@@ -29,7 +29,7 @@ def average_key_scores(x_TD: Tensor, experts: Experts, gate_on: GateOn = "gate")
             `inter`: the mean of activation(gate) * up, which computes every neuron.
 
     Returns:
-        float (T, E), biases left out for `gate` and `up`.
+        float (T, E), at least fp32; biases left out for `gate` and `up`.
 
     Raises:
         ValueError: if `up` or `inter` is asked of an FFN without an up projection.
@@ -38,12 +38,14 @@ def average_key_scores(x_TD: Tensor, experts: Experts, gate_on: GateOn = "gate")
     """
     if gate_on != "gate" and experts.ups is None:
         raise ValueError(f"gate_on={gate_on} needs a gated FFN; use gate_on=gate")
-    with torch.no_grad():
+    # At least fp32 also under autocast: half precision makes ties, and back ends would differ.
+    wide = torch.promote_types(x_TD.dtype, torch.float32)
+    with torch.no_grad(), torch.autocast(x_TD.device.type, enabled=False):
         if gate_on == "inter":
-            return experts.activations(x_TD).mean(-1)
+            return experts.activations(x_TD.to(experts.keys.dtype)).mean(-1, dtype=wide)
         rows_EFD = experts.keys if gate_on == "gate" else experts.ups
         assert rows_EFD is not None
-        return x_TD @ rows_EFD.mean(1).to(x_TD.dtype).T
+        return x_TD.to(wide) @ rows_EFD.mean(1, dtype=wide).T
 
 
 def select_experts(scores_TE: Tensor, top_k: int, select: Select = "top") -> Tensor:

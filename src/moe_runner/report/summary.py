@@ -36,12 +36,47 @@ class Cell:
     metrics: tuple[str, ...]
 
 
-def system(axes: dict[str, Any]) -> str:
-    """Name the system of a run: what a table's row stands for."""
+def base_name(axes: dict[str, Any]) -> str:
+    """Name method and model of a run, and tuning and protocol where they are not the usual ones."""
     parts = [axes["method"], axes["model"]]
     parts += [axes["tuning"]] if axes["tuning"] != "full" else []
     parts += [axes["protocol"]] if axes["protocol"] != "paper" else []
     return " ".join(parts)
+
+
+def group(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Sort results by task and system; the runs of a group differ in rate and seed only.
+
+    Args:
+        results: content of result.json files.
+
+    Returns:
+        Results by (task, system). A task is named with its suite where there are several. A system
+        has its base name, and those settings that distinguish it from others on the same task.
+    """
+    suites = {result["axes"]["suite"] for result in results}
+    by_task: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        axes = result["axes"]
+        name = axes["task"] if len(suites) == 1 else f"{axes['suite']}/{axes['task']}"
+        by_task.setdefault(name, []).append(result)
+    differing: dict[str, list[str]] = {}  # settings by base name, in their order
+    for rows in by_task.values():
+        for base in {base_name(row["axes"]) for row in rows}:
+            variants = [row["settings"] for row in rows if base_name(row["axes"]) == base]
+            known = differing.setdefault(base, [])
+            known += [
+                key
+                for key in variants[0]
+                if key not in known and any(v.get(key) != variants[0][key] for v in variants)
+            ]
+    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for task, rows in by_task.items():
+        for row in rows:
+            base = base_name(row["axes"])
+            told = [f"{k.rpartition('.')[2]}={row['settings'].get(k)}" for k in differing[base]]
+            grouped.setdefault((task, " ".join([base, *told])), []).append(row)
+    return grouped
 
 
 def aggregate(results: Sequence[dict[str, Any]]) -> Cell:
@@ -121,11 +156,7 @@ def build_table(results: Sequence[dict[str, Any]], gaps: dict[str, str], title: 
         gaps: reason by task without a result.
         title: above the table.
     """
-    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for result in results:
-        axes = result["axes"]
-        grouped.setdefault((axes["task"], system(axes)), []).append(result)
-    cells = {key: aggregate(group) for key, group in grouped.items()}
+    cells = {key: aggregate(rows) for key, rows in group(results).items()}
     tasks = list(dict.fromkeys(task for task, _ in cells))
     systems = list(dict.fromkeys(name for _, name in cells))
     table = Table(

@@ -84,6 +84,21 @@ class Run:
             "seed": self.seed,
         }
 
+    def settings(self) -> dict[str, Any]:
+        """List what must be equal for two runs to be repetitions: all but rate, seed and task."""
+        flat: dict[str, Any] = {"weights": self.weights}
+        for name in ("method", "tuning", "task", "trainer"):
+            options = getattr(self, name)
+            flat |= {
+                f"{name}.{f.name}": plain(getattr(options, f.name))
+                for f in dataclasses.fields(options)
+                if f.metadata.get("identity", True)
+            }
+        for name in ("method.name", "tuning.name", "task.suite", "task.members"):
+            del flat[name]
+        del flat["trainer.learning_rate"]
+        return flat
+
     def to_yaml(self) -> str:
         """Write the whole run as YAML, the text of config.yaml."""
         return yaml.safe_dump({"id": self.id, **plain(dataclasses.asdict(self))}, sort_keys=False)
@@ -104,6 +119,8 @@ def read_run(file: Path) -> Run:
     """
     tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     problems: list[str] = []
+    if tree["method"]["name"] not in METHODS:
+        raise ConfigError(f"{file} has method={tree['method']['name']}, unknown to this version")
     groups: dict[str, Any] = {"protocol": Protocol, "model": Model, "tuning": Tuning, "task": Task}
     groups |= {"trainer": Trainer, "method": METHODS[tree["method"]["name"]]}
     parts: dict[str, Any] = {

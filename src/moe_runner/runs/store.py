@@ -94,6 +94,11 @@ class RunFolder:
         return self.path / "checkpoint"
 
     @property
+    def best(self) -> Path:
+        """Where the weights of the best epoch are, with keep_model=best."""
+        return self.checkpoint / "best"
+
+    @property
     def model(self) -> Path:
         """Where the model is exported to."""
         return self.path / "model"
@@ -128,9 +133,14 @@ class RunFolder:
         if path.exists():
             write_lines(path, [line for line in self.metrics() if keep(line)])
 
-    def discard_checkpoint(self) -> None:
-        """Remove the checkpoint folder if there is one."""
-        _remove(self.checkpoint)
+    def discard_checkpoint(self, keep_best: bool = False) -> None:
+        """Remove the checkpoint folder if there is one, or all of it but the best weights."""
+        if not keep_best:
+            _remove(self.checkpoint)
+            return
+        for path in self.checkpoint.iterdir():
+            if path != self.best:
+                _remove(path)
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Write result.json, which makes the run done, and return the result.

@@ -87,9 +87,15 @@ def runs_of_task(settings: Settings, name: str, data: dict[str, str], weights: s
         Run(
             method=settings.method,
             protocol=settings.protocol,
-            model=settings.model,
+            model=replace(settings.model, path=absolute(settings.model.path)),
             tuning=tuning,
-            task=replace(settings.task, members=(name,), ood=ood),
+            task=replace(
+                settings.task,
+                members=(name,),
+                ood=ood,
+                data_dir=absolute(settings.task.data_dir),
+                ood_dir=absolute(settings.task.ood_dir),
+            ),
             trainer=replace(trainer, learning_rate=float(f"{rate:.12g}"), epochs=epochs),
             seed=seed,
             data=data,
@@ -98,6 +104,11 @@ def runs_of_task(settings: Settings, name: str, data: dict[str, str], weights: s
         for rate in scaled
         for seed in (search.seeds or (settings.seed,))
     ]
+
+
+def absolute(path: str | None) -> str | None:
+    """Make a path independent of the working directory: a run is read again from anywhere."""
+    return None if path is None else str(Path(path).expanduser().resolve())
 
 
 def show_plan(plan: Plan, store: Store) -> None:

@@ -77,7 +77,9 @@ def decode(predictions: ndarray) -> ndarray:
 
     predictions = np.asarray(predictions)
     if not np.isfinite(predictions).all():
-        raise ValueError("predictions are not finite (training diverged); use a smaller step size")
+        raise ValueError(
+            "predictions are not finite (training diverged); use a smaller trainer.learning_rate"
+        )
     if predictions.ndim == 2 and predictions.shape[1] > 1:
         return predictions.argmax(1)
     return predictions.reshape(-1).astype(np.float64)

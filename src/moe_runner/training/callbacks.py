@@ -121,6 +121,8 @@ class SaveEvery(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Ask for a checkpoint."""
-        if state.global_step % self.steps == 0:
+        """Ask for a checkpoint, but not where an epoch ends: its own comes after the evaluation."""
+        end_of_epoch = state.epoch is None or float(state.epoch).is_integer()
+        last = state.global_step >= state.max_steps
+        if state.global_step % self.steps == 0 and not end_of_epoch and not last:
             control.should_save = True

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 WEIGHTS = "trained.safetensors"
+STATE = "trainer_state.json"  # of the Trainer; written last
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -83,10 +84,20 @@ def newest_checkpoint(folder: Path) -> tuple[Path, int] | None:
     return path, step
 
 
+def training_ended(checkpoint: Path) -> bool:
+    """Tell whether training had ended, by its length or early, when a checkpoint was written.
+
+    Going on from such a one would train too long: the Trainer looks for its end after an update.
+    """
+    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    control = state["stateful_callbacks"]["TrainerControl"]["args"]
+    return control["should_training_stop"] or state["global_step"] >= state["max_steps"]
+
+
 def is_complete(checkpoint: Path) -> bool:
     """Tell whether a checkpoint was written to its end."""
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return (checkpoint / WEIGHTS).is_file()

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 from transformers import DataCollatorWithPadding
 
+from moe_runner.backbones.weights import find_weights
 from moe_runner.config import ConfigError, Settings
 from moe_runner.files import read_json, write_json
 from moe_runner.runs.run import Run
-from moe_runner.runs.store import Store
+from moe_runner.runs.store import RunFolder, Store
 from moe_runner.training import checkpoint
 from moe_runner.training.callbacks import ShowProgress
-from moe_runner.training.fit import BEST, Resources, build, encode, evaluate_ood, make_trainer
+from moe_runner.training.fit import Resources, build, encode, evaluate_ood, make_trainer
 
 
 def evaluate_kept(
@@ -32,12 +33,18 @@ def evaluate_kept(
     Raises:
         ConfigError: if the run is not done, or its weights were not kept, or no set is named.
     """
-    folder = store.folder(run.id)
+    folder = RunFolder(store.folder(run.id))
     if store.result(run.id) is None:
         raise ConfigError(f"evaluate={run.id} is not done; run it first")
-    if not (folder / "checkpoint" / BEST).is_dir():
+    if not folder.best.is_dir():
         raise ConfigError(
             f"evaluate={run.id} was not kept; run its command again with keep_model=best rerun=true"
+        )
+    found_weights = find_weights(run.model)
+    if found_weights.problem is None and found_weights.fingerprint() != run.weights:
+        raise ConfigError(
+            f"evaluate={run.id}: the weights of model={run.model.name} are not those that it was "
+            "tuned from; run it again"
         )
     if not settings.task.ood:
         raise ConfigError(
@@ -46,11 +53,11 @@ def evaluate_kept(
     task = replace(
         run.task,
         ood=settings.task.ood,
-        ood_dir=settings.task.ood_dir,
+        ood_dir=settings.task.ood_dir or run.task.ood_dir,
         data_dir=settings.task.data_dir or run.task.data_dir,
     )
     ready = build(replace(run, task=task), resources)
-    checkpoint.load_trained(ready.backbone.model, folder / "checkpoint" / BEST)
+    checkpoint.load_trained(ready.backbone.model, folder.best)
     ready.backbone.model.eval()
     spec = ready.data.spec
     train = encode(
@@ -59,11 +66,9 @@ def evaluate_kept(
         spec.columns,
         run.task.max_length,
     )
-    from moe_runner.runs.store import RunFolder
-
     trainer = make_trainer(
         run,
-        RunFolder(folder),
+        folder,
         resources,
         ready,
         train,
@@ -72,6 +77,6 @@ def evaluate_kept(
         ShowProgress(run.label, ""),
     )
     found = evaluate_ood(trainer, ready, run)
-    file = folder / "ood.json"
+    file = folder.path / "ood.json"
     write_json(file, {**(read_json(file) if file.exists() else {}), **found})
     return found

@@ -18,6 +18,7 @@ from transformers import (
     DataCollatorWithPadding,
     EarlyStoppingCallback,
     PreTrainedTokenizerBase,
+    TrainerState,
 )
 
 from moe_runner import tasks
@@ -27,10 +28,8 @@ from moe_runner.backbones.weights import find_weights
 from moe_runner.config import Logger
 from moe_runner.methods.conversion import (
     Conversion,
-    active_parameters,
     convert,
     count_parameters,
-    flops_per_token,
 )
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import RunFolder
@@ -45,7 +44,6 @@ log = logging.getLogger(__name__)
 
 RESULT_SCHEMA = 1
 PROBE_EXAMPLES = 128  # of the validation set, to see which choices of experts change
-BEST = "best"  # folder in checkpoint/ of the weights that keep_model=best keeps
 
 
 @dataclass(frozen=True)
@@ -132,10 +130,14 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
         trainer = make_trainer(run, folder, resources, ready, train, selecting, collator, progress)
         training_started = time.monotonic()
         try:
-            trainer.train(resume_from_checkpoint=str(newest[0]) if newest else None)
+            if newest and checkpoint.training_ended(newest[0]):
+                trainer.state = TrainerState.load_from_json(str(newest[0] / checkpoint.STATE))
+            else:
+                trainer.train(resume_from_checkpoint=str(newest[0]) if newest else None)
         finally:
             progress.close()
-        training_seconds = time.monotonic() - training_started
+        training_seconds = time.monotonic() - training_started - trainer.evaluation_seconds
+        best_step = trainer.load_best()
         results = {
             split: None if dataset is None else predict(trainer, dataset, spec.metrics)
             for split, dataset in validation.items()
@@ -146,15 +148,15 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
     updates = trainer.state.global_step - resumed_at
     tokens = trainer.state.num_input_tokens_seen
     if resources.keep_model:
-        keep = folder.checkpoint / BEST
-        keep.mkdir(parents=True, exist_ok=True)
-        checkpoint.save_trained(model, keep)
+        folder.best.mkdir(parents=True, exist_ok=True)
+        checkpoint.save_trained(model, folder.best)
     curve = [line for line in folder.metrics() if line["split"] == "eval"]
-    best = max(curve, key=lambda line: line["primary"])  # the first of equals, as the Trainer's
+    (best,) = (line for line in curve if line["step"] == best_step)
     return {
         "schema": RESULT_SCHEMA,
         "id": run.id,
         "axes": run.axes(),
+        "settings": run.settings(),
         "metrics": list(spec.metrics),
         "id_metrics": results,
         "primary": reported["primary"],
@@ -165,14 +167,15 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
             {key: line[key] for key in ("step", "epoch", "loss", "primary")} for line in curve
         ],
         "parameters": {
-            "total": count_parameters(model),
             "dense": ready.conversion.dense_parameters,
+            "total": ready.conversion.parameters,
+            "active_per_token": ready.conversion.active_parameters,
+            "lora": count_parameters(model) - ready.conversion.parameters,
             "trainable": count_parameters(model, trainable=True),
-            "active_per_token": active_parameters(model),
         },
         "flops_per_token": {
             "dense": ready.conversion.dense_flops,
-            "converted": flops_per_token(model),
+            "converted": ready.conversion.flops,
         },
         "converted_layers": [f"{s.stack}:{s.layer}" for s in ready.conversion.sites],
         "routing": {
@@ -189,6 +192,7 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
         "updates": trainer.state.global_step,
         "peak_memory_bytes": peak_memory(resources.device),
         "device": str(resources.device),
+        "threads": torch.get_num_threads(),
         "data": dict(run.data),
         "weights": run.weights,
     }
@@ -212,7 +216,7 @@ def make_trainer(
     if options.save_steps is not None:
         callbacks.append(SaveEvery(options.save_steps))
     arguments = training_arguments(
-        output_dir=str(folder.checkpoint),
+        output_dir=str(folder.checkpoint.resolve()),
         per_device_train_batch_size=options.batch_size // options.accumulate,
         gradient_accumulation_steps=options.accumulate,
         per_device_eval_batch_size=options.eval_batch_size,

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import EvalPrediction, PrinterCallback, Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from moe_runner.runs.store import RunFolder
 from moe_runner.tasks import metrics
-from moe_runner.training.checkpoint import load_trained, save_trained
+from moe_runner.training.checkpoint import STATE, load_trained, save_trained
 from moe_runner.training.routing import count_load, summarise
 
 
@@ -47,6 +51,7 @@ class RunTrainer(Trainer):
         self.metric_names = metric_names
         self.new_modules = new_modules
         self.new_modules_lr_scale = new_modules_lr_scale
+        self.evaluation_seconds = 0.0  # within training
         # Classification losses are means over a micro-batch: the Trainer must divide by their
         # number. It infers otherwise from the **kwargs of the models' signatures.
         self.model_accepts_loss_kwargs = False
@@ -80,8 +85,10 @@ class RunTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate, and write the figures and the load of every layer into metrics.jsonl."""
+        started = time.monotonic()
         with count_load(self.model) as loads:
             found = super().evaluate(*args, **kwargs)
+        self.evaluation_seconds += time.monotonic() - started
         line = {
             "step": self.state.global_step,
             "epoch": round(self.state.epoch or 0.0, 4),
@@ -113,6 +120,7 @@ class RunTrainer(Trainer):
         """Save what trains, and nothing that AutoModel could take for a model."""
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / STATE).unlink(missing_ok=True)  # of a save before: incomplete until it is new
         save_trained(self.model, folder)
 
     def _load_from_checkpoint(
@@ -121,8 +129,49 @@ class RunTrainer(Trainer):
         load_trained(self.model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        assert self.state.best_model_checkpoint is not None
-        load_trained(self.model, Path(self.state.best_model_checkpoint))
+        """Leave it to `load_best`, which goes by the step: the path may be of another folder."""
+
+    def load_best(self) -> int:
+        """Load the weights of the best epoch.
+
+        Returns:
+            Its update.
+        """
+        step = self.state.best_global_step
+        assert step is not None  # every epoch is evaluated
+        load_trained(self.model, Path(self.args.output_dir) / f"checkpoint-{step}")
+        return step
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        data = self.train_dataset if train_dataset is None else train_dataset
+        return GroupedByLength(
+            self.args.train_batch_size * self.args.gradient_accumulation_steps,
+            [len(ids) for ids in data["input_ids"]],
+            self.args.seed,
+        )
+
+
+class GroupedByLength(LengthGroupedSampler):
+    """Batches of similar length, drawn anew in every epoch, whichever epoch one starts with.
+
+    The library's own sampler draws from the global generator, so a resumed run gets other batches.
+
+    Args:
+        batch_size: examples of one update.
+        lengths: tokens of each example.
+        seed: of the run.
+    """
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Seed the generator; called by the data loader before each epoch."""
+        self.generator.manual_seed(self.seed * 1_000_003 + epoch)
 
 
 def first_output(logits: Any, labels: Tensor) -> Tensor:
