@@ -145,8 +145,6 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
         ood = evaluate_ood(trainer, ready, run)
     reported = results[spec.validation[0]]
     assert reported is not None
-    updates = trainer.state.global_step - resumed_at
-    tokens = trainer.state.num_input_tokens_seen
     if resources.keep_model:
         folder.best.mkdir(parents=True, exist_ok=True)
         checkpoint.save_trained(model, folder.best)
@@ -166,27 +164,13 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
         "learning_curve": [
             {key: line[key] for key in ("step", "epoch", "loss", "primary")} for line in curve
         ],
-        "parameters": {
-            "dense": ready.conversion.dense_parameters,
-            "total": ready.conversion.parameters,
-            "active_per_token": ready.conversion.active_parameters,
-            "lora": count_parameters(model) - ready.conversion.parameters,
-            "trainable": count_parameters(model, trainable=True),
-        },
-        "flops_per_token": {
-            "dense": ready.conversion.dense_flops,
-            "converted": ready.conversion.flops,
-        },
+        **sizes(ready),
         "converted_layers": [f"{s.stack}:{s.layer}" for s in ready.conversion.sites],
         "routing": {
             **{key: value for key, value in best.items() if key.startswith("routing/")},
             "routing/changed": changed(before, choices(model, probe)),
         },
-        "examples_per_second": updates * run.trainer.batch_size / training_seconds,
-        "tokens_per_second": tokens
-        * updates
-        / max(trainer.state.global_step, 1)
-        / training_seconds,
+        **speed(trainer, run, resumed_at, training_seconds),
         "wall_seconds": time.monotonic() - started,
         "resumed_at_update": resumed_at,
         "updates": trainer.state.global_step,
@@ -195,6 +179,32 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
         "threads": torch.get_num_threads(),
         "data": dict(run.data),
         "weights": run.weights,
+    }
+
+
+def sizes(ready: Prepared) -> dict[str, dict[str, int]]:
+    """Count parameters and FLOPs per token, before and after the conversion; LoRA apart."""
+    conversion, model = ready.conversion, ready.backbone.model
+    return {
+        "parameters": {
+            "dense": conversion.dense_parameters,
+            "total": conversion.parameters,
+            "active_per_token": conversion.active_parameters,
+            "lora": count_parameters(model) - conversion.parameters,
+            "trainable": count_parameters(model, trainable=True),
+        },
+        "flops_per_token": {"dense": conversion.dense_flops, "converted": conversion.flops},
+    }
+
+
+def speed(trainer: RunTrainer, run: Run, resumed_at: int, seconds: float) -> dict[str, float]:
+    """Divide what this attempt trained on by its time, evaluations left out, padding too."""
+    steps = trainer.state.global_step
+    updates = steps - resumed_at
+    tokens = trainer.state.num_input_tokens_seen * updates / max(steps, 1)
+    return {
+        "examples_per_second": updates * run.trainer.batch_size / seconds,
+        "tokens_per_second": tokens / seconds,
     }
 
 
