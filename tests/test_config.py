@@ -103,6 +103,8 @@ def test_option_file_has_the_keys_of_its_dataclass(group, option):
 def test_option_file_opens_with_its_command(group, option):
     first = (CONF / group / f"{option}.yaml").read_text().partition("\n")[0]
     expected = "moe-run trainer." if group == "trainer" else f"moe-run {group}={option}"
+    if option in ("vit_small", "vit_base", "switch_base_8"):  # no task can be run with them yet
+        expected = f"{group}={option}: "
     assert first.startswith(f"# {expected}")
 
 
