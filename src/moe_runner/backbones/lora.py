@@ -6,6 +6,7 @@ from collections.abc import Set
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from moe_runner.config import Tuning
 from moe_runner.moe.layer import MoEFeedForward
@@ -75,6 +76,7 @@ def add_lora(model: PreTrainedModel, options: Tuning, targets: tuple[str, ...]) 
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
         target_modules=found,
+        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in found),
     )
     inject_adapter_in_model(config, model)
 
