@@ -98,7 +98,14 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(quick, tmp_path):
 def test_ctrl_c_ends_with_one_line_and_the_state_interrupted(quick, tmp_path):
     words, env = command(*quick, "trainer.epochs=200")
     process = subprocess.Popen(
-        words, env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        words,
+        env=env,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a suite that runs in the background ignores SIGINT, and its children would too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("outputs/runs/*/checkpoint/checkpoint-12")):

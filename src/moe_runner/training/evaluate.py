@@ -31,7 +31,8 @@ def evaluate_kept(
         Metrics by set; they are also added to `ood.json` in the run's folder.
 
     Raises:
-        ConfigError: if the run is not done, or its weights were not kept, or no set is named.
+        ConfigError: if the run is not done, its weights were not kept, the backbone's files have
+            changed since, or no set is named.
     """
     folder = RunFolder(store.folder(run.id))
     if store.result(run.id) is None:
