@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from moe_runner.moe.experts import BACKENDS, FFN, Experts
+from moe_runner.moe.backends import BACKENDS
+from moe_runner.moe.experts import FFN, Experts
 from moe_runner.moe.layer import MoEFeedForward
 from moe_runner.moe.routing import average_key_scores, select_experts
 from tests.reference import naive_emoe
@@ -69,7 +70,7 @@ def test_every_back_end_equals_the_naive_loop_in_outputs_and_gradients(shape, to
 
     for backend in BACKENDS:
         layer = MoEFeedForward(
-            Experts(ffn, assignment), top_k=top_k, select=select, backend=backend
+            Experts.split(ffn, assignment), top_k=top_k, select=select, backend=backend
         )
         own_x = x.clone().requires_grad_()
         output = layer(own_x)
@@ -88,7 +89,7 @@ def test_every_back_end_equals_the_naive_loop_in_outputs_and_gradients(shape, to
 def test_stacking_and_returning_to_the_original_order_is_exact(shape):
     generator = torch.Generator().manual_seed(shape["seed"])
     ffn, assignment = random_ffn(shape, generator), random_assignment(shape, generator)
-    back = Experts(ffn, assignment).dense()
+    back = Experts.split(ffn, assignment).dense(1)
     for name in ("keys", "values", "key_bias", "ups", "up_bias", "output_bias"):
         before, after = getattr(ffn, name), getattr(back, name)
         assert (before is None) == (after is None)
@@ -98,7 +99,7 @@ def test_stacking_and_returning_to_the_original_order_is_exact(shape):
 def test_average_key_scores_by_hand():
     keys = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.0, 4.0]])
     ffn = FFN(keys=keys, values=keys, activation=functional.relu, key_bias=torch.full((4,), 9.0))
-    experts = Experts(ffn, torch.tensor([0, 1, 0, 1]))
+    experts = Experts.split(ffn, torch.tensor([0, 1, 0, 1]))
     scores = average_key_scores(torch.tensor([[1.0, 1.0], [2.0, -1.0]]), experts)
     assert scores.tolist() == [[2.0, 3.0], [4.0, -3.0]]  # biases do not count
 
@@ -118,13 +119,13 @@ def test_an_impossible_selection_is_refused(top_k, select):
 def test_no_token_is_dropped_however_uneven_the_load():
     shape = dict(tokens=50, d_model=4, num_experts=4, size=3, gated=False, biased=True, seed=0)
     generator = torch.Generator().manual_seed(0)
-    experts = Experts(random_ffn(shape, generator), random_assignment(shape, generator))
+    experts = Experts.split(random_ffn(shape, generator), random_assignment(shape, generator))
     x = torch.randn(1, 4, generator=generator, dtype=torch.float64).expand(50, 4)  # all alike
     index = select_experts(average_key_scores(x, experts), 1)
     assert len(index.unique()) == 1
-    output = BACKENDS["sorted"](x, index, experts)
+    output = BACKENDS["sorted"](x, index, None, experts.tensors())
     torch.testing.assert_close(output, output[:1].expand(50, 4), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(output, BACKENDS["masked"](x, index, experts))
+    torch.testing.assert_close(output, BACKENDS["masked"](x, index, None, experts.tensors()))
 
 
 def test_the_inner_dropout_acts_in_training_only():
@@ -132,7 +133,7 @@ def test_the_inner_dropout_acts_in_training_only():
     generator = torch.Generator().manual_seed(0)
     ffn = random_ffn(shape, generator)
     ffn = FFN(**{**ffn.__dict__, "dropout": 0.5})
-    layer = MoEFeedForward(Experts(ffn, random_assignment(shape, generator)), top_k=2)
+    layer = MoEFeedForward(Experts.split(ffn, random_assignment(shape, generator)), top_k=2)
     x = torch.randn(1, 8, generator=generator, dtype=torch.float64)
     assert not torch.equal(layer.train()(x), layer(x))
     torch.testing.assert_close(layer.eval()(x), ffn(x))

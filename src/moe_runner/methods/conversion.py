@@ -125,7 +125,7 @@ def merge(model: PreTrainedModel) -> None:
     if conversion is None:
         raise ValueError("the model is not converted; there is nothing to merge")
     for site, layer in zip(conversion.sites, conversion.layers, strict=True):
-        site.restore(model, layer.experts.dense())
+        site.restore(model, layer.experts.dense(layer.top_k))
     handle = model.__dict__.pop("moe_runner_mask_hook", None)
     if handle is not None:
         handle.remove()

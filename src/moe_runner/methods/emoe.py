@@ -45,7 +45,7 @@ def emoe_layer(ffn: FFN, method: EMoE, expert_of_neuron: Tensor) -> MoEFeedForwa
         The layer; with `top_k = num_experts` it is the dense network.
     """
     return MoEFeedForward(
-        Experts(ffn, expert_of_neuron),
+        Experts.split(ffn, expert_of_neuron),
         top_k=method.top_k,
         select=method.select,
         gate_on=method.gate_on,

@@ -63,7 +63,7 @@ def dense_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
     for site, layer in zip(conversion.sites, conversion.layers, strict=True):
         for name in [name for name in state if name.startswith(f"{site.slot}.experts.")]:
             del state[name]
-        tensors = site.dense_tensors(model, layer.experts.dense())
+        tensors = site.dense_tensors(model, layer.experts.dense(layer.top_k))
         state |= {name: tensor.detach() for name, tensor in tensors.items()}
     return state
 

@@ -1,12 +1,12 @@
-"""The neurons of a feed-forward network, stacked by expert, and the back ends that compute them."""
+"""The experts of one feed-forward network, stacked: groups of its neurons, or copies of it."""
 
-# T tokens, D d_model, E experts, F neurons of one expert, N = E * F (d_ff), K selected experts
+# T tokens, D d_model, E experts, F neurons of one expert, N neurons of a split FFN (d_ff = E * F)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class FFN:
         up_bias: float (d_ff,) or None.
         output_bias: float (D,) or None.
         dropout: probability of dropping an activation in training (T5 has it).
+        pre_dropout: the same before the activation function (the reference code's experts).
     """
 
     keys: Tensor
@@ -38,6 +39,7 @@ class FFN:
     up_bias: Tensor | None = None
     output_bias: Tensor | None = None
     dropout: float = 0.0
+    pre_dropout: float = 0.0
 
     def __call__(self, x: Tensor) -> Tensor:
         """Compute the dense network on tokens (..., D): what converted layers start from."""
@@ -45,8 +47,49 @@ class FFN:
         return functional.linear(hidden, self.values.T, self.output_bias)
 
 
-# What moves with a neuron; the output bias does not.
+# What an expert consists of; the output bias is apart.
 NEURON_TENSORS = ("keys", "values", "key_bias", "ups", "up_bias")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The tensors of E equal experts as a back end takes them: parameters, or generated weights.
+
+    Args:
+        keys: float (E, F, D).
+        values: float (E, F, D).
+        activation: elementwise.
+        key_bias: float (E, F) or None.
+        ups: float (E, F, D) or None.
+        up_bias: float (E, F) or None.
+        dropout: probability of dropping an activation now: 0 outside training.
+        pre_dropout: the same before the activation function.
+    """
+
+    keys: Tensor
+    values: Tensor
+    activation: Activation
+    key_bias: Tensor | None = None
+    ups: Tensor | None = None
+    up_bias: Tensor | None = None
+    dropout: float = 0.0
+    pre_dropout: float = 0.0
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.keys.shape[0]
+
+    def activations(self, x_TD: Tensor) -> Tensor:
+        """Compute every neuron on every token, float (T, E, F)."""
+        key_bias, ups, up_bias = (
+            None if tensor is None else tensor.flatten(0, 1)
+            for tensor in (self.key_bias, self.ups, self.up_bias)
+        )
+        hidden_TN = neurons(
+            x_TD, self.keys.flatten(0, 1), key_bias, ups, up_bias, self.activation, self.pre_dropout
+        )
+        return hidden_TN.unflatten(-1, (self.num_experts, -1))
 
 
 def neurons(
@@ -56,6 +99,7 @@ def neurons(
     ups: Tensor | None,
     up_bias: Tensor | None,
     activation: Activation,
+    pre_dropout: float = 0.0,
 ) -> Tensor:
     """Compute the activations of some neurons.
 
@@ -66,21 +110,20 @@ def neurons(
         ups: float (F, D) or None.
         up_bias: float (F,) or None.
         activation: elementwise.
+        pre_dropout: probability of dropping a pre-activation.
 
     Returns:
         float (..., F).
     """
-    hidden = activation(functional.linear(x, keys, key_bias))
+    pre = functional.linear(x, keys, key_bias)
+    hidden = activation(functional.dropout(pre, pre_dropout) if pre_dropout else pre)
     return hidden if ups is None else hidden * functional.linear(x, ups, up_bias)
 
 
 class Experts(nn.Module):
-    """All experts of one FFN, stacked: an unselected expert has a gradient, of zero.
+    """All experts of one layer, stacked: an unselected expert has a gradient, of zero.
 
-    Args:
-        ffn: the dense network; its values are copied, none changes.
-        expert_of_neuron: int64 (N,), each of 0..E-1 equally often. Within an expert the neurons
-            keep their original order.
+    Made by `split` (groups of one FFN's neurons) or `stack` (whole FFNs).
     """
 
     keys: nn.Parameter  # (E, F, D)
@@ -88,137 +131,129 @@ class Experts(nn.Module):
     key_bias: nn.Parameter | None  # (E, F)
     ups: nn.Parameter | None  # (E, F, D)
     up_bias: nn.Parameter | None  # (E, F)
-    output_bias: nn.Parameter | None  # (D,)
-    expert_of_neuron: Tensor  # buffer, the original index's expert: what merge needs
+    output_bias: nn.Parameter | None  # (D,) added once, or (E, D): each expert's own
+    expert_of_neuron: Tensor | None  # buffer of split experts: what merge needs
 
-    def __init__(self, ffn: FFN, expert_of_neuron: Tensor) -> None:
+    def __init__(self, ffn: FFN, tensors: dict[str, Tensor | None]) -> None:
         super().__init__()
-        self.num_experts = int(expert_of_neuron.max()) + 1
         self.activation = ffn.activation
         self.dropout = ffn.dropout
-        self.register_buffer("expert_of_neuron", expert_of_neuron.to(ffn.keys.device).long())
-        order_N = self.order()
+        self.pre_dropout = ffn.pre_dropout
+        for name in (*NEURON_TENSORS, "output_bias"):
+            tensor, trains = tensors.get(name), getattr(ffn, name)
+            if tensor is not None:
+                tensor = nn.Parameter(tensor.detach(), requires_grad=trains.requires_grad)
+            self.register_parameter(name, tensor)
+        self.num_experts = self.keys.shape[0]
+        self.register_buffer("expert_of_neuron", None)
+
+    @classmethod
+    def split(cls, ffn: FFN, expert_of_neuron: Tensor) -> Self:
+        """Group the neurons of one FFN; its values are copied, none changes.
+
+        Args:
+            ffn: the dense network.
+            expert_of_neuron: int64 (N,), each of 0..E-1 equally often. Within an expert the neurons
+                keep their original order.
+
+        Returns:
+            The experts, with the output bias once, (D,).
+        """
+        expert_of_neuron = expert_of_neuron.to(ffn.keys.device).long()
+        num_experts = int(expert_of_neuron.max()) + 1
+        order_N = expert_of_neuron.argsort(stable=True)
+        tensors: dict[str, Tensor | None] = {}
         for name in NEURON_TENSORS:
             tensor = getattr(ffn, name)
             if tensor is not None:
-                stacked = tensor.detach()[order_N].unflatten(0, (self.num_experts, -1)).contiguous()
-                tensor = nn.Parameter(stacked, requires_grad=tensor.requires_grad)
-            self.register_parameter(name, tensor)
-        bias = ffn.output_bias
-        if bias is not None:
-            bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
-        self.register_parameter("output_bias", bias)
+                tensors[name] = tensor.detach()[order_N].unflatten(0, (num_experts, -1)).contiguous()
+        if ffn.output_bias is not None:
+            tensors["output_bias"] = ffn.output_bias.detach().clone()
+        experts = cls(ffn, tensors)
+        experts.expert_of_neuron = expert_of_neuron
+        return experts
 
-    def order(self) -> Tensor:
-        """List the original index of each neuron in stacked order, int64 (N,)."""
-        return self.expert_of_neuron.argsort(stable=True)
+    @classmethod
+    def stack(cls, ffns: Sequence[FFN]) -> Self:
+        """Take whole FFNs of equal shape as experts; n times the same one: n copies of it.
 
-    def dense(self) -> FFN:
-        """Put the neurons back into their original order; exact, since nothing is computed.
+        Args:
+            ffns: at least one; activation and dropout are the first one's.
 
-        A tensor requires a gradient if its parameter trains.
+        Returns:
+            The experts, each with its own output bias, (E, D).
         """
-        inverse_N = self.order().argsort()
+        tensors: dict[str, Tensor | None] = {}
+        for name in (*NEURON_TENSORS, "output_bias"):
+            if getattr(ffns[0], name) is not None:
+                tensors[name] = torch.stack([getattr(ffn, name).detach() for ffn in ffns])
+        return cls(ffns[0], tensors)
+
+    def split_output_bias(self, top_k: int) -> None:
+        """Give every expert its own share of the output bias, b / k, as the reference code does.
+
+        Args:
+            top_k: k.
+        """
+        if self.output_bias is not None:
+            bias_D = self.output_bias.detach()
+            bias_D = bias_D if bias_D.ndim == 1 else bias_D.mean(0)
+            self.output_bias = nn.Parameter(
+                (bias_D / top_k).expand(self.num_experts, -1).clone(),
+                requires_grad=self.output_bias.requires_grad,
+            )
+
+    def tensors(self) -> Stack:
+        """Hand the parameters to a back end; dropout is on in training mode only."""
+        return Stack(
+            keys=self.keys,
+            values=self.values,
+            activation=self.activation,
+            key_bias=self.key_bias,
+            ups=self.ups,
+            up_bias=self.up_bias,
+            dropout=self.dropout if self.training else 0.0,
+            pre_dropout=self.pre_dropout if self.training else 0.0,
+        )
+
+    def bias(self, combine_TE: Tensor) -> Tensor | None:
+        """Find the output bias of each token.
+
+        Args:
+            combine_TE: weights of the experts, float (T, E), 0 where one is not selected.
+
+        Returns:
+            float (D,) if it is added once, (T, D) if each expert has its own, or None.
+        """
+        if self.output_bias is None or self.output_bias.ndim == 1:
+            return self.output_bias
+        return combine_TE.to(self.output_bias.dtype) @ self.output_bias
+
+    def dense(self, top_k: int) -> FFN:
+        """Put split neurons back into their original order; exact, since nothing is computed.
+
+        Args:
+            top_k: only used where each expert has its own output bias b_i: it becomes k mean(b_i).
+
+        Returns:
+            The dense network; a tensor requires a gradient if its parameter trains.
+        """
+        assert self.expert_of_neuron is not None
+        inverse_N = self.expert_of_neuron.argsort(stable=True).argsort()
         tensors: dict[str, Any] = {}
         for name in (*NEURON_TENSORS, "output_bias"):
             parameter = getattr(self, name)
             if parameter is None:
                 continue
             tensor = parameter.detach()
-            tensor = tensor.clone() if name == "output_bias" else tensor.flatten(0, 1)[inverse_N]
+            if name != "output_bias":
+                tensor = tensor.flatten(0, 1)[inverse_N]
+            else:
+                tensor = tensor.clone() if tensor.ndim == 1 else top_k * tensor.mean(0)
             tensors[name] = tensor.requires_grad_(parameter.requires_grad)
         return FFN(activation=self.activation, dropout=self.dropout, **tensors)
-
-    def activations(self, x_TD: Tensor) -> Tensor:
-        """Compute every neuron on every token, float (T, E, F)."""
-        key_bias, ups, up_bias = (
-            None if tensor is None else tensor.flatten(0, 1)
-            for tensor in (self.key_bias, self.ups, self.up_bias)
-        )
-        keys_ND = self.keys.flatten(0, 1)
-        hidden_TN = neurons(x_TD, keys_ND, key_bias, ups, up_bias, self.activation)
-        return hidden_TN.unflatten(-1, (self.num_experts, -1))
-
-    def drop(self, hidden: Tensor) -> Tensor:
-        """Apply the FFN's inner dropout in training mode."""
-        return functional.dropout(hidden, self.dropout, self.training) if self.dropout else hidden
 
     def extra_repr(self) -> str:
         """Show the sizes in `print(model)`."""
         num_experts, size, d_model = self.keys.shape
         return f"num_experts={num_experts}, neurons={size}, d_model={d_model}"
-
-
-def masked(x_TD: Tensor, index_TK: Tensor, experts: Experts) -> Tensor:
-    """Compute every neuron and zero those of unselected experts: the definition, and the oracle.
-
-    Args:
-        x_TD: tokens, float (T, D).
-        index_TK: selected experts, int64 (T, K), no expert twice in a row.
-        experts: the stacked experts.
-
-    Returns:
-        Sum over the selected experts plus the output bias once, float (T, D).
-
-    Source: EMoE, arXiv:2310.10908: the block mask over the d_ff activations.
-    """
-    hidden_TEF = experts.activations(x_TD)
-    mask_TE = hidden_TEF.new_zeros(hidden_TEF.shape[:2]).scatter(1, index_TK, 1.0)
-    hidden_TN = experts.drop(hidden_TEF * mask_TE[..., None]).flatten(1)
-    return functional.linear(hidden_TN, experts.values.flatten(0, 1).T, experts.output_bias)
-
-
-def sort_by_expert(x_TD: Tensor, index_TK: Tensor, experts: Experts) -> Tensor:
-    """Compute only what is selected: tokens sorted by expert, one small product per expert.
-
-    No capacity: an expert takes every token that chose it, and none is dropped.
-
-    Args:
-        x_TD: tokens, float (T, D).
-        index_TK: selected experts, int64 (T, K), no expert twice in a row.
-        experts: the stacked experts.
-
-    Returns:
-        As `masked`, equal up to the order of the sums.
-    """
-    expert_S = index_TK.flatten()  # S = T * K choices
-    order_S = expert_S.argsort(stable=True)
-    token_S = order_S // index_TK.shape[1]
-    load = expert_S.bincount(minlength=experts.num_experts).tolist()
-    # unbind, not indexing: the backward of an indexed expert fills a gradient of all experts
-    stacks = [
-        [None] * experts.num_experts if tensor is None else tensor.unbind(0)
-        for tensor in (experts.keys, experts.key_bias, experts.ups, experts.up_bias, experts.values)
-    ]
-    outputs = []
-    for rows, keys, key_bias, ups, up_bias, values in zip(
-        x_TD[token_S].split(load), *stacks, strict=True
-    ):
-        hidden = neurons(rows, keys, key_bias, ups, up_bias, experts.activation)
-        outputs.append(experts.drop(hidden) @ values)
-    output_SD = torch.cat(outputs)
-    # K summands in half precision would lose what one matrix product, as in `masked`, keeps
-    wide = torch.promote_types(output_SD.dtype, torch.float32)
-    sums_TD = torch.zeros(x_TD.shape, dtype=wide, device=x_TD.device)
-    sums_TD = sums_TD.index_add(0, token_S, output_SD.to(wide))
-    if experts.output_bias is not None:
-        sums_TD = sums_TD + experts.output_bias
-    return sums_TD.to(output_SD.dtype)
-
-
-BACKENDS = {"masked": masked, "sorted": sort_by_expert}
-
-
-def choose_backend(experts: Experts) -> str:
-    """Choose the back end for the sizes of a layer.
-
-    Small experts are bound by the overhead of many small products, so they are masked.
-
-    Returns:
-        A name of `BACKENDS`.
-    """
-    _, size, d_model = experts.keys.shape
-    return "sorted" if size * d_model >= SORTED_FROM else "masked"
-
-
-SORTED_FROM = 24_576  # weights of one projection of one expert; measured on one CPU core

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from moe_runner.moe.experts import BACKENDS, Experts, choose_backend
+from moe_runner.moe.backends import BACKENDS, choose_backend, combine_matrix
+from moe_runner.moe.experts import Experts
 from moe_runner.moe.routing import GateOn, Select, average_key_scores, select_experts
 
 
@@ -60,7 +61,7 @@ class MoEFeedForward(nn.Module):
         self.gate_on: GateOn = gate_on
         if gate_on == "inter":  # its scores need every neuron anyway
             backend = "masked"
-        self.backend = choose_backend(experts) if backend == "auto" else backend
+        self.backend = choose_backend(experts.tensors()) if backend == "auto" else backend
         self.attention_mask: Tensor | None = None  # handed over by the model's pre-hook, (B, L)
         self.routing: Routing | None = None  # overwritten in every forward pass
 
@@ -77,7 +78,9 @@ class MoEFeedForward(nn.Module):
         scores_TE = average_key_scores(x_TD, self.experts, self.gate_on)
         index_TK = select_experts(scores_TE, self.top_k, self.select)
         self.routing = Routing(index_TK, self.token_mask(x))
-        return BACKENDS[self.backend](x_TD, index_TK, self.experts).reshape(x.shape)
+        output_TD = BACKENDS[self.backend](x_TD, index_TK, None, self.experts.tensors())
+        bias = self.experts.bias(combine_matrix(index_TK, None, self.experts.num_experts))
+        return (output_TD if bias is None else output_TD + bias).reshape(x.shape)
 
     def selected(self) -> int:
         """Count the experts that a token passes: top_k, or the rest for `not_top`."""

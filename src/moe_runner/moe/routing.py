@@ -42,7 +42,7 @@ def average_key_scores(x_TD: Tensor, experts: Experts, gate_on: GateOn = "gate")
     wide = torch.promote_types(x_TD.dtype, torch.float32)
     with torch.no_grad(), torch.autocast(x_TD.device.type, enabled=False):
         if gate_on == "inter":
-            return experts.activations(x_TD.to(experts.keys.dtype)).mean(-1, dtype=wide)
+            return experts.tensors().activations(x_TD.to(experts.keys.dtype)).mean(-1, dtype=wide)
         rows_EFD = experts.keys if gate_on == "gate" else experts.ups
         assert rows_EFD is not None
         return x_TD.to(wide) @ rows_EFD.mean(1, dtype=wide).T
