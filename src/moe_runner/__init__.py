@@ -9,15 +9,63 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moe_runner.config import Dense, EMoE
+    from moe_runner.config import (
+        Dense,
+        EMoE,
+        EMoELearn,
+        GMoE,
+        HyperMoE,
+        MoE,
+        MoEAdapter,
+        MoEShare,
+        NoisyTuning,
+        Protocol,
+    )
     from moe_runner.methods import convert, from_pretrained, merge, save_pretrained
+    from moe_runner.moe.layer import auxiliary_loss
 
-__all__ = ["Dense", "EMoE", "convert", "from_pretrained", "merge", "save_pretrained"]
+_MODULES = {
+    **dict.fromkeys(
+        (
+            "Dense",
+            "EMoE",
+            "EMoELearn",
+            "GMoE",
+            "HyperMoE",
+            "MoE",
+            "MoEAdapter",
+            "MoEShare",
+            "NoisyTuning",
+            "Protocol",
+        ),
+        "moe_runner.config",
+    ),
+    **dict.fromkeys(
+        ("convert", "from_pretrained", "merge", "save_pretrained"), "moe_runner.methods"
+    ),
+    "auxiliary_loss": "moe_runner.moe.layer",
+}
 
-_MODULES = {"Dense": "moe_runner.config", "EMoE": "moe_runner.config"}
+__all__ = [
+    "Dense",
+    "EMoE",
+    "EMoELearn",
+    "GMoE",
+    "HyperMoE",
+    "MoE",
+    "MoEAdapter",
+    "MoEShare",
+    "NoisyTuning",
+    "Protocol",
+    "auxiliary_loss",
+    "convert",
+    "from_pretrained",
+    "merge",
+    "save_pretrained",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'moe_runner' has no attribute {name!r}")
-    return getattr(import_module(_MODULES.get(name, "moe_runner.methods")), name)
+    return getattr(import_module(_MODULES[name]), name)

@@ -41,7 +41,14 @@ def runtime(default: Any) -> Any:
     return field(default=default, metadata={"identity": False})
 
 
+def later(default: Any) -> Any:
+    """Declare an option that came after the first results: at its default it is not in the id."""
+    return field(default=default, metadata={"neutral": default})
+
+
 # ------------------------------------------------------------------------------------- methods
+
+Backend = Literal["auto", "masked", "sorted", "grouped_mm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +73,123 @@ class EMoE:
     cluster_seed: int = 0
     select: Literal["top", "bottom", "not_top"] = "top"
     gate_on: Literal["gate", "up", "inter"] = "gate"  # up and inter: gated FFNs only
-    backend: Literal["auto", "masked", "sorted"] = runtime("auto")
+    normalize_gate: bool = later(False)  # gate vectors of length 1
+    convert_at: Literal["train", "eval", "both"] = later("both")  # EMoE2LoRA, LoRA2EMoE, EMoE
+    backend: Backend = runtime("auto")
 
 
-Method = Dense | EMoE
-METHODS: dict[str, type[Method]] = {"dense": Dense, "emoe": EMoE}
+@dataclass(frozen=True, kw_only=True)
+class EMoELearn:
+    """Split pretrained feed-forward networks into clusters, routed by a learned cosine router.
+
+    Source: EMoE, arXiv:2310.10908, ablation EMoE-learn.
+    """
+
+    name: Literal["emoe_learn"] = "emoe_learn"
+    num_experts: int = 64  # must divide d_ff
+    top_k: int = 16
+    layers: str | tuple[int, ...] = "last-even:1"
+    clustering: Literal["constrained_kmeans", "random"] = "constrained_kmeans"
+    cluster_seed: int = 0
+    router_dim: int = 256  # the router compares tokens and experts in so many dimensions
+    balance_loss: float = 0.005  # times CV^2 of importance plus CV^2 of load
+    backend: Backend = runtime("auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GMoE:
+    """Copy pretrained feed-forward networks and route by a learned cosine router.
+
+    Source: GMoE, arXiv:2206.04046, as EMoE's baseline.
+    """
+
+    name: Literal["gmoe"] = "gmoe"
+    num_experts: int = 8
+    top_k: int = 2
+    layers: str | tuple[int, ...] = "last-even:1"
+    router_dim: int = 256
+    balance_loss: float = 0.005  # times CV^2 of importance plus CV^2 of load
+    backend: Backend = runtime("auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoE:
+    """Copy pretrained feed-forward networks (sparse upcycling), noisy top-k router.
+
+    The sparse layers of a Switch Transformer keep their experts and router.
+
+    Source: sparse upcycling, arXiv:2212.05055; HyperMoE's baseline, arXiv:2402.12656.
+    """
+
+    name: Literal["moe"] = "moe"
+    num_experts: int | None = None  # None: 8, or a Switch Transformer's own
+    top_k: int = 1
+    layers: str | tuple[int, ...] = "all"
+    balance_loss: float | None = None  # None: 0.01, or a Switch Transformer's own coefficient
+    backend: Backend = runtime("auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoEShare(MoE):
+    """`moe` with one more expert that every token passes: the mean of both.
+
+    Source: MoE-Share in HyperMoE, arXiv:2402.12656, which does not define it: this form is ours.
+    """
+
+    name: Literal["moe_share"] = "moe_share"  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoEAdapter(MoE):
+    """`moe` with plain adapters of the HyperExpert's width: HyperMoE's parameter-matched control.
+
+    Source: ours.
+    """
+
+    name: Literal["moe_adapter"] = "moe_adapter"  # type: ignore[assignment]
+    width: int = 64
+    shared: bool = False  # one adapter for all tokens instead of one per expert
+
+
+@dataclass(frozen=True, kw_only=True)
+class HyperMoE(MoE):
+    """`moe` with a HyperExpert, generated from the embeddings of the unselected experts.
+
+    Source: HyperMoE, arXiv:2402.12656.
+    """
+
+    name: Literal["hypermoe"] = "hypermoe"  # type: ignore[assignment]
+    width: int = 64  # r, of the HyperExpert
+    embedding_dim: int = 128  # of experts, selections and the hypernetwork
+    layer_dim: int = 10  # of the layer embedding
+    aggregate: Literal["sum", "mean"] = "sum"  # over the unselected experts
+    inside: bool = False  # multiply the HyperExpert by the router's weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyTuning:
+    """Perturb the pretrained weights before tuning: w + U(-noise/2, noise/2) * std(w).
+
+    Source: NoisyTune, arXiv:2202.12024, eq. 1; a baseline of EMoE.
+    """
+
+    name: Literal["noisy_tuning"] = "noisy_tuning"
+    noise: float = 0.15
+
+
+Clustered = EMoE | EMoELearn
+Method = Dense | NoisyTuning | EMoE | EMoELearn | GMoE | MoE | MoEShare | MoEAdapter | HyperMoE
+METHODS: dict[str, type[Method]] = {
+    "dense": Dense,
+    "noisy_tuning": NoisyTuning,
+    "emoe": EMoE,
+    "emoe_learn": EMoELearn,
+    "gmoe": GMoE,
+    "moe": MoE,
+    "moe_share": MoEShare,
+    "moe_adapter": MoEAdapter,
+    "hypermoe": HyperMoE,
+}
 
 
 # ------------------------------------------------------------------- model, tuning, task, training
@@ -102,13 +221,14 @@ class Model:
 class Tuning:
     """Which parameters train, and how fast."""
 
-    name: Literal["full", "lora"]
+    name: Literal["full", "lora", "lora_block"]
     learning_rate: float = runtime(dataclasses.MISSING)  # for trainer.learning_rate=null
     learning_rates: tuple[float, ...] = runtime(dataclasses.MISSING)  # what search=paper tries
     rank: int | None = None
     alpha: int | None = None
     dropout: float | None = None
     new_modules_lr_scale: float = 1.0  # learned routers, copied experts, hypernetworks
+    blocks: str | tuple[int, ...] | None = later(None)  # lora_block of a dense model: see `layers`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +251,32 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """Equations (`paper`) or reference behaviour; part of the run's identity."""
+    """What is done beside the equations: nothing (`paper`), or what the authors' code does.
 
-    name: Literal["paper"]
+    Each option is off by default and can be switched on alone. Those of EMoE's code act on `emoe`,
+    `emoe_learn` and `gmoe`, and not on Llama, whose code has none of them; those of HyperMoE's code
+    act on `moe`, `moe_share`, `moe_adapter` and `hypermoe`.
+    """
+
+    name: Literal["paper", "reference"] = "paper"
+    # EMoE's code
+    gate_noise: float = later(0.0)  # in training, N(0, 1) * gate_noise / E on the scores
+    capacity_factor: float | None = later(None)  # room of an expert; the rest is dropped
+    fixed_gate_balance_loss: float = later(0.0)  # for emoe, whose router does not learn
+    split_output_bias: bool = later(False)  # every expert has b / k of its own
+    expert_dropout: float = later(0.0)  # before the activation (vision: after it)
+    scale_by_top_k: bool = later(True)  # emoe_learn: weights sum to k, so it starts at dense scale
+    contiguous_random: bool = later(False)  # random experts: blocks in neuron order
+    train_outside_layers: bool = later(False)  # lora: also pooler, final norm
+    train_gmoe_block: bool = later(False)  # lora: also the blocks that gmoe converts
+    rest_lr_scale: float = later(1.0)  # lora: of pretrained weights that train beside LoRA
+    # HyperMoE's code
+    hypernet_per_stack: bool = later(False)  # encoder and decoder each have a hypernetwork
+    sequence_capacity: int | None = later(None)  # Switch: choices per expert and sequence
+    dropped_tokens: Literal["zero", "input"] = later("zero")  # over capacity: 0, or weight * input
+    jitter: float = later(0.0)  # Switch: noise on the layer's input in training
+    straight_through: bool = later(True)  # top_k=1: the router learns from the task's loss
+    load_threshold: Literal["scores", "probabilities"] = later("scores")  # of the balance loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +345,7 @@ class Settings:
     threads: int | None = None
     keep_model: Literal["none", "best"] = "none"
     evaluate: str | None = None
+    export: Literal["none", "dense", "moe"] = "none"
     dry_run: bool = False
     rerun: bool = False
     debug: bool = False
@@ -576,6 +720,9 @@ def value_problems(parts: Mapping[str, Any]) -> list[str]:
         (task_problems, "task", "model"),
         (tuning_problems, "tuning", "model"),
         (method_problems, "method", "model"),
+        (block_problems, "tuning", "method"),
+        (protocol_problems, "protocol", "method"),
+        (export_problems, "export", "method"),
     ]
     problems: list[str] = []
     for check, one, other in checks:
@@ -587,18 +734,25 @@ def value_problems(parts: Mapping[str, Any]) -> list[str]:
 POSITIVE = {  # section ("" is the root) -> names
     "": "threads",
     "model": "d_model d_ff num_layers lr_scale",
+    "method": "router_dim width embedding_dim layer_dim",
     "tuning": "learning_rate rank alpha new_modules_lr_scale",
+    "protocol": "capacity_factor rest_lr_scale sequence_capacity",
     "task": "max_length limit eval_limit",
     "trainer": "learning_rate epochs max_steps batch_size accumulate eval_batch_size patience "
     "save_steps",
 }
 NOT_NEGATIVE = {
     "": "seed",
-    "method": "cluster_seed",
+    "method": "cluster_seed balance_loss noise",
+    "protocol": "gate_noise fixed_gate_balance_loss",
     "task": "data_seed",
     "trainer": "weight_decay max_grad_norm workers",
 }
-FRACTIONS = {"tuning": "dropout", "trainer": "warmup_ratio"}
+FRACTIONS = {
+    "tuning": "dropout",
+    "trainer": "warmup_ratio",
+    "protocol": "expert_dropout jitter",
+}
 
 
 def out_of_range(section: str, name: str, value: Any) -> str | None:
@@ -663,40 +817,103 @@ def task_problems(task: Task, model: Model) -> list[str]:
 
 def tuning_problems(tuning: Tuning, model: Model) -> list[str]:
     """Check which parameters train against the backbone."""
-    if tuning.name != "lora":
+    if tuning.name == "full":
         return []
     problems = [
-        f"tuning.{name}=null does not go with tuning=lora; give a number"
+        f"tuning.{name}=null does not go with tuning={tuning.name}; give a number"
         for name in ("rank", "alpha", "dropout")
         if getattr(tuning, name) is None
     ]
     if not model.lora_targets:
         problems.append(
-            f"tuning=lora needs model.lora_targets=[...] for model={model.name}: the names of its "
-            "attention projections"
+            f"tuning={tuning.name} needs model.lora_targets=[...] for model={model.name}: the "
+            "names of its attention projections"
         )
+    if tuning.blocks is not None:
+        problems += layer_problems("tuning.blocks", tuning.blocks, model)
     return problems
+
+
+def block_problems(tuning: Tuning, method: Method) -> list[str]:
+    """Check that lora_block knows its blocks."""
+    if tuning.name != "lora_block" or tuning.blocks or not isinstance(method, Dense | NoisyTuning):
+        return []
+    return [
+        f"tuning.blocks=null with method={method.name} names no block to train; "
+        "use for example tuning.blocks=last-even:1"
+    ]
+
+
+def protocol_problems(protocol: Protocol, method: Method) -> list[str]:
+    """Check values of the protocol that the method cannot follow."""
+    if protocol.capacity_factor is not None and getattr(method, "select", "top") != "top":
+        return [
+            f"protocol.capacity_factor={show(protocol.capacity_factor)} goes with "
+            "method.select=top only: priorities are those of the best experts"
+        ]
+    return []
+
+
+def export_problems(export: str, method: Method) -> list[str]:
+    """Check that the method has the form that is to be written."""
+    if export == "moe" and isinstance(method, Dense | NoisyTuning):
+        return [f"export=moe and method={method.name} exclude each other; use export=dense"]
+    if export == "dense" and not isinstance(method, Dense | NoisyTuning | EMoE):
+        return [f"export=dense: {not_mergeable(method)}; use export=moe"]
+    if isinstance(method, EMoE) and method.convert_at in ("train", "eval") and export != "none":
+        form = "dense" if method.convert_at == "train" else "moe"
+        if export != form:
+            return [
+                f"export={export}: method.convert_at={method.convert_at} ends as {form}; "
+                f"use export={form}"
+            ]
+    return []
+
+
+def not_mergeable(method: Method) -> str:
+    """Say why a method has no dense form."""
+    if isinstance(method, EMoELearn):
+        return "method=emoe_learn cannot be merged: its learned router weighs the experts"
+    return f"method={method.name} cannot be merged: its experts are different FFNs after tuning"
 
 
 def method_problems(method: Method, model: Model) -> list[str]:
     """Check a method against the sizes of the backbone."""
-    if model.d_ff < 1 or model.num_layers < 1 or not isinstance(method, EMoE):
+    if model.d_ff < 1 or model.num_layers < 1 or isinstance(method, Dense | NoisyTuning):
         return []
     problems: list[str] = []
-    if method.num_experts < 1 or model.d_ff % method.num_experts:
+    num_experts = method.num_experts
+    if num_experts is not None and model.family == "switch" and isinstance(method, MoE):
+        problems.append(
+            f"method.num_experts={num_experts} cannot be chosen for model={model.name}, whose "
+            "experts are pretrained; use method.num_experts=null"
+        )
+    if num_experts is None:
+        num_experts = 8
+    if isinstance(method, Clustered) and (num_experts < 1 or model.d_ff % num_experts):
         sizes = divisors(model.d_ff)
-        above = bisect.bisect(sizes, method.num_experts)
+        above = bisect.bisect(sizes, num_experts)
         first = max(min(above - 1, len(sizes) - 3), 0)
         problems.append(
-            f"method.num_experts={method.num_experts} does not divide d_ff={model.d_ff} of "
+            f"method.num_experts={num_experts} does not divide d_ff={model.d_ff} of "
             f"model={model.name}; use one of {', '.join(map(str, sizes[first : first + 3]))}, ..."
         )
-    if method.num_experts > 0 and not 1 <= method.top_k <= method.num_experts:
+    elif num_experts < 1:
+        problems.append(f"method.num_experts={num_experts} is not positive; use 1 or more")
+    if num_experts > 0 and not 1 <= method.top_k <= num_experts:
         bound = "more than" if method.top_k > 0 else "not allowed with"
         problems.append(
-            f"method.top_k={method.top_k} is {bound} method.num_experts={method.num_experts}; "
-            f"use 1 to {method.num_experts}"
+            f"method.top_k={method.top_k} is {bound} method.num_experts={num_experts}; "
+            f"use 1 to {num_experts}"
         )
+    if isinstance(method, EMoE):
+        problems += gate_problems(method, model)
+    return problems + layer_problems("method.layers", method.layers, model)
+
+
+def gate_problems(method: EMoE, model: Model) -> list[str]:
+    """Check selection and gate source of EMoE."""
+    problems = []
     if method.select == "not_top" and method.top_k == method.num_experts:
         problems.append(
             f"method.select=not_top leaves no expert with method.top_k={method.top_k} of "
@@ -707,16 +924,28 @@ def method_problems(method: Method, model: Model) -> list[str]:
             f"method.gate_on={method.gate_on} needs a gated FFN and model={model.name} has none; "
             "use method.gate_on=gate"
         )
-    if method.gate_on == "inter" and method.backend == "sorted":
+    if method.gate_on == "inter" and method.backend not in ("auto", "masked"):
         problems.append(
-            "method.gate_on=inter computes every neuron and has no back end `sorted`; "
+            f"method.gate_on=inter computes every neuron and has no back end `{method.backend}`; "
             "use method.backend=masked"
         )
-    try:
-        select_layers(method.layers, model.num_layers)
-    except ValueError as error:
-        problems.append(f"method.layers={error} (model={model.name} has {model.num_layers} layers)")
+    if method.gate_on == "inter" and method.normalize_gate:
+        problems.append(
+            "method.normalize_gate=true does not go with method.gate_on=inter, which has no gate "
+            "vectors; use method.normalize_gate=false"
+        )
     return problems
+
+
+def layer_problems(key: str, rule: str | Sequence[int], model: Model) -> list[str]:
+    """Check a layer rule against the number of layers; a Switch has its own count of FFN sites."""
+    if model.family == "switch":
+        return []
+    try:
+        select_layers(rule, model.num_layers)
+    except ValueError as error:
+        return [f"{key}={error} (model={model.name} has {model.num_layers} layers)"]
+    return []
 
 
 def select_layers(rule: str | Sequence[int], num_layers: int) -> tuple[int, ...]:

@@ -170,6 +170,12 @@ def execute(run: Run, settings: Settings, store: Store) -> dict[str, Any]:
         log.info("  done before: %s", headline(result))
         if settings.keep_model == "best" and not RunFolder(store.folder(run.id)).best.is_dir():
             log.warning("  its weights were not kept; add rerun=true to train and keep them")
+        exported = RunFolder(store.folder(run.id)).export
+        if settings.export != "none":
+            if exported.is_dir():
+                log.info("  exported before: %s", exported)
+            else:
+                log.warning("  it was not exported; add rerun=true to train and export it")
         return result
     import torch  # seconds
 
@@ -202,6 +208,7 @@ def find_resources(settings: Settings) -> Any:
         cluster_cache=Path(settings.paths.cache) / "clusters",
         logger=settings.logger,
         keep_model=settings.keep_model == "best",
+        export=settings.export,
     )
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from moe_runner.moe.backends import BACKENDS
 from moe_runner.moe.experts import FFN, Experts
 from moe_runner.moe.layer import MoEFeedForward
-from moe_runner.moe.routing import average_key_scores, select_experts
+from moe_runner.moe.routing import AverageKeyRouter, average_key_scores, select_experts
 from tests.reference import naive_emoe
 
 shapes = st.fixed_dictionaries(
@@ -70,7 +70,11 @@ def test_every_back_end_equals_the_naive_loop_in_outputs_and_gradients(shape, to
 
     for backend in BACKENDS:
         layer = MoEFeedForward(
-            Experts.split(ffn, assignment), top_k=top_k, select=select, backend=backend
+            Experts.split(ffn, assignment),
+            AverageKeyRouter(),
+            top_k=top_k,
+            select=select,
+            backend=backend,
         )
         own_x = x.clone().requires_grad_()
         output = layer(own_x)
@@ -133,7 +137,8 @@ def test_the_inner_dropout_acts_in_training_only():
     generator = torch.Generator().manual_seed(0)
     ffn = random_ffn(shape, generator)
     ffn = FFN(**{**ffn.__dict__, "dropout": 0.5})
-    layer = MoEFeedForward(Experts.split(ffn, random_assignment(shape, generator)), top_k=2)
+    experts = Experts.split(ffn, random_assignment(shape, generator))
+    layer = MoEFeedForward(experts, AverageKeyRouter(), top_k=2)
     x = torch.randn(1, 8, generator=generator, dtype=torch.float64)
     assert not torch.equal(layer.train()(x), layer(x))
     torch.testing.assert_close(layer.eval()(x), ffn(x))

@@ -14,6 +14,7 @@ def sites(base: PreTrainedModel) -> list[FFNSite]:
             family="bert",
             stack="encoder",
             layer=index,
+            block=f"encoder.layer.{index}",
             key=f"encoder.layer.{index}.intermediate.dense",
             value=f"encoder.layer.{index}.output.dense",
             slot=f"encoder.layer.{index}.intermediate",

@@ -14,6 +14,7 @@ def sites(base: PreTrainedModel) -> list[FFNSite]:
             family="gpt2",
             stack="decoder",
             layer=index,
+            block=f"h.{index}",
             key=f"h.{index}.mlp.c_fc",
             value=f"h.{index}.mlp.c_proj",
             slot=f"h.{index}.mlp.c_fc",

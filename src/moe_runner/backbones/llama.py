@@ -14,6 +14,7 @@ def sites(base: PreTrainedModel) -> list[FFNSite]:
             family="llama",
             stack="decoder",
             layer=index,
+            block=f"layers.{index}",
             key=f"layers.{index}.mlp.gate_proj",
             up=f"layers.{index}.mlp.up_proj",
             value=f"layers.{index}.mlp.down_proj",

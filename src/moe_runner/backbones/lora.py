@@ -1,8 +1,6 @@
-"""Which parameters train: everything, or LoRA on the attention projections and the head."""
+"""LoRA on the attention projections: added to a model, merged into it; which parameters train."""
 
 from __future__ import annotations
-
-from collections.abc import Set
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -10,37 +8,6 @@ from transformers.pytorch_utils import Conv1D
 
 from moe_runner.config import Tuning
 from moe_runner.moe.layer import MoEFeedForward
-
-
-def apply_tuning(
-    model: PreTrainedModel,
-    options: Tuning,
-    targets: tuple[str, ...],
-    *,
-    head: Set[str],
-    new_modules: Set[str],
-) -> None:
-    """Add what the tuning needs and let exactly its parameters train.
-
-    Args:
-        model: with a head, converted already.
-        options: `full`: everything trains. `lora`: LoRA, the head and the new modules.
-        targets: last parts of the names of the attention projections.
-        head: parameters that the pretrained weights do not have.
-        new_modules: parameters that the conversion added (learned routers, copied experts).
-
-    Raises:
-        ValueError: if no module has the name of a LoRA target.
-
-    Source: EMoE, arXiv:2310.10908: LoRA r 8, alpha 16, dropout 0.1 on query and value (c_attn).
-    """
-    names = {name for name, _ in model.named_parameters()}
-    if options.name == "lora":
-        add_lora(model, options, targets)
-        # LoRA wraps its targets, never the head or an expert: their names stay.
-        lora = {name for name, _ in model.named_parameters() if ".lora_" in name}
-        names = lora | set(head) | set(new_modules)
-    set_trainable(model, names)
 
 
 def add_lora(model: PreTrainedModel, options: Tuning, targets: tuple[str, ...]) -> None:
@@ -56,6 +23,8 @@ def add_lora(model: PreTrainedModel, options: Tuning, targets: tuple[str, ...]) 
 
     Raises:
         ValueError: if no module has such a name.
+
+    Source: EMoE, arXiv:2310.10908: LoRA r 8, alpha 16, dropout 0.1 on query and value (c_attn).
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -79,6 +48,20 @@ def add_lora(model: PreTrainedModel, options: Tuning, targets: tuple[str, ...]) 
         fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in found),
     )
     inject_adapter_in_model(config, model)
+
+
+def merge_lora(model: PreTrainedModel) -> None:
+    """Add every LoRA product to the weight that it adapts and take LoRA away, in place.
+
+    Args:
+        model: with or without LoRA.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
 
 
 def set_trainable(model: nn.Module, names: set[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from types import ModuleType
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -25,6 +26,7 @@ class FFNSite:
         family: name of the family.
         stack: `encoder` or `decoder`.
         layer: 0-based index within the stack.
+        block: name of the transformer block that it is in.
         key: name of the first (gated: the gate) projection, a Linear or Conv1D.
         value: name of the second projection.
         up: name of the up projection of a gated FFN.
@@ -37,6 +39,7 @@ class FFNSite:
     family: str
     stack: str
     layer: int
+    block: str
     key: str
     value: str
     slot: str
@@ -133,6 +136,60 @@ class FFNSite:
         return model.get_submodule(name)
 
 
+@dataclass(frozen=True)
+class SparseSite:
+    """A layer that is a mixture of experts already: those of a Switch Transformer.
+
+    Args:
+        family: name of the family.
+        stack: `encoder` or `decoder`.
+        layer: 0-based index within the stack.
+        block: name of the transformer block that it is in.
+        slot: name of the module whose place the MoE layer takes; it has `router` and `experts`.
+        activation: elementwise function between the projections.
+        dropout: probability of the dropout between activation and second projection.
+    """
+
+    family: str
+    stack: str
+    layer: int
+    block: str
+    slot: str
+    activation: Callable[[Tensor], Tensor]
+    dropout: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """What names the site."""
+        return self.slot
+
+    def read(self, model: nn.Module) -> list[FFN]:
+        """Read the experts as plain tensors."""
+        ffns = []
+        for expert in model.get_submodule(f"{self.slot}.experts").children():
+            keys, key_bias = projection(expert.get_submodule("wi"))
+            second, output_bias = projection(expert.get_submodule("wo"))
+            ffns.append(
+                FFN(
+                    keys=keys,
+                    values=second.T,
+                    activation=self.activation,
+                    key_bias=key_bias,
+                    output_bias=output_bias,
+                    dropout=self.dropout,
+                )
+            )
+        return ffns
+
+    def router_weight(self, model: nn.Module) -> Tensor:
+        """Read the router's projection, float (E, d_model)."""
+        return projection(model.get_submodule(f"{self.slot}.router.classifier"))[0]
+
+    def replace(self, model: nn.Module, layer: nn.Module) -> None:
+        """Put a layer in the place of the sparse layer."""
+        model.set_submodule(self.slot, layer)
+
+
 def projection(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Read a Linear or Conv1D as (out, in) rows and bias.
 
@@ -166,24 +223,55 @@ def find_sites(model: PreTrainedModel) -> list[FFNSite]:
     Raises:
         ValueError: if the family is not supported; names it and the supported ones.
     """
-    from moe_runner.backbones import bert, gpt2, llama, t5, vit
-
-    families = {"bert": bert, "gpt2": gpt2, "llama": llama, "t5": t5, "vit": vit}
-    family = model.config.model_type
-    if family not in families:
-        raise ValueError(
-            f"model type {family!r} has no known FFN sites; supported: {', '.join(families)}"
-        )
-    base = model.base_model
-    root = next(name for name, module in model.named_modules() if module is base)
-    prefix = f"{root}." if root else ""
-    sites = families[family].sites(base)
-    names = ("key", "value", "up", "slot")
+    base, prefix = model.base_model, base_prefix(model)
+    names = ("block", "key", "value", "up", "slot")
     return [
         replace(
             site,
             bypass=tuple(prefix + name for name in site.bypass),
             **{name: prefix + getattr(site, name) for name in names if getattr(site, name)},
         )
-        for site in sites
+        for site in family_of(model).sites(base)
     ]
+
+
+def find_sparse_sites(model: PreTrainedModel) -> list[SparseSite]:
+    """Find the layers of a model that are mixtures of experts already; none but in a Switch.
+
+    Raises:
+        ValueError: if the family is not supported; names it and the supported ones.
+    """
+    family, prefix = family_of(model), base_prefix(model)
+    found = family.sparse_sites(model.base_model) if hasattr(family, "sparse_sites") else []
+    return [replace(s, block=prefix + s.block, slot=prefix + s.slot) for s in found]
+
+
+def base_prefix(model: PreTrainedModel) -> str:
+    """Name the bare backbone within a model, with a dot behind; "" if it is the model itself."""
+    base = model.base_model
+    root = next(name for name, module in model.named_modules() if module is base)
+    return f"{root}." if root else ""
+
+
+def family_of(model: PreTrainedModel) -> ModuleType:
+    """Look up the module of a model's family.
+
+    Raises:
+        ValueError: if the family is not supported; names it and the supported ones.
+    """
+    from moe_runner.backbones import bert, gpt2, llama, switch, t5, vit
+
+    families = {
+        "bert": bert,
+        "gpt2": gpt2,
+        "llama": llama,
+        "switch_transformers": switch,
+        "t5": t5,
+        "vit": vit,
+    }
+    family = model.config.model_type
+    if family not in families:
+        raise ValueError(
+            f"model type {family!r} has no known FFN sites; supported: {', '.join(families)}"
+        )
+    return families[family]

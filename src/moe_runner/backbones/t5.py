@@ -21,6 +21,7 @@ def sites(base: PreTrainedModel) -> list[FFNSite]:
                     family="t5",
                     stack=stack,
                     layer=index,
+                    block=f"{stack}.block.{index}",
                     key=f"{name}.wi_0" if gated else f"{name}.wi",
                     up=f"{name}.wi_1" if gated else None,
                     value=f"{name}.wo",

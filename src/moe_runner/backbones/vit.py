@@ -14,6 +14,7 @@ def sites(base: PreTrainedModel) -> list[FFNSite]:
             family="vit",
             stack="encoder",
             layer=index,
+            block=f"layers.{index}",
             key=f"layers.{index}.mlp.fc1",
             value=f"layers.{index}.mlp.fc2",
             slot=f"layers.{index}.mlp",

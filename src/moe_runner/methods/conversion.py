@@ -13,12 +13,39 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from moe_runner.backbones.sites import FFNSite, find_sites
-from moe_runner.config import ConfigError, Dense, EMoE, Method, select_layers
+from moe_runner.backbones.sites import FFNSite, SparseSite, find_sites, find_sparse_sites
+from moe_runner.config import (
+    Clustered,
+    ConfigError,
+    Dense,
+    EMoE,
+    GMoE,
+    HyperMoE,
+    Method,
+    MoE,
+    NoisyTuning,
+    Protocol,
+    not_mergeable,
+    select_layers,
+)
 from moe_runner.methods.cluster_cache import ClusterCache
-from moe_runner.methods.emoe import assign_neurons, emoe_layer
+from moe_runner.methods.emoe import assign_neurons, emoe_layer, emoe_learn_layer
+from moe_runner.methods.gmoe import gmoe_layer
+from moe_runner.methods.noisy_tuning import perturb
+from moe_runner.methods.reference_code import protocol_of_family
+from moe_runner.methods.upcycling import (
+    NUM_COPIES,
+    make_beside,
+    make_hypernet,
+    switch_layer,
+    upcycled_layer,
+)
+from moe_runner.moe.clustering import inertia, random_clusters
+from moe_runner.moe.experts import FFN
+from moe_runner.moe.hypernet import HyperNetwork
 from moe_runner.moe.layer import MoEFeedForward
 
+Site = FFNSite | SparseSite
 ATTRIBUTE = "moe_runner_conversion"  # where a converted model keeps its Conversion
 
 
@@ -28,41 +55,94 @@ class Conversion:
 
     Args:
         method: how.
-        sites: the converted FFN sites.
+        protocol: equations or reference behaviour.
+        sites: the converted sites.
         layers: the MoE layers, in the order of the sites.
+        blocks: names of all transformer blocks of the model.
         dense_parameters: of the model before.
         dense_flops: per token before, see `flops_per_token`.
         parameters: of the model after.
         active_parameters: that take part in one token, after.
         flops: per token after.
+        inertia: of the clusters, and of random groups, mean over the sites; None: not clustered.
     """
 
     method: Method
-    sites: list[FFNSite]
+    protocol: Protocol
+    sites: list[Site]
     layers: list[MoEFeedForward]
+    blocks: list[str]
     dense_parameters: int
     dense_flops: int
     parameters: int
     active_parameters: int
     flops: int
+    inertia: tuple[float, float] | None = None
 
     def new_parameters(self, model: nn.Module) -> set[str]:
-        """Name the parameters that the dense model does not have (learned routers, copies)."""
-        return set()  # the neurons of EMoE are the dense model's own and its router has none
+        """Name the parameters that the pretrained model does not have.
+
+        The neurons of EMoE and the experts and routers of a Switch Transformer are its own.
+        """
+        own = {"experts", "router"} if isinstance(self.method, MoE) else {"experts"}
+        found = set()
+        for site in self.sites:
+            pretrained = isinstance(site, SparseSite) or isinstance(self.method, Clustered)
+            for name, _ in model.named_parameters():
+                if name.startswith(f"{site.slot}."):
+                    part = name[len(site.slot) + 1 :].partition(".")[0]
+                    if not (pretrained and part in own):
+                        found.add(name)
+        return found
+
+    def converted_blocks(self) -> list[str]:
+        """Name the transformer blocks that have an MoE layer."""
+        return list(dict.fromkeys(site.block for site in self.sites))
+
+    def report(self, model: nn.Module) -> str:
+        """Say in a few lines what was converted.
+
+        Args:
+            model: the converted model, with what trains already set.
+        """
+        if not self.layers:
+            return f"{self.method.name}: no layer converted, {self.parameters:,} parameters"
+        layer = self.layers[0]
+        num_experts, size, _ = layer.experts.keys.shape
+        places = ", ".join(f"{site.stack} {site.layer}" for site in self.sites)
+        trainable = count_parameters(model, trainable=True)
+        lines = [
+            f"{self.method.name}: {places}: {num_experts} experts of {size} neurons, "
+            f"{layer.selected()} per token",
+            f"parameters {self.dense_parameters:,} -> {self.parameters:,} "
+            f"({self.active_parameters:,} active per token, {trainable:,} train); "
+            f"FLOPs per token {self.dense_flops:,} -> {self.flops:,}",
+        ]
+        if self.inertia is not None:
+            own, random = self.inertia
+            lines.append(
+                f"clusters: inertia {own:.1f}, random groups {random:.1f} "
+                f"({100 * (own / random - 1):+.1f}%)"
+            )
+        return "\n".join(lines)
 
 
 def convert(
     model: PreTrainedModel,
     method: Method,
     *,
+    protocol: Protocol | None = None,
     cache: Path | None = None,
     assignments: Mapping[str, Tensor] | None = None,
 ) -> Conversion:
     """Turn the FFNs of a pretrained model into experts, in place.
 
+    New weights (routers, adapters, hypernetworks) come from torch's global generator: seed before.
+
     Args:
-        model: of a supported family, bare or with a head; not yet converted, no LoRA yet.
+        model: of a supported family, bare or with a head; not yet converted, FFNs without LoRA.
         method: what to make of which layers.
+        protocol: what to do beside the equations; None: nothing.
         cache: folder that remembers clusters; None: they are made anew.
         assignments: the expert of each neuron (int64, (d_ff,)) by site key, instead of clustering.
 
@@ -76,55 +156,161 @@ def convert(
     """
     if conversion_of(model) is not None:
         raise ValueError("the model is converted already; merge it first")
-    dense_parameters, dense_flops = count_parameters(model), flops_per_token(model)
-    sites: list[FFNSite] = []
+    protocol = protocol or Protocol()
+    blocks = list(
+        dict.fromkeys(site.block for site in [*find_sites(model), *find_sparse_sites(model)])
+    )
+    before = count_parameters(model), flops_per_token(model)
+    sites: list[Site] = []
     layers: list[MoEFeedForward] = []
-    if isinstance(method, EMoE):
-        sites = choose_sites(find_sites(model), method.layers)
-        sizes = {site.key: site.read(model).keys.shape[0] for site in sites}
-        check_fits(sizes, method, assignments)
-        clusters = ClusterCache(cache)
-        for site in sites:
-            ffn = site.read(model)
-            if assignments is None:
-                experts = assign_neurons(ffn, method, clusters)
-            else:
-                experts = assignments[site.key]
-            layer = emoe_layer(ffn, method, experts).train(model.training)
-            site.replace(model, layer)
-            layers.append(layer)
-        hand_over_masks(model)
+    inertias = None
+    if isinstance(method, NoisyTuning):
+        perturb(model, method)
     elif not isinstance(method, Dense):
-        raise ValueError(f"no conversion for the method {method!r}")
+        candidates: Sequence[Site] = find_sparse_sites(model) if isinstance(method, MoE) else []
+        sites = choose_sites(candidates or find_sites(model), method.layers)
+        if isinstance(method, Clustered):
+            groups = group_neurons(model, method, protocol, sites, ClusterCache(cache), assignments)
+            if assignments is None:
+                inertias = mean_inertia(model, sites, groups)
+            layers = clustered_layers(model, method, protocol, sites, groups)
+        else:
+            layers = copied_layers(model, method, protocol, sites)
+        for site, layer in zip(sites, layers, strict=True):
+            site.replace(model, layer.train(model.training))
+        hand_over_masks(model)
     conversion = Conversion(
         method=method,
+        protocol=protocol,
         sites=sites,
         layers=layers,
-        dense_parameters=dense_parameters,
-        dense_flops=dense_flops,
+        blocks=blocks,
+        dense_parameters=before[0],
+        dense_flops=before[1],
         parameters=count_parameters(model),
         active_parameters=active_parameters(model),
         flops=flops_per_token(model),
+        inertia=inertias,
     )
     setattr(model, ATTRIBUTE, conversion)
     return conversion
 
 
+def group_neurons(
+    model: PreTrainedModel,
+    method: Clustered,
+    protocol: Protocol,
+    sites: Sequence[Site],
+    clusters: ClusterCache,
+    assignments: Mapping[str, Tensor] | None,
+) -> dict[str, Tensor]:
+    """Check the sizes and find the expert of each neuron, by site key.
+
+    Raises:
+        ConfigError: if the method does not fit.
+        ValueError: if the assignments are not those of the sites.
+    """
+    ffns = {site.key: site.read(model) for site in sites if isinstance(site, FFNSite)}
+    check_fits({key: ffn.keys.shape[0] for key, ffn in ffns.items()}, method, assignments)
+    if assignments is not None:
+        return dict(assignments)
+    return assign_neurons(ffns, method, protocol, clusters)
+
+
+def mean_inertia(
+    model: PreTrainedModel, sites: Sequence[Site], groups: Mapping[str, Tensor]
+) -> tuple[float, float]:
+    """Measure how alike the neurons of an expert are, and those of random groups; site means."""
+    own = random = 0.0
+    for site in sites:
+        assert isinstance(site, FFNSite)
+        keys_FD = site.read(model).keys.detach().float().cpu().numpy()
+        expert_of_neuron = groups[site.key].numpy()
+        shuffled = random_clusters(keys_FD, int(expert_of_neuron.max()) + 1, seed=0)
+        own += inertia(keys_FD, expert_of_neuron) / len(sites)
+        random += inertia(keys_FD, shuffled) / len(sites)
+    return own, random
+
+
+def clustered_layers(
+    model: PreTrainedModel,
+    method: Clustered,
+    protocol: Protocol,
+    sites: Sequence[Site],
+    groups: Mapping[str, Tensor],
+) -> list[MoEFeedForward]:
+    """Build the layers whose experts are groups of neurons."""
+    layers = []
+    for site in sites:
+        assert isinstance(site, FFNSite)
+        own = protocol_of_family(protocol, site.family)
+        ffn = site.read(model)
+        if isinstance(method, EMoE):
+            layers.append(emoe_layer(ffn, method, groups[site.key], site.family, own))
+        else:
+            layers.append(emoe_learn_layer(ffn, method, groups[site.key], site.family, own))
+    return layers
+
+
+def copied_layers(
+    model: PreTrainedModel, method: GMoE | MoE, protocol: Protocol, sites: Sequence[Site]
+) -> list[MoEFeedForward]:
+    """Build the layers whose experts are whole FFNs: copies, or those of a Switch Transformer.
+
+    Raises:
+        ConfigError: if the number of experts and top_k do not fit.
+    """
+    read = {site.key: site.read(model) for site in sites}
+    check_experts(method, [r for r in read.values() if isinstance(r, list)])
+    hypernets: dict[str, HyperNetwork] = {}
+    counts: dict[str, int] = {}
+    layers = []
+    for site in sites:
+        found = read[site.key]
+        ffn = found[0] if isinstance(found, list) else found
+        if isinstance(method, GMoE):
+            own = protocol_of_family(protocol, site.family)
+            layers.append(gmoe_layer(ffn, method, site.family, own))
+            continue
+        owner = site.stack if protocol.hypernet_per_stack else ""
+        if isinstance(method, HyperMoE) and owner not in hypernets:
+            sharing = [s for s in sites if owner in ("", s.stack)]
+            hypernets[owner] = make_hypernet(method, ffn.keys.shape[1], len(sharing))
+        index = counts[owner] = counts.get(owner, -1) + 1
+        num_experts = len(found) if isinstance(found, list) else method.num_experts or NUM_COPIES
+        beside = make_beside(method, ffn, num_experts, index, hypernets.get(owner))
+        if isinstance(found, list):
+            assert isinstance(site, SparseSite)
+            coefficients = {
+                "switch_balance": model.config.router_aux_loss_coef,
+                "z": model.config.router_z_loss_coef,
+            }
+            weight = site.router_weight(model)
+            layers.append(switch_layer(found, weight, coefficients, method, protocol, beside))
+        else:
+            layers.append(upcycled_layer(ffn, method, protocol, beside))
+    return layers
+
+
 def merge(model: PreTrainedModel) -> None:
     """Turn a converted model back into the dense one, in place: its class, names, weight order.
 
-    Bit-exact: neurons return to their original index, and nothing is computed.
+    Bit-exact: neurons return to their original index, and nothing is computed. (Only where
+    `protocol.split_output_bias` gave every expert a bias b_i of its own, it becomes k mean(b_i).)
 
     Args:
-        model: converted by `convert`.
+        model: converted by `convert` with EMoE.
 
     Raises:
-        ValueError: if the model is not converted.
+        ValueError: if the model is not converted, or its method has no dense form.
     """
     conversion = conversion_of(model)
     if conversion is None:
         raise ValueError("the model is not converted; there is nothing to merge")
+    if not isinstance(conversion.method, Dense | NoisyTuning | EMoE):
+        raise ValueError(not_mergeable(conversion.method))
     for site, layer in zip(conversion.sites, conversion.layers, strict=True):
+        assert isinstance(site, FFNSite)
         site.restore(model, layer.experts.dense(layer.top_k))
     handle = model.__dict__.pop("moe_runner_mask_hook", None)
     if handle is not None:
@@ -137,8 +323,10 @@ def conversion_of(model: nn.Module) -> Conversion | None:
     return getattr(model, ATTRIBUTE, None)
 
 
-def choose_sites(sites: Sequence[FFNSite], rule: str | Sequence[int]) -> list[FFNSite]:
+def choose_sites(sites: Sequence[Site], rule: str | Sequence[int]) -> list[Site]:
     """Apply a layer rule to each stack (an encoder-decoder has two).
+
+    Layers are counted among the sites: in a Switch Transformer only some of the blocks have one.
 
     Args:
         sites: all sites of a model.
@@ -150,18 +338,17 @@ def choose_sites(sites: Sequence[FFNSite], rule: str | Sequence[int]) -> list[FF
     Raises:
         ConfigError: if the rule does not fit the number of layers.
     """
-    sizes = {site.stack: 0 for site in sites}
+    stacks: dict[str, list[Site]] = {}
     for site in sites:
-        sizes[site.stack] += 1
+        stacks.setdefault(site.stack, []).append(site)
     try:
-        chosen = {stack: select_layers(rule, size) for stack, size in sizes.items()}
+        return [own[i] for own in stacks.values() for i in select_layers(rule, len(own))]
     except ValueError as error:
         raise ConfigError(f"method.layers={error}") from None
-    return [site for site in sites if site.layer in chosen[site.stack]]
 
 
 def check_fits(
-    sizes: Mapping[str, int], method: EMoE, assignments: Mapping[str, Tensor] | None
+    sizes: Mapping[str, int], method: Clustered, assignments: Mapping[str, Tensor] | None
 ) -> None:
     """Check the sizes before anything is replaced.
 
@@ -196,6 +383,28 @@ def check_fits(
             )
 
 
+def check_experts(method: GMoE | MoE, given: Sequence[Sequence[FFN]]) -> None:
+    """Check the number of experts of a method before anything is replaced.
+
+    Args:
+        method: what to make of the sites.
+        given: the experts of each site that has its own.
+
+    Raises:
+        ConfigError: if the method does not fit.
+    """
+    num_experts = method.num_experts
+    if given and num_experts is not None:
+        raise ConfigError(
+            f"num_experts={num_experts} cannot be chosen: the model has {len(given[0])} experts of "
+            "its own; use null"
+        )
+    if num_experts is None:
+        num_experts = len(given[0]) if given else NUM_COPIES
+    if num_experts < 1 or not 1 <= method.top_k <= num_experts:
+        raise ConfigError(f"top_k={method.top_k} does not fit num_experts={num_experts}")
+
+
 def hand_over_masks(model: PreTrainedModel) -> None:
     """Let every MoE layer know which positions are padding, by one pre-hook on the model.
 
@@ -226,10 +435,11 @@ def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
 
 def active_parameters(model: nn.Module) -> int:
     """Count the parameters that take part in one token: all but its unselected experts."""
-    total = count_parameters(model)
-    for layer in moe_layers(model):
-        stacked = sum(p.numel() for p in layer.experts.parameters() if p.ndim > 1)
-        total -= stacked - stacked * layer.selected() // layer.experts.num_experts
+    total = count_parameters(model) - sum(layer.idle_parameters() for layer in moe_layers(model))
+    for module in model.modules():  # a Switch Transformer's own sparse layers: one expert each
+        if isinstance(module, nn.ModuleDict) and "expert_0" in module:
+            own = sum(p.numel() for p in module.parameters())
+            total -= own - own // len(module)
     return total
 
 
@@ -240,12 +450,16 @@ def flops_per_token(model: nn.Module) -> int:
     an encoder-decoder the token passes both stacks. Experts count by what is selected (`masked`
     computes more than that), the router's product included.
     """
-    total = 0
-    for module in model.modules():
+    total, inside = 0, []
+    for name, module in model.named_modules():
+        if any(name.startswith(prefix) for prefix in inside):
+            continue
         if isinstance(module, MoEFeedForward):
-            stacked = sum(p.numel() for p in module.experts.parameters() if p.ndim == 3)
-            num_experts, _, d_model = module.experts.keys.shape
-            total += 2 * stacked * module.selected() // num_experts + 2 * num_experts * d_model
+            inside.append(f"{name}.")
+            total += module.flops_per_token()
+        elif isinstance(module, nn.ModuleDict) and "expert_0" in module:  # a Switch Transformer's
+            inside.append(f"{name}.")
+            total += 2 * sum(p.numel() for p in module["expert_0"].parameters())
         elif isinstance(module, (nn.Linear, Conv1D)):
             total += 2 * module.weight.numel()
     return total

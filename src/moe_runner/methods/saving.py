@@ -1,7 +1,10 @@
-"""Save a converted model so that both its dense and its MoE form load again.
+"""Save a converted model so that it loads again, and so that nothing else can be loaded by mistake.
 
-The folder holds the merged dense weights under the backbone's own names, so `AutoModel` loads the
-dense model; `moe_runner.json` holds what is needed to convert it again without clustering.
+EMoE: the folder holds the merged dense weights under the backbone's own names, so `AutoModel` loads
+the dense model; `moe_runner.json` holds what is needed to convert it again without clustering.
+
+Other methods have no dense form: the folder holds the converted weights, and a `model_type` that
+`AutoModel` does not know (it would load the rest and give the FFNs random weights).
 """
 
 from __future__ import annotations
@@ -13,15 +16,19 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_model, save_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moe_runner.config import METHODS, ConfigError, build
+from moe_runner.backbones.sites import FFNSite
+from moe_runner.config import METHODS, ConfigError, Dense, EMoE, NoisyTuning, Protocol, build
 from moe_runner.files import write_json
-from moe_runner.methods.conversion import conversion_of, convert
+from moe_runner.methods.conversion import Conversion, conversion_of, convert
 
 FILE = "moe_runner.json"
+WEIGHTS = "model.safetensors"
 FORMAT = 1
+PREFIX = "moe_runner_"  # of the model_type of what AutoModel must not load
 
 
 def save_pretrained(model: PreTrainedModel, folder: str | Path) -> None:
@@ -32,20 +39,46 @@ def save_pretrained(model: PreTrainedModel, folder: str | Path) -> None:
         folder: made if it is not there.
 
     Raises:
-        ValueError: if the model is not converted.
+        ValueError: if the model has no MoE layer.
     """
     conversion = conversion_of(model)
-    if conversion is None:
+    if conversion is None or isinstance(conversion.method, Dense | NoisyTuning):
         raise ValueError("the model is not converted; use its own save_pretrained")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    assignments = {
+    if isinstance(conversion.method, EMoE):
+        model.save_pretrained(folder, state_dict=dense_state_dict(model))
+    else:
+        save_converted(model, folder)
+    write_json(
+        folder / FILE,
+        {
+            "format": FORMAT,
+            "method": dataclasses.asdict(conversion.method),
+            "protocol": dataclasses.asdict(conversion.protocol),
+            "sites": assignments_of(conversion),
+        },
+    )
+
+
+def assignments_of(conversion: Conversion) -> dict[str, list[int]]:
+    """List the expert of each neuron by site key, for the methods that group neurons."""
+    return {
         site.key: layer.experts.expert_of_neuron.tolist()
         for site, layer in zip(conversion.sites, conversion.layers, strict=True)
+        if layer.experts.expert_of_neuron is not None
     }
-    model.save_pretrained(folder, state_dict=dense_state_dict(model))
-    method = dataclasses.asdict(conversion.method)
-    write_json(folder / FILE, {"format": FORMAT, "method": method, "sites": assignments})
+
+
+def save_converted(model: PreTrainedModel, folder: Path) -> None:
+    """Write the weights as they are, and a config that AutoModel refuses."""
+    config = model.config.to_dict()
+    config |= {
+        "architectures": [type(model).__name__],
+        "model_type": f"{PREFIX}{model.config.model_type}",
+    }
+    write_json(folder / "config.json", config)
+    save_model(model, str(folder / WEIGHTS))  # writes shared tensors (a hypernetwork's) once
 
 
 def dense_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -61,6 +94,7 @@ def dense_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
     assert conversion is not None
     state = model.state_dict()
     for site, layer in zip(conversion.sites, conversion.layers, strict=True):
+        assert isinstance(site, FFNSite)
         for name in [name for name in state if name.startswith(f"{site.slot}.experts.")]:
             del state[name]
         tensors = site.dense_tensors(model, layer.experts.dense(layer.top_k))
@@ -73,13 +107,15 @@ def from_pretrained(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
 
     Args:
         folder: written by `save_pretrained`.
-        **kwargs: for the `from_pretrained` of the model's own class (for example `dtype`).
+        **kwargs: for the `from_pretrained` of the model's own class; for other methods than EMoE
+            only `dtype`.
 
     Returns:
         The model with its MoE layers, in evaluation mode.
 
     Raises:
         ConfigError: if the folder is not of this format.
+        ValueError: for an argument that cannot be followed.
     """
     folder = Path(folder)
     file = folder / FILE
@@ -96,9 +132,25 @@ def from_pretrained(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     method = build(METHODS[name], content["method"], "method", problems)
     if method is None:
         raise ConfigError(*(f"{file}: {problem}" for problem in problems))
-    config = transformers.AutoConfig.from_pretrained(folder)
-    model_class = getattr(transformers, config.architectures[0])
-    model = model_class.from_pretrained(folder, **kwargs)
+    protocol = build(Protocol, content.get("protocol", {}), "protocol", problems)
+    if protocol is None:
+        raise ConfigError(*(f"{file}: {problem}" for problem in problems))
     assignments = {name: torch.tensor(experts) for name, experts in content["sites"].items()}
-    convert(model, method, assignments=assignments)
-    return model
+    if isinstance(method, EMoE):
+        config = transformers.AutoConfig.from_pretrained(folder)
+        model_class = getattr(transformers, config.architectures[0])
+        model = model_class.from_pretrained(folder, **kwargs)
+        convert(model, method, protocol=protocol, assignments=assignments)
+        return model
+    options = json.loads((folder / "config.json").read_text())
+    name = options.pop("architectures")[0]
+    config = transformers.AutoConfig.for_model(
+        options.pop("model_type").removeprefix(PREFIX), **options
+    )
+    dtype = kwargs.pop("dtype", None)
+    if kwargs:
+        raise ValueError(f"only dtype can be given for method={method.name}; got {sorted(kwargs)}")
+    model = getattr(transformers, name)(config)
+    convert(model, method, protocol=protocol, assignments=assignments or None)
+    load_model(model, str(folder / WEIGHTS))
+    return model.to(dtype).eval() if dtype is not None else model.eval()

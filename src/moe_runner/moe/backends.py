@@ -1,4 +1,4 @@
-"""Back ends: the ways of computing the selected experts of each token; all give the same numbers."""
+"""Back ends: ways of computing the selected experts of each token, with the same numbers."""
 
 # T tokens, D d_model, E experts, F neurons of one expert, K selected experts, S = T * K choices
 
@@ -8,29 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from moe_runner.moe.experts import Stack, neurons
+from moe_runner.moe.experts import Stack, combine_matrix, neurons
 
 
-def combine_matrix(index_TK: Tensor, weights_TK: Tensor | None, num_experts: int) -> Tensor:
-    """Spread the weights of the selected experts over all experts.
-
-    Args:
-        index_TK: selected experts, int64 (T, K), no expert twice in a row.
-        weights_TK: float (T, K), or None: 1 each.
-        num_experts: E.
-
-    Returns:
-        float (T, E), 0 where an expert is not selected.
-    """
-    shape = (index_TK.shape[0], num_experts)
-    if weights_TK is None:
-        return torch.zeros(shape, device=index_TK.device).scatter(1, index_TK, 1.0)
-    return weights_TK.new_zeros(shape).scatter(1, index_TK, weights_TK)
-
-
-def masked(
-    x_TD: Tensor, index_TK: Tensor, weights_TK: Tensor | None, experts: Stack
-) -> Tensor:
+def masked(x_TD: Tensor, index_TK: Tensor, weights_TK: Tensor | None, experts: Stack) -> Tensor:
     """Compute every neuron and scale those of unselected experts by 0: the definition.
 
     Args:
@@ -100,7 +81,7 @@ def sort_by_expert(
 BACKENDS = {"masked": masked, "sorted": sort_by_expert}
 
 
-def choose_backend(experts: Stack) -> str:
+def choose_backend(tokens: int, top_k: int, experts: Stack) -> str:
     """Choose the back end for the sizes of a layer.
 
     Small experts are bound by the overhead of many small products, so they are masked.

@@ -120,6 +120,23 @@ def neurons(
     return hidden if ups is None else hidden * functional.linear(x, ups, up_bias)
 
 
+def combine_matrix(index_TK: Tensor, weights_TK: Tensor | None, num_experts: int) -> Tensor:
+    """Spread the weights of the selected experts over all experts.
+
+    Args:
+        index_TK: selected experts, int64 (T, K), no expert twice in a row.
+        weights_TK: float (T, K), or None: 1 each.
+        num_experts: E.
+
+    Returns:
+        float (T, E), 0 where an expert is not selected.
+    """
+    shape = (index_TK.shape[0], num_experts)
+    if weights_TK is None:
+        return torch.zeros(shape, device=index_TK.device).scatter(1, index_TK, 1.0)
+    return weights_TK.new_zeros(shape).scatter(1, index_TK, weights_TK)
+
+
 class Experts(nn.Module):
     """All experts of one layer, stacked: an unselected expert has a gradient, of zero.
 
@@ -166,7 +183,8 @@ class Experts(nn.Module):
         for name in NEURON_TENSORS:
             tensor = getattr(ffn, name)
             if tensor is not None:
-                tensors[name] = tensor.detach()[order_N].unflatten(0, (num_experts, -1)).contiguous()
+                stacked = tensor.detach()[order_N].unflatten(0, (num_experts, -1))
+                tensors[name] = stacked.contiguous()
         if ffn.output_bias is not None:
             tensors["output_bias"] = ffn.output_bias.detach().clone()
         experts = cls(ffn, tensors)
@@ -216,17 +234,19 @@ class Experts(nn.Module):
             pre_dropout=self.pre_dropout if self.training else 0.0,
         )
 
-    def bias(self, combine_TE: Tensor) -> Tensor | None:
+    def bias(self, index_TK: Tensor, weights_TK: Tensor | None) -> Tensor | None:
         """Find the output bias of each token.
 
         Args:
-            combine_TE: weights of the experts, float (T, E), 0 where one is not selected.
+            index_TK: selected experts, int64 (T, K).
+            weights_TK: weight of each, float (T, K), or None: 1 each.
 
         Returns:
             float (D,) if it is added once, (T, D) if each expert has its own, or None.
         """
         if self.output_bias is None or self.output_bias.ndim == 1:
             return self.output_bias
+        combine_TE = combine_matrix(index_TK, weights_TK, self.num_experts)
         return combine_TE.to(self.output_bias.dtype) @ self.output_bias
 
     def dense(self, top_k: int) -> FFN:

@@ -1,17 +1,34 @@
-"""A feed-forward network made of experts: routing, selection, expert computation."""
+"""A feed-forward network made of experts: routing, selection, expert computation, what is added."""
 
 # T tokens, D d_model, E experts, K selected experts
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from moe_runner.moe.backends import BACKENDS, choose_backend, combine_matrix
-from moe_runner.moe.experts import Experts
-from moe_runner.moe.routing import GateOn, Select, average_key_scores, select_experts
+from moe_runner.moe.backends import BACKENDS, choose_backend
+from moe_runner.moe.experts import Experts, combine_matrix
+from moe_runner.moe.hypernet import HyperExpert
+from moe_runner.moe.losses import (
+    importance_and_load_loss,
+    smooth_load,
+    switch_balance_loss,
+    z_loss,
+)
+from moe_runner.moe.routing import (
+    Scores,
+    Select,
+    Weighting,
+    expert_weights,
+    select_experts,
+    within_capacity,
+    within_sequence_capacity,
+)
 
 
 @dataclass
@@ -21,10 +38,12 @@ class Routing:
     Args:
         index: selected experts of all positions, int64 (T, K), padding included.
         mask: bool (T,), False for padding; None when the model was given no mask.
+        losses: unscaled auxiliary losses by name, scalars with a gradient.
     """
 
     index: Tensor
     mask: Tensor | None
+    losses: dict[str, Tensor] = field(default_factory=dict)
 
     def load(self, num_experts: int) -> Tensor:
         """Count the tokens of each expert, padding left out, int64 (E,)."""
@@ -32,36 +51,121 @@ class Routing:
         return torch.bincount(index.flatten(), minlength=num_experts)
 
 
+@dataclass(frozen=True)
+class Capacity:
+    """How many choices an expert takes; what is over is dropped.
+
+    Args:
+        factor: of the batch, see `within_capacity`; None: no limit.
+        per_sequence: see `within_sequence_capacity`; None: no limit.
+        dropped: a dropped token's output from its experts: `zero`, or its `input` times the weight.
+    """
+
+    factor: float | None = None
+    per_sequence: int | None = None
+    dropped: Literal["zero", "input"] = "zero"
+
+
+@dataclass(frozen=True)
+class AuxiliaryLosses:
+    """Which losses a layer records, and their coefficients (applied by `auxiliary_loss`).
+
+    Args:
+        coefficients: by name; a name that is absent is not computed. `balance`: importance and
+            load, of `importance`; `switch_balance` and `z`: of Switch Transformers.
+        importance: what is summed over the tokens: the weights of the `selected` experts, or the
+            `probabilities` of all.
+        load_threshold: `scores`: the published load. `probabilities`: compares scores with
+            softmaxed values, as HyperMoE's reference code does.
+    """
+
+    coefficients: Mapping[str, float] = field(default_factory=dict)
+    importance: Literal["selected", "probabilities"] = "selected"
+    load_threshold: Literal["scores", "probabilities"] = "scores"
+
+
+class SideExperts(nn.Module):
+    """Experts beside the routed ones, of weight 1: one that sees every token, or one per expert.
+
+    Args:
+        experts: a single one, or as many as are routed (a token passes those of its selection).
+        scale: multiplies the output.
+    """
+
+    def __init__(self, experts: Experts, scale: float = 1.0) -> None:
+        super().__init__()
+        self.experts = experts
+        self.scale = scale
+
+    def forward(self, x_TD: Tensor, index_TK: Tensor, masked: bool = False) -> Tensor:
+        """Compute the side experts' output.
+
+        Args:
+            x_TD: tokens, float (T, D).
+            index_TK: selected experts, int64 (T, K).
+            masked: use the back end `masked` instead of `sorted`.
+
+        Returns:
+            float (T, D).
+        """
+        backend = "masked" if masked else "sorted"
+        if self.experts.num_experts == 1:
+            index_TK = torch.zeros_like(index_TK[:, :1])
+        return compute(x_TD, index_TK, None, self.experts, backend) * self.scale
+
+
 class MoEFeedForward(nn.Module):
-    """Stand where an FFN stood: a token goes through its selected experts, each of weight 1.
+    """Stand where an FFN stood: y = sum over the selected experts of weight * expert(x) [+ beside].
 
     Args:
         experts: the stacked experts.
+        router: gives `Scores` of (tokens, experts).
         top_k: experts per token.
         select: see `select_experts`.
-        gate_on: see `average_key_scores`.
+        weighting: see `expert_weights`.
+        straight_through: see there.
+        scale: multiplies the weights.
+        capacity: None limits: dropless.
+        losses: auxiliary losses to record.
+        jitter: in training the input is multiplied by uniform noise in 1 - jitter .. 1 + jitter.
+        beside: side experts or a HyperExpert, added to the output.
+        beside_weighted: multiply what is beside by the sum of the weights.
         backend: `auto`, or a name of `BACKENDS`.
 
-    Source: EMoE, arXiv:2310.10908.
+    Source: EMoE, arXiv:2310.10908; HyperMoE, arXiv:2402.12656.
     """
 
     def __init__(
         self,
         experts: Experts,
+        router: nn.Module,
         *,
         top_k: int,
         select: Select = "top",
-        gate_on: GateOn = "gate",
+        weighting: Weighting = "ones",
+        straight_through: bool = True,
+        scale: float = 1.0,
+        capacity: Capacity | None = None,
+        losses: AuxiliaryLosses | None = None,
+        jitter: float = 0.0,
+        beside: SideExperts | HyperExpert | None = None,
+        beside_weighted: bool = False,
         backend: str = "auto",
     ) -> None:
         super().__init__()
         self.experts = experts
+        self.router = router
+        self.beside = beside
         self.top_k = top_k
         self.select: Select = select
-        self.gate_on: GateOn = gate_on
-        if gate_on == "inter":  # its scores need every neuron anyway
-            backend = "masked"
-        self.backend = choose_backend(experts.tensors()) if backend == "auto" else backend
+        self.weighting: Weighting = weighting
+        self.straight_through = straight_through
+        self.scale = scale
+        self.capacity = capacity or Capacity()
+        self.losses = losses or AuxiliaryLosses()
+        self.jitter = jitter
+        self.beside_weighted = beside_weighted
+        self.backend = backend
         self.attention_mask: Tensor | None = None  # handed over by the model's pre-hook, (B, L)
         self.routing: Routing | None = None  # overwritten in every forward pass
 
@@ -74,13 +178,72 @@ class MoEFeedForward(nn.Module):
         Returns:
             float (..., D).
         """
+        if self.jitter and self.training:
+            x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
         x_TD = x.reshape(-1, x.shape[-1])
-        scores_TE = average_key_scores(x_TD, self.experts, self.gate_on)
-        index_TK = select_experts(scores_TE, self.top_k, self.select)
-        self.routing = Routing(index_TK, self.token_mask(x))
-        output_TD = BACKENDS[self.backend](x_TD, index_TK, None, self.experts.tensors())
-        bias = self.experts.bias(combine_matrix(index_TK, None, self.experts.num_experts))
-        return (output_TD if bias is None else output_TD + bias).reshape(x.shape)
+        scores: Scores = self.router(x_TD, self.experts)
+        index_TK = select_experts(scores.noisy, self.top_k, self.select)
+        weights_TK = expert_weights(
+            scores.noisy, index_TK, self.weighting, straight_through=self.straight_through
+        )
+        mask_T = self.token_mask(x)
+        losses = self.auxiliary_losses(scores, index_TK, weights_TK, mask_T)
+        if not torch.compiler.is_compiling():  # a traced forward pass leaves no record
+            self.routing = Routing(index_TK.detach(), mask_T, losses)
+
+        if weights_TK is not None and self.scale != 1.0:
+            weights_TK = weights_TK * self.scale
+        kept_TK = self.kept(scores.noisy, index_TK, x.shape[:-1])
+        used_TK = weights_TK
+        if kept_TK is not None:
+            used_TK = kept_TK.to(x_TD.dtype) if weights_TK is None else weights_TK * kept_TK
+        backend = self.backend
+        if backend == "auto":
+            backend = choose_backend(len(x_TD), index_TK.shape[1], self.experts.tensors())
+        output_TD = compute(x_TD, index_TK, used_TK, self.experts, backend)
+        if kept_TK is not None and self.capacity.dropped == "input":
+            lost_TK = (~kept_TK).to(x_TD.dtype)
+            lost_T1 = (lost_TK if weights_TK is None else weights_TK * lost_TK).sum(1, True)
+            output_TD = output_TD + (x_TD * lost_T1).to(output_TD.dtype)
+        if self.beside is not None:
+            beside_TD = self.beside(x_TD, index_TK, masked=backend == "masked")
+            if self.beside_weighted and weights_TK is not None:
+                beside_TD = beside_TD * weights_TK.sum(1, True)
+            output_TD = output_TD + beside_TD.to(output_TD.dtype)
+        return output_TD.reshape(x.shape)
+
+    def auxiliary_losses(
+        self, scores: Scores, index_TK: Tensor, weights_TK: Tensor | None, mask_T: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Compute the losses that have a coefficient, padding left out."""
+        wanted, found = self.losses.coefficients, {}
+        if not wanted:
+            return found
+        probs_TE = scores.noisy.softmax(-1)
+        if "balance" in wanted:
+            if self.losses.importance == "selected":
+                importance_TE = combine_matrix(index_TK, weights_TK, self.experts.num_experts)
+            else:
+                importance_TE = scores.clean.softmax(-1)
+            threshold = scores.noisy if self.losses.load_threshold == "scores" else probs_TE
+            load_TE = smooth_load(scores.clean, threshold, scores.std, index_TK)
+            found["balance"] = importance_and_load_loss(importance_TE, load_TE, mask_T)
+        if "switch_balance" in wanted:
+            found["switch_balance"] = switch_balance_loss(probs_TE, index_TK, mask_T)
+        if "z" in wanted:
+            found["z"] = z_loss(scores.clean, mask_T)
+        return found
+
+    def kept(self, scores_TE: Tensor, index_TK: Tensor, shape: torch.Size) -> Tensor | None:
+        """Tell which choices find room, bool (T, K); None: all of them."""
+        if self.capacity.factor is not None:
+            return within_capacity(scores_TE.detach(), index_TK, self.capacity.factor)
+        if self.capacity.per_sequence is not None:
+            index_BLK = index_TK.reshape(-1, shape[-1], index_TK.shape[1])
+            return within_sequence_capacity(
+                index_BLK, self.experts.num_experts, self.capacity.per_sequence
+            )
+        return None
 
     def selected(self) -> int:
         """Count the experts that a token passes: top_k, or the rest for `not_top`."""
@@ -94,6 +257,81 @@ class MoEFeedForward(nn.Module):
             return None
         return mask.reshape(-1).bool()
 
+    def idle_parameters(self) -> int:
+        """Count the parameters that one token does not use: those of unselected experts."""
+        routed = [self.experts]
+        if isinstance(self.beside, SideExperts) and self.beside.experts.num_experts > 1:
+            routed.append(self.beside.experts)
+        idle = 0
+        for experts in routed:
+            stacked = [p for p in experts.parameters() if p.shape[:1] == (experts.num_experts,)]
+            own = sum(p.numel() for p in stacked if p is not experts.output_bias or p.ndim == 2)
+            idle += own - own * self.selected() // experts.num_experts
+        return idle
+
+    def flops_per_token(self) -> int:
+        """Count 2 per weight of the products of one token: selected experts, router, beside.
+
+        Generating a HyperExpert is left out: it is shared by the tokens of a selection.
+        """
+        num_experts, size, d_model = self.experts.keys.shape
+        matrices = 2 if self.experts.ups is None else 3
+        total = matrices * size * d_model * self.selected()
+        parameters = [p for p in self.router.parameters() if p.ndim == 2]
+        total += sum(p.numel() for p in parameters) if parameters else num_experts * d_model
+        if isinstance(self.beside, HyperExpert):
+            total += 2 * self.beside.hypernet.width * d_model
+        elif self.beside is not None:
+            side = self.beside.experts
+            passed = 1 if side.num_experts == 1 else self.selected()
+            total += (
+                sum(p.numel() for p in side.parameters() if p.ndim == 3)
+                * passed
+                // (side.num_experts)
+            )
+        return 2 * total
+
     def extra_repr(self) -> str:
         """Show the routing in `print(model)`."""
-        return f"top_k={self.top_k}, select={self.select}, backend={self.backend}"
+        return (
+            f"top_k={self.top_k}, select={self.select}, weighting={self.weighting}, "
+            f"backend={self.backend}"
+        )
+
+
+def compute(
+    x_TD: Tensor, index_TK: Tensor, weights_TK: Tensor | None, experts: Experts, backend: str
+) -> Tensor:
+    """Compute the weighted sum of the selected experts, their output bias included.
+
+    Args:
+        x_TD: tokens, float (T, D).
+        index_TK: selected experts, int64 (T, K).
+        weights_TK: float (T, K), or None: 1 each.
+        experts: the experts.
+        backend: a name of `BACKENDS`.
+
+    Returns:
+        float (T, D).
+    """
+    output_TD = BACKENDS[backend](x_TD, index_TK, weights_TK, experts.tensors())
+    bias = experts.bias(index_TK, weights_TK)
+    return output_TD if bias is None else output_TD + bias.to(output_TD.dtype)
+
+
+def auxiliary_loss(model: nn.Module) -> Tensor | None:
+    """Add up the auxiliary losses of all MoE layers, times their coefficients: the one place.
+
+    Args:
+        model: converted, after a forward pass.
+
+    Returns:
+        Scalar with a gradient, to be added to the task's loss; None if no layer has one.
+    """
+    terms = [
+        layer.losses.coefficients[name] * loss
+        for layer in model.modules()
+        if isinstance(layer, MoEFeedForward) and layer.routing is not None
+        for name, loss in layer.routing.losses.items()
+    ]
+    return torch.stack(terms).sum() if terms else None

@@ -1,35 +1,58 @@
-"""Scores of experts, and which of them are selected."""
+"""Routers score the experts; selection, weights and capacity follow from the scores."""
 
 # T tokens, D d_model, E experts, F neurons of one expert, K experts of a token
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from moe_runner.moe.experts import Experts
 
 Select = Literal["top", "bottom", "not_top"]
 GateOn = Literal["gate", "up", "inter"]
+Weighting = Literal["ones", "softmax", "probability"]
 
 
-def average_key_scores(x_TD: Tensor, experts: Experts, gate_on: GateOn = "gate") -> Tensor:
+@dataclass
+class Scores:
+    """What a router says.
+
+    Args:
+        clean: scores without noise, float (T, E), at least fp32.
+        noisy: what the selection goes by; the same tensor where there is no noise.
+        std: of the noise that the load loss assumes, float (T, E) or a number.
+    """
+
+    clean: Tensor
+    noisy: Tensor
+    std: Tensor | float
+
+
+def average_key_scores(
+    x_TD: Tensor, experts: Experts, gate_on: GateOn = "gate", normalize: bool = False
+) -> Tensor:
     """Score each expert by the mean pre-activation of its neurons (avg-k gating).
 
     The gate vectors are the means of the *current* keys, computed anew in every forward pass: they
     have no parameter of their own and cannot go stale. Selection is not differentiable and every
-    selected expert has weight 1, so no gradient is kept.
+    selected expert has weight 1, so no gradient is needed but for a balance loss.
 
     Args:
         x_TD: tokens, float (T, D).
         experts: the stacked experts.
         gate_on: `gate`: x . mean(keys), the paper's. Gated FFNs also `up`: x . mean(up rows), and
             `inter`: the mean of activation(gate) * up, which computes every neuron.
+        normalize: scale the gate vectors to length 1 (ablation; not with `inter`).
 
     Returns:
-        float (T, E), at least fp32; biases left out for `gate` and `up`.
+        float (T, E), at least fp32; biases left out for `gate` and `up`. A gradient reaches the
+        tokens only: the keys learn as neurons.
 
     Raises:
         ValueError: if `up` or `inter` is asked of an FFN without an up projection.
@@ -40,12 +63,148 @@ def average_key_scores(x_TD: Tensor, experts: Experts, gate_on: GateOn = "gate")
         raise ValueError(f"gate_on={gate_on} needs a gated FFN; use gate_on=gate")
     # At least fp32 also under autocast: half precision makes ties, and back ends would differ.
     wide = torch.promote_types(x_TD.dtype, torch.float32)
-    with torch.no_grad(), torch.autocast(x_TD.device.type, enabled=False):
+    with torch.autocast(x_TD.device.type, enabled=False):
         if gate_on == "inter":
-            return experts.tensors().activations(x_TD.to(experts.keys.dtype)).mean(-1, dtype=wide)
+            with torch.no_grad():
+                stack = experts.tensors()
+                return stack.activations(x_TD.to(experts.keys.dtype)).mean(-1, dtype=wide)
         rows_EFD = experts.keys if gate_on == "gate" else experts.ups
         assert rows_EFD is not None
-        return x_TD.to(wide) @ rows_EFD.mean(1, dtype=wide).T
+        gates_ED = rows_EFD.detach().mean(1, dtype=wide)
+        if normalize:
+            gates_ED = functional.normalize(gates_ED, dim=1)
+        return x_TD.to(wide) @ gates_ED.T
+
+
+class AverageKeyRouter(nn.Module):
+    """Avg-k gating, see `average_key_scores`; the noise only if the reference code's is asked for.
+
+    Args:
+        gate_on: see `average_key_scores`.
+        normalize: see there.
+        gate_noise: in training, N(0, 1) * gate_noise / E is added to the scores.
+        differentiable: keep the gradient to the tokens, for a balance loss.
+    """
+
+    def __init__(
+        self,
+        gate_on: GateOn = "gate",
+        *,
+        normalize: bool = False,
+        gate_noise: float = 0.0,
+        differentiable: bool = False,
+    ) -> None:
+        super().__init__()
+        self.gate_on: GateOn = gate_on
+        self.normalize = normalize
+        self.gate_noise = gate_noise
+        self.differentiable = differentiable
+
+    def forward(self, x_TD: Tensor, experts: Experts) -> Scores:
+        """Score the experts, see `Scores`."""
+        x_TD = x_TD if self.differentiable else x_TD.detach()
+        clean = average_key_scores(x_TD, experts, self.gate_on, self.normalize)
+        return with_constant_noise(clean, self.gate_noise if self.training else 0.0)
+
+    def extra_repr(self) -> str:
+        """Show the settings in `print(model)`."""
+        return f"gate_on={self.gate_on}, normalize={self.normalize}, gate_noise={self.gate_noise}"
+
+
+class CosineRouter(nn.Module):
+    """Score by the cosine between a projection of the token and a vector per expert.
+
+        score_i = scale * cos(W x, e_i)
+
+    Args:
+        d_model: D.
+        num_experts: E.
+        projection_dim: rows of W.
+        gate_noise: in training, N(0, 1) * gate_noise / E is added to the scores.
+
+    Source: GMoE, arXiv:2206.04046; projection to 256, the learned scale starts at 2 and is at most
+    100 (the smallest temperature is 0.01).
+    """
+
+    def __init__(
+        self, d_model: int, num_experts: int, projection_dim: int = 256, gate_noise: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.gate_noise = gate_noise
+        self.projection = nn.Linear(d_model, projection_dim)
+        self.expert_vectors = nn.Parameter(0.01 * torch.randn(num_experts, projection_dim))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(2.0)))
+
+    def forward(self, x_TD: Tensor, experts: Experts) -> Scores:
+        """Score the experts, see `Scores`."""
+        wide = torch.promote_types(x_TD.dtype, torch.float32)
+        with torch.autocast(x_TD.device.type, enabled=False):
+            projected = functional.linear(
+                x_TD.to(wide), self.projection.weight.to(wide), self.projection.bias.to(wide)
+            )
+            cosine = functional.normalize(projected, dim=1) @ (
+                functional.normalize(self.expert_vectors.to(wide), dim=1).T
+            )
+            clean = cosine * self.log_scale.to(wide).clamp(max=math.log(100.0)).exp()
+        return with_constant_noise(clean, self.gate_noise if self.training else 0.0)
+
+
+class NoisyTopKRouter(nn.Module):
+    """Linear scores with learned noise in training.
+
+        H(x) = x W_g + N(0, 1) * softplus(x W_n)
+
+    Both matrices start at zero: all experts are alike, and the noise alone spreads the tokens.
+
+    Args:
+        d_model: D.
+        num_experts: E.
+
+    Source: Shazeer et al., arXiv:1701.06538, eq. 4; zero start as in its appendix A.
+    """
+
+    def __init__(self, d_model: int, num_experts: int) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(num_experts, d_model))
+        self.noise = nn.Parameter(torch.zeros(num_experts, d_model))
+
+    def forward(self, x_TD: Tensor, experts: Experts) -> Scores:
+        """Score the experts, see `Scores`."""
+        wide = torch.promote_types(x_TD.dtype, torch.float32)
+        with torch.autocast(x_TD.device.type, enabled=False):
+            x_TD = x_TD.to(wide)
+            clean = x_TD @ self.gate.to(wide).T
+            std = functional.softplus(x_TD @ self.noise.to(wide).T) + 1e-2  # never zero
+        noisy = clean + torch.randn_like(clean) * std if self.training else clean
+        return Scores(clean, noisy, std)
+
+
+class LinearRouter(nn.Module):
+    """Linear scores: the router of a Switch Transformer.
+
+    Args:
+        weight: pretrained, float (E, D).
+
+    Source: Switch Transformers, arXiv:2101.03961, eq. 1.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+
+    def forward(self, x_TD: Tensor, experts: Experts) -> Scores:
+        """Score the experts, see `Scores`."""
+        wide = torch.promote_types(x_TD.dtype, torch.float32)
+        with torch.autocast(x_TD.device.type, enabled=False):
+            scores = x_TD.to(wide) @ self.weight.to(wide).T
+        return Scores(scores, scores, 1.0)
+
+
+def with_constant_noise(clean_TE: Tensor, gate_noise: float) -> Scores:
+    """Add N(0, 1) * gate_noise / E to scores; the load loss assumes noise of 1 / E in any case."""
+    std = 1.0 / clean_TE.shape[1]
+    noisy = clean_TE + torch.randn_like(clean_TE) * gate_noise * std if gate_noise else clean_TE
+    return Scores(clean_TE, noisy, std)
 
 
 def select_experts(scores_TE: Tensor, top_k: int, select: Select = "top") -> Tensor:
@@ -57,8 +216,8 @@ def select_experts(scores_TE: Tensor, top_k: int, select: Select = "top") -> Ten
         select: `top`: the k best; `bottom`: the k worst; `not_top`: all but the k best (ablations).
 
     Returns:
-        int64 (T, K); K = top_k, or E - top_k for `not_top`. Among equal scores the choice is
-        torch.topk's: some k of them, never one twice.
+        int64 (T, K), the most fitting first; K = top_k, or E - top_k for `not_top`. Among equal
+        scores the choice is torch.topk's: some k of them, never one twice.
 
     Raises:
         ValueError: if top_k is outside 1..E, or nothing is left for `not_top`.
@@ -71,4 +230,74 @@ def select_experts(scores_TE: Tensor, top_k: int, select: Select = "top") -> Ten
             f"{num_experts - 1 if select == 'not_top' else num_experts}"
         )
     # All but the k best are the E - k worst: one rule serves both ablations.
-    return scores_TE.topk(count, dim=-1, largest=select == "top", sorted=False).indices
+    return scores_TE.topk(count, dim=-1, largest=select == "top").indices
+
+
+def expert_weights(
+    scores_TE: Tensor, index_TK: Tensor, weighting: Weighting, *, straight_through: bool = True
+) -> Tensor | None:
+    """Weigh the selected experts.
+
+    Args:
+        scores_TE: noisy scores, float (T, E).
+        index_TK: selected experts, int64 (T, K).
+        weighting: `ones` (EMoE); `softmax`: over the selected ones, sum 1; `probability`: their
+            softmax over all experts (Switch).
+        straight_through: for `softmax` with K = 1, whose weight p / p has no gradient: use
+            p / p.detach(), of value 1, so that the router learns from the task's loss.
+
+    Returns:
+        float (T, K), or None for `ones`.
+    """
+    if weighting == "ones":
+        return None
+    if weighting == "probability" or index_TK.shape[1] == 1:
+        probs_TK = scores_TE.softmax(-1).gather(1, index_TK)
+        if weighting == "probability":
+            return probs_TK
+        return probs_TK / (probs_TK.detach() if straight_through else probs_TK)
+    return scores_TE.gather(1, index_TK).softmax(-1)
+
+
+def within_capacity(scores_TE: Tensor, index_TK: Tensor, capacity_factor: float) -> Tensor:
+    """Tell which choices find room in their expert, the surest tokens first.
+
+    An expert takes K * int(factor * ceil(T / E)) choices of the batch, padding included. First
+    choices go before second ones; among them, the token of the larger maximal probability.
+
+    Args:
+        scores_TE: noisy scores, float (T, E).
+        index_TK: selected experts, the best first, int64 (T, K).
+        capacity_factor: room in relation to an even load; 1 is exactly enough.
+
+    Returns:
+        bool (T, K).
+
+    Source: the reference code of EMoE (batch-prioritised routing, arXiv:2106.05974, section 2.3).
+    """
+    (num_tokens, num_experts), top_k = scores_TE.shape, index_TK.shape[1]
+    room = top_k * int(capacity_factor * math.ceil(num_tokens / num_experts))
+    order_T = scores_TE.softmax(-1).amax(1).argsort(descending=True, stable=True)
+    by_rank_S = index_TK[order_T].T.flatten()  # all first choices, then all second ones
+    chosen_SE = functional.one_hot(by_rank_S, num_experts)
+    place_S = chosen_SE.cumsum(0).gather(1, by_rank_S[:, None]).squeeze(1)  # 1, 2, ... per expert
+    fits_TK = (place_S <= room).unflatten(0, (top_k, num_tokens)).T
+    return torch.empty_like(fits_TK).index_copy(0, order_T, fits_TK)
+
+
+def within_sequence_capacity(index_BLK: Tensor, num_experts: int, capacity: int) -> Tensor:
+    """Tell which choices find room in their expert, the first tokens of each sequence first.
+
+    Args:
+        index_BLK: selected experts, int64 (B, L, K).
+        num_experts: E.
+        capacity: choices that an expert takes of one sequence.
+
+    Returns:
+        bool (B * L, K).
+
+    Source: Switch Transformers as in transformers (`expert_capacity`).
+    """
+    chosen = functional.one_hot(index_BLK, num_experts)  # (B, L, K, E)
+    place = chosen.flatten(1, 2).cumsum(1).unflatten(1, index_BLK.shape[1:])
+    return (place.gather(3, index_BLK[..., None]).squeeze(3) <= capacity).flatten(0, 1)

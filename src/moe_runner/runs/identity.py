@@ -96,13 +96,21 @@ def content_hash(paths: Sequence[Path], memo: Path | None = None) -> str:
     return total.hexdigest()
 
 
+def identifying(options: Any) -> list[dataclasses.Field[Any]]:
+    """List the fields of a dataclass instance that count, see `canonical_json`."""
+    return [
+        field
+        for field in dataclasses.fields(options)
+        if field.metadata.get("identity", True) and not _is_neutral(options, field)
+    ]
+
+
 def _plain(value: Any, where: str) -> Any:
     """Reduce a value to what `json` writes in one way; `where` names it in errors."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             field.name: _plain(getattr(value, field.name), f"{where}.{field.name}")
-            for field in dataclasses.fields(value)
-            if field.metadata.get("identity", True) and not _is_neutral(value, field)
+            for field in identifying(value)
         }
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):

@@ -22,7 +22,7 @@ from moe_runner.config import (
     Tuning,
     build,
 )
-from moe_runner.runs.identity import run_id
+from moe_runner.runs.identity import identifying, run_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +87,12 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """List what must be equal for two runs to be repetitions: all but rate, seed and task."""
         flat: dict[str, Any] = {"weights": self.weights}
-        for name in ("method", "tuning", "task", "trainer"):
+        for name in ("method", "protocol", "tuning", "task", "trainer"):
             options = getattr(self, name)
             flat |= {
-                f"{name}.{f.name}": plain(getattr(options, f.name))
-                for f in dataclasses.fields(options)
-                if f.metadata.get("identity", True)
+                f"{name}.{f.name}": plain(getattr(options, f.name)) for f in identifying(options)
             }
-        for name in ("method.name", "tuning.name", "task.suite", "task.members"):
+        for name in ("method.name", "protocol.name", "tuning.name", "task.suite", "task.members"):
             del flat[name]
         del flat["trainer.learning_rate"]
         return flat

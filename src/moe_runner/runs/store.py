@@ -99,6 +99,11 @@ class RunFolder:
         return self.checkpoint / "best"
 
     @property
+    def export(self) -> Path:
+        """Where the exported Hugging Face folder is, with export=dense or moe."""
+        return self.path / "model"
+
+    @property
     def model(self) -> Path:
         """Where the model is exported to."""
         return self.path / "model"

@@ -26,8 +26,8 @@ from moe_runner.tasks.gluex import ood_names
 __all__ = ["TASKS", "load", "ood_names", "sources"]
 
 HUB_ID = "nyu-mll/glue"
-EPOCHS = {"full": 10, "lora": 20}
-FEWER_EPOCHS = {"full": 3, "lora": 5}  # for the large tasks
+EPOCHS = {"full": 10, "lora": 20, "lora_block": 20}
+FEWER_EPOCHS = {"full": 3, "lora": 5, "lora_block": 5}  # for the large tasks
 PARAPHRASE = ("not_equivalent", "equivalent")
 DUPLICATE = ("not_duplicate", "duplicate")
 ENTAILMENT = ("entailment", "not_entailment")

@@ -13,7 +13,14 @@ from moe_runner.runs.run import Run
 from moe_runner.runs.store import RunFolder, Store
 from moe_runner.training import checkpoint
 from moe_runner.training.callbacks import ShowProgress
-from moe_runner.training.fit import Resources, build, encode, evaluate_ood, make_trainer
+from moe_runner.training.fit import (
+    Resources,
+    build,
+    encode,
+    evaluate_ood,
+    make_trainer,
+    take_final_form,
+)
 
 
 def evaluate_kept(
@@ -59,6 +66,7 @@ def evaluate_kept(
     )
     ready = build(replace(run, task=task), resources)
     checkpoint.load_trained(ready.backbone.model, folder.best)
+    take_final_form(ready, run, resources)
     ready.backbone.model.eval()
     spec = ready.data.spec
     train = encode(

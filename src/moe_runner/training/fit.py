@@ -23,14 +23,11 @@ from transformers import (
 
 from moe_runner import tasks
 from moe_runner.backbones.loading import Backbone, load_classifier
-from moe_runner.backbones.lora import apply_tuning
+from moe_runner.backbones.lora import merge_lora
 from moe_runner.backbones.weights import find_weights
-from moe_runner.config import Logger
-from moe_runner.methods.conversion import (
-    Conversion,
-    convert,
-    count_parameters,
-)
+from moe_runner.config import Dense, EMoE, Logger, NoisyTuning
+from moe_runner.methods.conversion import Conversion, convert, count_parameters, merge
+from moe_runner.methods.saving import save_pretrained
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import RunFolder
 from moe_runner.tasks.base import OODSpec, TaskData
@@ -39,6 +36,7 @@ from moe_runner.training.callbacks import SaveEvery, ShowProgress
 from moe_runner.training.device import check_precision, peak_memory, prepare
 from moe_runner.training.routing import changed, choices, count_load, summarise
 from moe_runner.training.trainer import RunTrainer, training_arguments
+from moe_runner.training.tuning import apply_tuning
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +53,7 @@ class Resources:
     cluster_cache: Path
     logger: Logger
     keep_model: bool
+    export: str = "none"  # or dense, moe: the form of the Hugging Face folder to write
 
 
 @dataclass
@@ -64,6 +63,7 @@ class Prepared:
     backbone: Backbone
     conversion: Conversion
     data: TaskData
+    lr_scales: dict[str, float]
 
 
 def build(run: Run, resources: Resources) -> Prepared:
@@ -73,17 +73,43 @@ def build(run: Run, resources: Resources) -> Prepared:
     prepare(run.seed, resources.threads)
     data = tasks.load(run.task, run.task_name)
     backbone = load_classifier(run.model, find_weights(run.model), data.spec.labels)
-    conversion = convert(backbone.model, run.method, cache=resources.cluster_cache)
-    new_modules = conversion.new_parameters(backbone.model)
-    apply_tuning(
+    # LoRA2EMoE trains the dense model
+    method = Dense() if converts_at(run) == "eval" else run.method
+    conversion = convert(
+        backbone.model, method, protocol=run.protocol, cache=resources.cluster_cache
+    )
+    lr_scales = apply_tuning(
         backbone.model,
         run.tuning,
         run.model.lora_targets,
         head=backbone.head,
-        new_modules=new_modules,
+        conversion=conversion,
+        protocol=run.protocol,
     )
     backbone.model.to(resources.device)
-    return Prepared(backbone, conversion, data)
+    for line in conversion.report(backbone.model).splitlines():
+        log.info("  %s", line)
+    return Prepared(backbone, conversion, data, lr_scales)
+
+
+def converts_at(run: Run) -> str:
+    """Tell when the model is converted: `train`, `eval` or `both`."""
+    return run.method.convert_at if isinstance(run.method, EMoE) else "both"
+
+
+def take_final_form(ready: Prepared, run: Run, resources: Resources) -> None:
+    """Give the tuned model the form that is evaluated.
+
+    EMoE2LoRA (`convert_at=train`) is merged after tuning, LoRA2EMoE (`convert_at=eval`) converted.
+    """
+    model = ready.backbone.model
+    if converts_at(run) == "both":
+        return
+    merge(model)
+    method = run.method if converts_at(run) == "eval" else Dense()
+    trains = {name for name, p in model.named_parameters() if p.requires_grad}
+    ready.conversion = convert(model, method, protocol=run.protocol, cache=resources.cluster_cache)
+    ready.lr_scales = {name: ready.lr_scales.get(name, 1.0) for name in trains}
 
 
 def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, Any]:
@@ -138,6 +164,10 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
             progress.close()
         training_seconds = time.monotonic() - training_started - trainer.evaluation_seconds
         best_step = trainer.load_best()
+        if resources.keep_model:
+            folder.best.mkdir(parents=True, exist_ok=True)
+            checkpoint.save_trained(model, folder.best)
+        take_final_form(ready, run, resources)
         results = {
             split: None if dataset is None else predict(trainer, dataset, spec.metrics)
             for split, dataset in validation.items()
@@ -145,11 +175,12 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
         ood = evaluate_ood(trainer, ready, run)
     reported = results[spec.validation[0]]
     assert reported is not None
-    if resources.keep_model:
-        folder.best.mkdir(parents=True, exist_ok=True)
-        checkpoint.save_trained(model, folder.best)
     curve = [line for line in folder.metrics() if line["split"] == "eval"]
     (best,) = (line for line in curve if line["step"] == best_step)
+    counted = sizes(ready)  # before LoRA is merged away
+    changes = changed(before, choices(model, probe))
+    if resources.export != "none":
+        export(ready, folder, resources.export)
     return {
         "schema": RESULT_SCHEMA,
         "id": run.id,
@@ -164,11 +195,11 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
         "learning_curve": [
             {key: line[key] for key in ("step", "epoch", "loss", "primary")} for line in curve
         ],
-        **sizes(ready),
+        **counted,
         "converted_layers": [f"{s.stack}:{s.layer}" for s in ready.conversion.sites],
         "routing": {
             **{key: value for key, value in best.items() if key.startswith("routing/")},
-            "routing/changed": changed(before, choices(model, probe)),
+            "routing/changed": changes,
         },
         **speed(trainer, run, resumed_at, training_seconds),
         "wall_seconds": time.monotonic() - started,
@@ -180,6 +211,26 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
         "data": dict(run.data),
         "weights": run.weights,
     }
+
+
+def export(ready: Prepared, folder: RunFolder, form: str) -> None:
+    """Write the tuned model and its tokenizer as a Hugging Face folder; LoRA is merged.
+
+    Args:
+        ready: the model at its best epoch, which is changed by this.
+        folder: of the run; the model goes to `model/`.
+        form: `dense` or `moe`.
+    """
+    model = ready.backbone.model
+    merge_lora(model)
+    if form == "moe":
+        save_pretrained(model, folder.export)
+    else:
+        if not isinstance(ready.conversion.method, Dense | NoisyTuning):
+            merge(model)
+        model.save_pretrained(folder.export)
+    ready.backbone.tokenizer.save_pretrained(folder.export)
+    log.info("  exported (%s): %s", form, folder.export)
 
 
 def sizes(ready: Prepared) -> dict[str, dict[str, int]]:
@@ -253,8 +304,7 @@ def make_trainer(
     return RunTrainer(
         folder=folder,
         metric_names=ready.data.spec.metrics,
-        new_modules=ready.conversion.new_parameters(ready.backbone.model),
-        new_modules_lr_scale=run.tuning.new_modules_lr_scale,
+        lr_scales=ready.lr_scales,
         model=ready.backbone.model,
         args=arguments,
         train_dataset=train,

@@ -103,9 +103,9 @@ def changed(before: list[Tensor], after: list[Tensor]) -> float | None:
         after: the same for the same tokens.
 
     Returns:
-        0 to 1, averaged over the layers; None for a dense model.
+        0 to 1, averaged over the layers; None if the model is or was dense.
     """
-    if not before:
+    if not before or not after:
         return None
     kept = [float((a & b).sum() / a.sum().clamp(min=1)) for a, b in zip(before, after, strict=True)]
     return 1 - sum(kept) / len(kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import Sampler
 from transformers import EvalPrediction, PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from moe_runner.moe.layer import auxiliary_loss
 from moe_runner.runs.store import RunFolder
 from moe_runner.tasks import metrics
 from moe_runner.training.checkpoint import STATE, load_trained, save_trained
@@ -26,8 +28,7 @@ class RunTrainer(Trainer):
     Args:
         folder: of the run; every evaluation during training adds a line to its metrics.jsonl.
         metric_names: of the task; the primary one is their mean.
-        new_modules: parameters that the conversion added.
-        new_modules_lr_scale: multiplies their learning rate.
+        lr_scales: what the learning rate is multiplied by, by parameter name.
         **kwargs: see transformers.Trainer.
     """
 
@@ -38,8 +39,7 @@ class RunTrainer(Trainer):
         *,
         folder: RunFolder,
         metric_names: tuple[str, ...],
-        new_modules: set[str],
-        new_modules_lr_scale: float,
+        lr_scales: Mapping[str, float],
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -49,9 +49,9 @@ class RunTrainer(Trainer):
         )
         self.folder = folder
         self.metric_names = metric_names
-        self.new_modules = new_modules
-        self.new_modules_lr_scale = new_modules_lr_scale
+        self.lr_scales = lr_scales
         self.evaluation_seconds = 0.0  # within training
+        self.auxiliary: list[Tensor] = []  # losses of the micro-batches since the last log
         # Classification losses are means over a micro-batch: the Trainer must divide by their
         # number. It infers otherwise from the **kwargs of the models' signatures.
         self.model_accepts_loss_kwargs = False
@@ -62,6 +62,21 @@ class RunTrainer(Trainer):
         values = metrics.compute(prediction.predictions, prediction.label_ids, self.metric_names)
         return {**values, "primary": metrics.primary(values)}
 
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Compute the task's loss; in training the routers' auxiliary losses are added to it."""
+        found = super().compute_loss(model, inputs, *args, **kwargs)
+        if not model.training:  # an evaluation reports the task's loss
+            return found
+        extra = auxiliary_loss(self.model)
+        if extra is None:
+            return found
+        self.auxiliary.append(extra.detach())
+        if isinstance(found, tuple):
+            return found[0] + extra, *found[1:]
+        return found + extra
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make AdamW with a group for each (weight decay, learning rate)."""
         if self.optimizer is None:
@@ -71,8 +86,7 @@ class RunTrainer(Trainer):
             for name, parameter in module.named_parameters():
                 if parameter.requires_grad:
                     decay = self.args.weight_decay if name in decayed else 0.0
-                    scale = self.new_modules_lr_scale if name in self.new_modules else 1.0
-                    groups.setdefault((decay, scale), []).append(parameter)
+                    groups.setdefault((decay, self.lr_scales[name]), []).append(parameter)
             optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, module)
             self.optimizer = optimizer_class(
                 [
@@ -112,6 +126,9 @@ class RunTrainer(Trainer):
                 f"the loss is {logs['loss']} at update {self.state.global_step}; "
                 "use a smaller trainer.learning_rate"
             )
+        if self.auxiliary:
+            logs = {**logs, "aux/loss": float(torch.stack(self.auxiliary).mean())}
+            self.auxiliary = []
         super().log(logs, start_time)
 
     def _save(

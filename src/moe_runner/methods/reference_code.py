@@ -1,0 +1,52 @@
+"""What EMoE's reference code does beside the equations, as settings of a layer.
+
+The options are those of `Protocol`; with `protocol=paper` all of this does nothing.
+
+Source: the authors' repository (qiuzh20/EMoE); its Llama code has none of these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from moe_runner.config import Protocol
+from moe_runner.moe.experts import FFN
+from moe_runner.moe.layer import Capacity
+
+
+def protocol_of_family(protocol: Protocol, family: str) -> Protocol:
+    """Leave out of a protocol what EMoE's code does not do in a family.
+
+    Args:
+        protocol: of the run.
+        family: of the backbone.
+
+    Returns:
+        The protocol; for Llama only the random grouping is left of it.
+    """
+    if family != "llama":
+        return protocol
+    return Protocol(contiguous_random=protocol.contiguous_random)
+
+
+def with_reference_dropout(ffn: FFN, family: str, protocol: Protocol) -> FFN:
+    """Add the dropout that sits inside the reference code's experts.
+
+    Args:
+        ffn: the dense network.
+        family: vision has it after the activation function, language before.
+        protocol: its `expert_dropout` is used.
+
+    Returns:
+        The network with the dropout; as it was if that is 0.
+    """
+    if protocol.expert_dropout == 0:
+        return ffn
+    if family == "vit":
+        return replace(ffn, dropout=protocol.expert_dropout)
+    return replace(ffn, pre_dropout=protocol.expert_dropout)
+
+
+def capacity_of(protocol: Protocol) -> Capacity:
+    """Limit the experts as EMoE's code does: what is over is lost."""
+    return Capacity(factor=protocol.capacity_factor)
