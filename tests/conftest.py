@@ -56,6 +56,13 @@ def tiny_model() -> Callable:
                 eos_token_id=1, decoder_start_token_id=0, **small,
             )  # fmt: skip
             model = hf.T5ForSequenceClassification(config)
+        elif family == "switch":
+            config = hf.SwitchTransformersConfig(
+                d_model=16, num_layers=4, num_decoder_layers=4, num_heads=2, d_kv=8, d_ff=32,
+                dropout_rate=dropout, num_experts=4, num_sparse_encoder_layers=2,
+                num_sparse_decoder_layers=2, decoder_start_token_id=0, **small,
+            )  # fmt: skip
+            model = hf.SwitchTransformersForConditionalGeneration(config)
         else:
             config = hf.ViTConfig(
                 hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32,
@@ -86,6 +93,10 @@ def tiny_batch() -> Callable:
             ids[row, length - 1] = 1  # T5 pools at the end-of-sequence token
             ids[row, length:] = 0
             mask[row, length:] = 0
+        if family == "switch":
+            decoder_ids = torch.randint(2, 60, (3, 4), generator=generator)
+            inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoder_ids}
+            return {**inputs, "labels": decoder_ids.roll(-1, 1)}
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
     return build

@@ -68,7 +68,7 @@ def test_every_back_end_equals_the_naive_loop_in_outputs_and_gradients(shape, to
     expected = naive_emoe(naive_x, leaves, assignment, top_k, select, functional.gelu)
     expected.backward(upstream)
 
-    for backend in BACKENDS:
+    for backend in ("masked", "sorted"):  # grouped_mm has no float64
         layer = MoEFeedForward(
             Experts.split(ffn, assignment),
             AverageKeyRouter(),

@@ -1,0 +1,183 @@
+"""Measure the expert computation of one EMoE layer against its dense FFN, by back end.
+
+`python scripts/bench_experts.py`              every case; about ten minutes on two cores
+`python scripts/bench_experts.py --quick`      two cases, within a minute
+`python scripts/bench_experts.py --write-table`   every case, then the table that backend=auto uses
+
+The selection is given: what is timed is the experts' computation. `auto` includes the choice of the
+back end. `index_add_loop` is the loop of transformers' MoE models: for each expert the rows of its
+tokens, two products, one index_add.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from bench import Row, median_seconds, parser, peak_extra_mib, save, set_threads, show
+from torch import Tensor
+from torch.nn import functional
+
+from moe_runner.moe.backends import BACKENDS, TABLE, choose_backend
+from moe_runner.moe.experts import FFN, Experts, Stack
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of one layer."""
+
+    name: str
+    d_model: int
+    d_ff: int
+    gated: bool
+    tokens: int
+    num_experts: int
+    top_k: int
+
+    def __str__(self) -> str:
+        """Show the sizes in one line."""
+        return f"{self.name} T={self.tokens} N={self.num_experts} k={self.top_k}"
+
+
+MODELS = {
+    "bert 768/3072": (768, 3072, False),
+    "minilm 384/1536": (384, 1536, False),
+    "bert_tiny 128/512": (128, 512, False),
+    "llama 576/1536": (576, 1536, True),
+}
+
+
+def main() -> None:
+    """Measure, print and write."""
+    arguments = parser(__doc__.splitlines()[0])
+    arguments.add_argument("--write-table", action="store_true", help="of backend=auto")
+    options = arguments.parse_args()
+    set_threads(options.threads)
+    rows: list[Row] = []
+    entries = []
+    for case in cases(options.quick):
+        found = measure(case, 2 if options.quick else 3)
+        rows += found
+        times = {row.variant: row.seconds for row in found if row.phase == "forward+backward"}
+        fastest = min(BACKENDS, key=lambda name: times[name])
+        sizes = (case.tokens, case.d_model, case.d_ff // case.num_experts, case.num_experts)
+        entries.append({"sizes": [*sizes, case.top_k], "gated": case.gated, "fastest": fastest})
+    show("EMoE experts against the dense FFN", rows)
+    save("experts", rows)
+    if options.write_table:
+        made = {
+            "command": "python scripts/bench_experts.py --write-table",
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "torch": torch.__version__,
+            "measured": "forward + backward in float32",
+            "sizes": ["tokens", "d_model", "neurons of an expert", "experts", "top_k"],
+            "cases": entries,
+        }
+        TABLE.write_text(json.dumps(made, indent=1) + "\n")
+        print(f"written: {TABLE}")
+    auto = [row for row in rows if row.variant == "auto"]
+    worst = max(auto, key=lambda row: row.extra["of best"])
+    print(f"auto takes at most {worst.extra['of best']:.2f} of the best time: {worst.case}")
+
+
+def cases(quick: bool) -> list[Case]:
+    """List the sizes to measure."""
+    if quick:
+        return [Case("bert 768/3072", 768, 3072, False, 1024, 64, k) for k in (16, 32)]
+    return [
+        Case(name, *sizes, tokens, num_experts, num_experts // part)
+        for name, sizes in MODELS.items()
+        for tokens in (512, 4096, 8192)
+        for num_experts in (16, 64)
+        for part in (8, 4, 2)
+    ]
+
+
+def measure(case: Case, repeats: int) -> list[Row]:
+    """Time all variants of one case, forward and forward + backward."""
+    torch.manual_seed(0)
+    ffn, dense = random_ffn(case)
+    experts = Experts.split(ffn, torch.randperm(case.d_ff) % case.num_experts).tensors()
+    x = torch.randn(case.tokens, case.d_model, requires_grad=True)
+    index = torch.rand(case.tokens, case.num_experts).topk(case.top_k).indices
+    upstream = torch.randn_like(x)
+    variants: dict[str, Callable[[], Tensor]] = {"dense": lambda: dense(x)}
+    for name, backend in BACKENDS.items():
+        variants[name] = lambda backend=backend: backend(x, index, None, experts)
+    variants["index_add_loop"] = lambda: index_add_loop(x, index, experts)
+    variants["auto"] = lambda: BACKENDS[choose_backend(len(x), case.top_k, experts)](
+        x, index, None, experts
+    )
+    parameters = [x, ffn.keys, ffn.values, experts.keys, experts.values]
+
+    def both(function: Callable[[], Tensor]) -> None:
+        function().backward(upstream)
+        for parameter in parameters:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def forward(function: Callable[[], Tensor]) -> None:
+        function()
+
+    rows = []
+    for phase, runner in (("forward", forward), ("forward+backward", both)):
+        functions = {
+            name: lambda function=function, runner=runner: runner(function)
+            for name, function in variants.items()
+        }
+        seconds = median_seconds(functions, repeats)
+        best = min(seconds[name] for name in BACKENDS)
+        for name, value in seconds.items():
+            memory = peak_extra_mib(functions[name]) if case.tokens == 4096 else None
+            row = Row(str(case), name, phase, value, seconds["dense"] / value, memory)
+            if name == "auto":
+                row.extra["of best"] = round(value / best, 3)
+            rows.append(row)
+    return rows
+
+
+def random_ffn(case: Case) -> tuple[FFN, Callable[[Tensor], Tensor]]:
+    """Make an FFN, and the dense computation with its weights laid out as the library does."""
+
+    def weights(*shape: int) -> Tensor:
+        return (torch.randn(shape) * 0.02).requires_grad_()
+
+    shape = (case.d_ff, case.d_model)
+    ffn = FFN(
+        keys=weights(*shape),
+        values=weights(*shape),
+        activation=functional.silu if case.gated else functional.gelu,
+        key_bias=None if case.gated else weights(case.d_ff),
+        ups=weights(*shape) if case.gated else None,
+    )
+    second = ffn.values.detach().T.contiguous().requires_grad_()
+
+    def dense(x: Tensor) -> Tensor:
+        hidden = ffn.activation(functional.linear(x, ffn.keys, ffn.key_bias))
+        if ffn.ups is not None:
+            hidden = hidden * functional.linear(x, ffn.ups)
+        second.grad = None
+        return functional.linear(hidden, second)
+
+    return ffn, dense
+
+
+def index_add_loop(x: Tensor, index: Tensor, experts: Stack) -> Tensor:
+    """Go through the experts: find their tokens, compute, add."""
+    output = torch.zeros_like(x)
+    for e in range(experts.num_experts):
+        token, _ = torch.where(index == e)
+        rows = x[token]
+        bias = None if experts.key_bias is None else experts.key_bias[e]
+        hidden = experts.activation(functional.linear(rows, experts.keys[e], bias))
+        if experts.ups is not None:
+            hidden = hidden * functional.linear(rows, experts.ups[e])
+        output = output.index_add(0, token, hidden @ experts.values[e])
+    return output
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Every back end against `masked`: outputs and all gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+from transformers.activations import ACT2FN
+
+from moe_runner.moe import backends
+from moe_runner.moe.backends import BACKENDS, choose_backend
+from moe_runner.moe.experts import Stack
+
+ACTIVATIONS = {
+    name: ACT2FN[name] for name in ("gelu", "gelu_new", "relu", "silu", "gelu_pytorch_tanh")
+}
+FAST = [name for name in BACKENDS if name != "masked"]
+NAMES = ("keys", "values", "key_bias", "ups", "up_bias")
+
+cases = st.fixed_dictionaries(
+    {
+        "tokens": st.integers(1, 9),
+        "d_model": st.integers(1, 3).map(lambda n: 8 * n),  # grouped_mm wants rows of 16 bytes
+        "num_experts": st.integers(1, 5),
+        "size": st.integers(1, 3).map(lambda n: 8 * n),
+        "top_k": st.integers(1, 5),
+        "gated": st.booleans(),
+        "biased": st.booleans(),
+        "weighted": st.booleans(),
+        "activation": st.sampled_from(list(ACTIVATIONS)),
+        "seed": st.integers(0, 2**16),
+    }
+)
+
+
+def make(case: dict, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(case["seed"])
+    experts, size, d_model = case["num_experts"], case["size"], case["d_model"]
+    top_k = min(case["top_k"], experts)
+
+    def tensor(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
+    leaves = {"x": tensor(case["tokens"], d_model)}
+    leaves |= {"keys": tensor(experts, size, d_model), "values": tensor(experts, size, d_model)}
+    if case["biased"]:
+        leaves["key_bias"] = tensor(experts, size)
+    if case["gated"]:
+        leaves["ups"] = tensor(experts, size, d_model)
+        if case["biased"]:
+            leaves["up_bias"] = tensor(experts, size)
+    if case["weighted"]:
+        leaves["weights"] = tensor(case["tokens"], top_k)
+    scores = torch.randn(case["tokens"], experts, generator=generator)
+    leaves["index"] = scores.topk(top_k).indices
+    leaves["upstream"] = tensor(case["tokens"], d_model)
+    return leaves
+
+
+def run(backend: str, tensors: dict, activation, generated: bool = False) -> dict:
+    leaves = {
+        name: tensor.clone().requires_grad_()
+        for name, tensor in tensors.items()
+        if name not in ("index", "upstream")
+    }
+    used = {name: leaf * 1.5 for name, leaf in leaves.items()} if generated else leaves
+    stack = Stack(activation=activation, **{n: used[n] for n in NAMES if n in used})
+    output = BACKENDS[backend](used["x"], tensors["index"], used.get("weights"), stack)
+    output.backward(tensors["upstream"])
+    return {"output": output, **{name: leaf.grad for name, leaf in leaves.items()}}
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=cases, generated=st.booleans())
+def test_sorted_equals_masked_in_float64(case, generated):
+    tensors, activation = make(case, torch.float64), ACTIVATIONS[case["activation"]]
+    expected = run("masked", tensors, activation, generated)
+    for name, found in run("sorted", tensors, activation, generated).items():
+        torch.testing.assert_close(found, expected[name], rtol=1e-8, atol=1e-9, msg=name)
+
+
+@settings(max_examples=25, deadline=None)
+@given(case=cases)
+def test_grouped_mm_equals_masked(case):
+    tensors, activation = make(case, torch.float32), ACTIVATIONS[case["activation"]]
+    expected = run("masked", tensors, activation)
+    for name, found in run("grouped_mm", tensors, activation).items():
+        torch.testing.assert_close(found, expected[name], rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_chunks_of_an_expert_add_up(monkeypatch):
+    case = dict(
+        tokens=50, d_model=8, num_experts=3, size=8, top_k=2, gated=True, biased=True,
+        weighted=True, activation="silu", seed=1,
+    )  # fmt: skip
+    tensors = make(case, torch.float64)
+    expected = run("masked", tensors, functional.silu)
+    monkeypatch.setattr(backends, "CHUNK", 7)
+    for name, found in run("sorted", tensors, functional.silu).items():
+        torch.testing.assert_close(found, expected[name], rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_gradcheck_of_the_written_backward():
+    case = dict(
+        tokens=4, d_model=8, num_experts=3, size=8, top_k=2, gated=True, biased=True,
+        weighted=True, activation="gelu_new", seed=2,
+    )  # fmt: skip
+    tensors = make(case, torch.float64)
+    index = tensors.pop("index")
+    tensors.pop("upstream")
+    names = list(tensors)
+
+    def function(*values):
+        used = dict(zip(names, values, strict=True))
+        stack = Stack(activation=ACT2FN["gelu_new"], **{n: used[n] for n in NAMES})
+        return BACKENDS["sorted"](used["x"], index, used["weights"], stack)
+
+    assert torch.autograd.gradcheck(function, [t.requires_grad_() for t in tensors.values()])
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_frozen_experts_get_no_gradient_and_tokens_do(backend):
+    stack = Stack(keys=torch.randn(2, 8, 8), values=torch.randn(2, 8, 8), activation=torch.relu)
+    x = torch.randn(4, 8, requires_grad=True)
+    BACKENDS[backend](x, torch.tensor([[0], [1], [1], [0]]), None, stack).sum().backward()
+    assert x.grad is not None
+    assert stack.keys.grad is None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dropout_acts_on_activations_and_keeps_their_mean(backend):
+    torch.manual_seed(0)
+    keys, values = torch.ones(2, 512, 8), torch.ones(2, 512, 8) / 512
+    index = torch.tensor([[0], [1]])
+    for name in ("dropout", "pre_dropout"):
+        stack = Stack(keys=keys, values=values, activation=torch.relu, **{name: 0.5})
+        x = torch.ones(2, 8, requires_grad=True)
+        output = BACKENDS[backend](x, index, None, stack)
+        assert not torch.allclose(output, torch.full((2, 8), 8.0))
+        torch.testing.assert_close(output, torch.full((2, 8), 8.0), rtol=0.2, atol=0)
+        output.sum().backward()
+        # the same mask forward and backward: the function is linear here
+        torch.testing.assert_close((x.grad * x).sum(1), output.sum(1))
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_autocast_computes_in_half_precision(backend):
+    torch.manual_seed(0)
+    stack = Stack(
+        keys=torch.randn(4, 8, 16) / 4, values=torch.randn(4, 8, 16) / 4, activation=torch.relu
+    )
+    x, index = torch.randn(9, 16), torch.rand(9, 4).topk(2).indices
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, found = (BACKENDS[b](x, index, None, stack) for b in ("masked", backend))
+    assert found.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_token_is_fine(backend):
+    stack = Stack(keys=torch.randn(2, 8, 8), values=torch.randn(2, 8, 8), activation=torch.relu)
+    index = torch.zeros(0, 1, dtype=torch.int64)
+    assert BACKENDS[backend](torch.zeros(0, 8), index, None, stack).shape == (0, 8)
+
+
+def test_the_chosen_back_end_exists_for_any_size():
+    for shape in ((2, 8, 8), (64, 48, 768), (8, 3072, 768)):
+        stack = Stack(keys=torch.zeros(shape), values=torch.zeros(shape), activation=torch.relu)
+        for tokens in (0, 1, 10_000):
+            assert choose_backend(tokens, 1, stack) in BACKENDS
