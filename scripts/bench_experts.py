@@ -17,10 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from bench import Row, median_seconds, parser, peak_extra_mib, save, set_threads, show
 from torch import Tensor
 from torch.nn import functional
 
+from bench import Row, median_seconds, parser, peak_extra_mib, save, set_threads, show
 from moe_runner.moe.backends import BACKENDS, TABLE, choose_backend
 from moe_runner.moe.experts import FFN, Experts, Stack
 

@@ -181,7 +181,9 @@ def test_dense_and_noisy_tuning_merge_to_themselves(tiny_model):
     before = copy.deepcopy(model.state_dict())
     convert(model, moe_runner.Dense())
     merge(model)
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values()))
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_noise_is_uniform_in_half_the_intensity_times_std_and_spares_the_head(tiny_model):

@@ -56,8 +56,8 @@ def test_the_eight_tasks_and_their_metrics():
         "rte": ("accuracy",),
     }
     epochs = {name: tuple(spec.epochs.values()) for name, spec in glue.TASKS.items()}
-    assert [name for name in epochs if epochs[name] == (3, 5)] == ["qqp", "mnli", "qnli"]
-    assert {*epochs.values()} == {(3, 5), (10, 20)}
+    assert [name for name in epochs if epochs[name] == (3, 5, 5)] == ["qqp", "mnli", "qnli"]
+    assert {*epochs.values()} == {(3, 5, 5), (10, 20, 20)}
     assert tasks.spec("glue", "mnli").validation == ("validation_matched", "validation_mismatched")
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from moe_runner.backbones.sites import FFNSite, SparseSite
@@ -46,7 +46,7 @@ def sparse_sites(base: PreTrainedModel) -> list[SparseSite]:
     ]
 
 
-def feed_forwards(base: PreTrainedModel) -> Iterator[tuple[str, int, str, str, nn.Module]]:
+def feed_forwards(base: PreTrainedModel) -> Iterator[tuple[str, int, str, str, Any]]:
     """Go through the blocks: stack, index, name of the block, name of its `mlp`, the `mlp`."""
     for stack in ("encoder", "decoder"):
         for index, block in enumerate(getattr(getattr(base, stack, None), "block", [])):

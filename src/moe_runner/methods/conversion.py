@@ -157,9 +157,8 @@ def convert(
     if conversion_of(model) is not None:
         raise ValueError("the model is converted already; merge it first")
     protocol = protocol or Protocol()
-    blocks = list(
-        dict.fromkeys(site.block for site in [*find_sites(model), *find_sparse_sites(model)])
-    )
+    candidates: list[Site] = [*find_sites(model), *find_sparse_sites(model)]
+    blocks = list(dict.fromkeys(site.block for site in candidates))
     before = count_parameters(model), flops_per_token(model)
     sites: list[Site] = []
     layers: list[MoEFeedForward] = []
@@ -167,8 +166,8 @@ def convert(
     if isinstance(method, NoisyTuning):
         perturb(model, method)
     elif not isinstance(method, Dense):
-        candidates: Sequence[Site] = find_sparse_sites(model) if isinstance(method, MoE) else []
-        sites = choose_sites(candidates or find_sites(model), method.layers)
+        sparse = find_sparse_sites(model) if isinstance(method, MoE) else []
+        sites = choose_sites(sparse or find_sites(model), method.layers)
         if isinstance(method, Clustered):
             groups = group_neurons(model, method, protocol, sites, ClusterCache(cache), assignments)
             if assignments is None:
@@ -450,7 +449,8 @@ def flops_per_token(model: nn.Module) -> int:
     an encoder-decoder the token passes both stacks. Experts count by what is selected (`masked`
     computes more than that), the router's product included.
     """
-    total, inside = 0, []
+    total = 0
+    inside: list[str] = []
     for name, module in model.named_modules():
         if any(name.startswith(prefix) for prefix in inside):
             continue

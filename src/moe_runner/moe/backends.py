@@ -349,9 +349,9 @@ CHUNK = 1024  # tokens of an expert that go through at once: their rows stay in 
 def choose_backend(tokens: int, top_k: int, experts: Stack) -> str:
     """Choose the fastest back end for the sizes of a layer.
 
-    On CUDA `grouped_mm` where its rows are aligned, else `sorted`. Elsewhere what was fastest in the
-    most similar case of a measured table (`backend_table.json`, which names the machine and the
-    command that makes it). While a program is traced: `masked`, whose shapes are static.
+    On CUDA `grouped_mm` where its rows are aligned, else `sorted`. Elsewhere what was fastest in
+    the most similar case of a measured table (`backend_table.json`, which names the machine and
+    the command that makes it). While a program is traced: `masked`, whose shapes are static.
 
     Args:
         tokens: T.

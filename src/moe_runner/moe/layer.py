@@ -216,7 +216,8 @@ class MoEFeedForward(nn.Module):
         self, scores: Scores, index_TK: Tensor, weights_TK: Tensor | None, mask_T: Tensor | None
     ) -> dict[str, Tensor]:
         """Compute the losses that have a coefficient, padding left out."""
-        wanted, found = self.losses.coefficients, {}
+        wanted = self.losses.coefficients
+        found: dict[str, Tensor] = {}
         if not wanted:
             return found
         probs_TE = scores.noisy.softmax(-1)
