@@ -7,21 +7,25 @@
     Ehat(x) = ReLU(x D + d) P + b
 
 Tokens with the same selection have the same HyperExpert: one is generated per distinct selection,
-not per token, with equal outputs and gradients.
+not per token, with equal outputs and gradients. Generating is still most of the work, so its
+backward is written out (`GeneratedLinear`).
 
 Source: HyperMoE, arXiv:2402.12656, section 3; initial values and sizes as in its code.
 """
 
-# T tokens, D d_model, E experts, K selected experts, S distinct selections, R width, Z hidden
+# T tokens, D d_model, E experts, K selected experts, S distinct selections, R width, Z hidden_dim,
+# P selection_dim, I inputs and O outputs of a generated layer, N = I * O
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from moe_runner.moe.backends import BACKENDS
@@ -70,25 +74,54 @@ class HyperNetwork(nn.Module):
             nn.init.uniform_(linear.weight, -bound, bound)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, selection_SP: Tensor, layer: int) -> tuple[Stack, Tensor]:
-        """Generate one HyperExpert per selection.
+    def forward(self, selection_SP: Tensor, layer: int) -> Tensor:
+        """Compute what the HyperExperts are generated from.
 
         Args:
             selection_SP: selection embeddings, float (S, selection_dim).
             layer: index of the layer.
 
         Returns:
-            The HyperExperts as experts of R neurons each, and their output biases (S, D).
+            z, float (S, hidden_dim).
         """
         layer_SL = self.layers.weight[layer].expand(len(selection_SP), -1)
-        z_SZ = torch.relu(self.hidden(torch.cat([selection_SP, layer_SL], 1)))
+        return torch.relu(self.hidden(torch.cat([selection_SP, layer_SL], 1)))
+
+    def apply_to_groups(self, x_TD: Tensor, z_SZ: Tensor, groups: Sequence[Tensor]) -> Tensor:
+        """Generate one HyperExpert per selection and apply it to the tokens of that selection.
+
+        Args:
+            x_TD: tokens, float (T, D).
+            z_SZ: see `forward`.
+            groups: tokens of each selection, int64; every token is in one group.
+
+        Returns:
+            float (T, D).
+        """
+        pre_TR = generated_linear(
+            x_TD, z_SZ, self.down, self.down_bias(z_SZ), groups, transposed=True
+        )
+        return generated_linear(torch.relu(pre_TR), z_SZ, self.up, self.up_bias(z_SZ), groups)
+
+    def apply_masked(self, x_TD: Tensor, z_SZ: Tensor, selection_T: Tensor) -> Tensor:
+        """Apply every HyperExpert to every token, and mask: the definition, with static shapes.
+
+        Args:
+            x_TD: tokens, float (T, D).
+            z_SZ: see `forward`.
+            selection_T: selection of each token, int64 (T,).
+
+        Returns:
+            float (T, D).
+        """
         stack = Stack(
             keys=self.down(z_SZ).unflatten(1, (self.width, self.d_model)),
             key_bias=self.down_bias(z_SZ),
             values=self.up(z_SZ).unflatten(1, (self.width, self.d_model)),
             activation=torch.relu,
         )
-        return stack, self.up_bias(z_SZ)
+        output_TD = BACKENDS["masked"](x_TD, selection_T[:, None], None, stack)
+        return output_TD + functional.embedding(selection_T, self.up_bias(z_SZ))
 
 
 class HyperExpert(nn.Module):
@@ -134,15 +167,28 @@ class HyperExpert(nn.Module):
             float (T, D).
         """
         chosen_SE, selection_T = distinct_selections(index_TK, self.embeddings.num_embeddings)
+        if masked:
+            z_SZ = self.hypernet(self.embed(chosen_SE), self.layer)
+            return self.hypernet.apply_masked(x_TD, z_SZ, selection_T)
+        load_S = selection_T.bincount(minlength=len(chosen_SE))
+        used_S = load_S.nonzero().squeeze(1)
+        groups = selection_T.argsort(stable=True).split(load_S[used_S].tolist())
+        z_SZ = self.hypernet(self.embed(chosen_SE[used_S]), self.layer)
+        return self.hypernet.apply_to_groups(x_TD, z_SZ, groups)
+
+    def embed(self, chosen_SE: Tensor) -> Tensor:
+        """Compute the selection embeddings.
+
+        Args:
+            chosen_SE: selections, bool (S, E), True for selected.
+
+        Returns:
+            float (S, embedding_dim).
+        """
         unselected_SE = 1 - chosen_SE.to(self.embeddings.weight.dtype)
         if self.aggregate == "mean":
             unselected_SE = unselected_SE / unselected_SE.sum(1, keepdim=True).clamp(min=1)
-        summed_SP = unselected_SE @ self.embeddings.weight
-        selection_SP = self.second(torch.relu(self.first(summed_SP)))
-        stack, bias_SD = self.hypernet(selection_SP, self.layer)
-        backend = BACKENDS["masked" if masked else "sorted"]
-        output_TD = backend(x_TD, selection_T[:, None], None, stack)
-        return output_TD + functional.embedding(selection_T, bias_SD).to(output_TD.dtype)
+        return self.second(torch.relu(self.first(unselected_SE @ self.embeddings.weight)))
 
 
 def distinct_selections(index_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
@@ -170,3 +216,99 @@ def distinct_selections(index_TK: Tensor, num_experts: int) -> tuple[Tensor, Ten
     if torch.compiler.is_compiling():
         return chosen_TE, torch.arange(num_tokens, device=device)
     return torch.unique(chosen_TE, dim=0, return_inverse=True)
+
+
+def generated_linear(
+    x_TI: Tensor,
+    z_SZ: Tensor,
+    generator: nn.Linear,
+    bias_SO: Tensor,
+    groups: Sequence[Tensor],
+    *,
+    transposed: bool = False,
+) -> Tensor:
+    """Apply linear layers that are generated from z, one to each group of tokens.
+
+    Args:
+        x_TI: tokens, float (T, I).
+        z_SZ: what the matrices are generated from, float (S, Z).
+        generator: gives the I * O numbers of a matrix: rows of (I, O), one after the other.
+        bias_SO: biases, float (S, O).
+        groups: tokens of each matrix, int64; every token is in one group.
+        transposed: the numbers are rows of (O, I).
+
+    Returns:
+        x_t M_s + bias_s, float (T, O).
+    """
+    tensors = [x_TI, z_SZ, generator.weight, generator.bias, bias_SO]
+    device = x_TI.device.type
+    if torch.is_autocast_enabled(device):  # a custom function is not cast by itself
+        tensors = [t.to(torch.get_autocast_dtype(device)) for t in tensors]
+    with torch.autocast(device, enabled=False):
+        return GeneratedLinear.apply(*tensors, groups, transposed)
+
+
+class GeneratedLinear(torch.autograd.Function):
+    """See `generated_linear`.
+
+    Of the generated matrices and their gradients nothing is stacked, copied or permuted; tokens are
+    gathered group by group.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TI: Tensor,
+        z_SZ: Tensor,
+        weight_NZ: Tensor,
+        constant_N: Tensor,
+        bias_SO: Tensor,
+        groups: Sequence[Tensor],
+        transposed: bool,
+    ) -> Tensor:
+        """Generate the matrices and apply them."""
+        shape = (bias_SO.shape[1], x_TI.shape[1])
+        generated = torch.addmm(constant_N, z_SZ, weight_NZ.T)
+        generated = generated.unflatten(1, shape if transposed else shape[::-1])
+        matrix_SIO = generated.transpose(1, 2) if transposed else generated
+        output_TO = x_TI.new_empty(len(x_TI), bias_SO.shape[1])
+
+        for s, token in enumerate(groups):
+            rows = torch.addmm(bias_SO[s], x_TI.index_select(0, token), matrix_SIO[s])
+            output_TO.index_copy_(0, token, rows)
+        ctx.save_for_backward(x_TI, z_SZ, weight_NZ, generated)
+        ctx.groups, ctx.transposed = groups, transposed
+        return output_TO
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
+        """Propagate to the tokens, then to what the matrices are generated from."""
+        x_TI, z_SZ, weight_NZ, generated = ctx.saved_tensors
+        groups, transposed = ctx.groups, ctx.transposed
+        need_x, need_z, need_weight, need_constant, need_bias = ctx.needs_input_grad[:5]
+        grad_x = torch.empty_like(x_TI) if need_x else None
+        grad_bias = grad_TO.new_empty(len(groups), grad_TO.shape[1]) if need_bias else None
+        need_generated = need_z or need_weight or need_constant
+        grad_generated = torch.empty_like(generated) if need_generated else None
+
+        for s, token in enumerate(groups):
+            grad = grad_TO.index_select(0, token)
+            if grad_x is not None:
+                matrix_OI = generated[s] if transposed else generated[s].T
+                grad_x.index_copy_(0, token, grad @ matrix_OI)
+            if grad_generated is not None:
+                x = x_TI.index_select(0, token)
+                left, right = (grad, x) if transposed else (x, grad)
+                torch.mm(left.T, right, out=grad_generated[s])
+            if grad_bias is not None:
+                torch.sum(grad, 0, out=grad_bias[s])
+        grad_z = grad_weight = grad_constant = None
+        if grad_generated is not None:
+            grad_SN = grad_generated.flatten(1)
+            grad_z = grad_SN @ weight_NZ if need_z else None
+            grad_constant = grad_SN.sum(0) if need_constant else None
+            if need_weight:  # up to twice as fast as grad_SN.T @ z_SZ, which is very tall
+                z_BSZ = z_SZ.expand(generated.shape[1], -1, -1)
+                grad_weight = torch.bmm(grad_generated.permute(1, 2, 0), z_BSZ).flatten(0, 1)
+        return grad_x, grad_z, grad_weight, grad_constant, grad_bias, None, None
