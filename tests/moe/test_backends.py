@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
-from moe_runner.moe import backends
+from moe_runner.moe import sorted_experts
 from moe_runner.moe.backends import BACKENDS, choose_backend
 from moe_runner.moe.experts import Stack
 
@@ -90,14 +90,14 @@ def test_grouped_mm_equals_masked(case):
         torch.testing.assert_close(found, expected[name], rtol=1e-3, atol=1e-3, msg=name)
 
 
-def test_chunks_of_an_expert_add_up(monkeypatch):
+def test_pieces_of_an_expert_add_up(monkeypatch):
     case = dict(
         tokens=50, d_model=8, num_experts=3, size=8, top_k=2, gated=True, biased=True,
         weighted=True, activation="silu", seed=1,
     )  # fmt: skip
     tensors = make(case, torch.float64)
     expected = run("masked", tensors, functional.silu)
-    monkeypatch.setattr(backends, "CHUNK", 7)
+    monkeypatch.setattr(sorted_experts, "PIECE", 7)
     for name, found in run("sorted", tensors, functional.silu).items():
         torch.testing.assert_close(found, expected[name], rtol=1e-9, atol=1e-9, msg=name)
 
