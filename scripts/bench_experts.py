@@ -1,12 +1,13 @@
-"""Measure the expert computation of one EMoE layer against its dense FFN, by back end.
+"""Measure the expert computation of one MoE layer against its dense FFN, by back end.
 
-`python scripts/bench_experts.py`              every case; about ten minutes on two cores
-`python scripts/bench_experts.py --quick`      two cases, within a minute
+`python scripts/bench_experts.py`                 every case; about half an hour on two cores
+`python scripts/bench_experts.py --quick`         two cases, within a minute
 `python scripts/bench_experts.py --write-table`   every case, then the table that backend=auto uses
 
-The selection is given: what is timed is the experts' computation. `auto` includes the choice of the
-back end. `index_add_loop` is the loop of transformers' MoE models: for each expert the rows of its
-tokens, two products, one index_add.
+`split`: the experts are groups of the FFN's neurons (EMoE); `copies`: each is the whole FFN (GMoE,
+sparse upcycling). The selection is given: what is timed is the experts' computation. `auto`
+includes the choice of the back end. `index_add_loop` is the loop of transformers' MoE models: for
+each expert the rows of its tokens, two products, one index_add.
 """
 
 from __future__ import annotations
@@ -36,10 +37,19 @@ class Case:
     tokens: int
     num_experts: int
     top_k: int
+    copies: bool = False
+    dtype: str = "float32"  # or bfloat16, under autocast
+
+    @property
+    def size(self) -> int:
+        """Neurons of an expert."""
+        return self.d_ff if self.copies else self.d_ff // self.num_experts
 
     def __str__(self) -> str:
         """Show the sizes in one line."""
-        return f"{self.name} T={self.tokens} N={self.num_experts} k={self.top_k}"
+        kind = "copies" if self.copies else "split"
+        half = "" if self.dtype == "float32" else f" {self.dtype}"
+        return f"{self.name} T={self.tokens} {kind} N={self.num_experts} k={self.top_k}{half}"
 
 
 MODELS = {
@@ -59,48 +69,77 @@ def main() -> None:
     rows: list[Row] = []
     entries = []
     for case in cases(options.quick):
-        found = measure(case, 2 if options.quick else 3)
+        found = measure(case, 3)
         rows += found
         times = {row.variant: row.seconds for row in found if row.phase == "forward+backward"}
-        fastest = min(BACKENDS, key=lambda name: times[name])
-        sizes = (case.tokens, case.d_model, case.d_ff // case.num_experts, case.num_experts)
-        entries.append({"sizes": [*sizes, case.top_k], "gated": case.gated, "fastest": fastest})
-    show("EMoE experts against the dense FFN", rows)
+        entries.append(
+            {
+                "sizes": [case.tokens, case.d_model, case.size, case.num_experts, case.top_k],
+                "gated": case.gated,
+                "dtype": case.dtype,
+                "fastest": min(BACKENDS, key=lambda name: times[name]),
+            }
+        )
+    show("experts against the dense FFN", rows)
     save("experts", rows)
     if options.write_table:
-        made = {
-            "command": "python scripts/bench_experts.py --write-table",
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-            "torch": torch.__version__,
-            "measured": "forward + backward in float32",
-            "sizes": ["tokens", "d_model", "neurons of an expert", "experts", "top_k"],
-            "cases": entries,
-        }
-        TABLE.write_text(json.dumps(made, indent=1) + "\n")
-        print(f"written: {TABLE}")
-    auto = [row for row in rows if row.variant == "auto"]
+        write_table(entries)
+    auto = [row for row in rows if row.variant == "auto" and row.phase == "forward+backward"]
     worst = max(auto, key=lambda row: row.extra["of best"])
     print(f"auto takes at most {worst.extra['of best']:.2f} of the best time: {worst.case}")
 
 
+def write_table(entries: list[dict[str, object]]) -> None:
+    """Write what backend=auto looks up, an entry a line."""
+    head = {
+        "command": "python scripts/bench_experts.py --write-table",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "measured": "forward + backward",
+        "sizes": ["tokens", "d_model", "neurons of an expert", "experts", "top_k"],
+    }
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
+    cases = ",\n".join(f"  {json.dumps(entry)}" for entry in entries)
+    TABLE.write_text("\n".join(["{", *lines, ' "cases": [', cases, " ]", "}"]) + "\n")
+    print(f"written: {TABLE}")
+
+
 def cases(quick: bool) -> list[Case]:
     """List the sizes to measure."""
+    bert = MODELS["bert 768/3072"]
     if quick:
-        return [Case("bert 768/3072", 768, 3072, False, 1024, 64, k) for k in (16, 32)]
-    return [
+        return [Case("bert 768/3072", *bert, 1024, 64, k) for k in (16, 32)]
+    split = [
         Case(name, *sizes, tokens, num_experts, num_experts // part)
         for name, sizes in MODELS.items()
         for tokens in (512, 4096, 8192)
         for num_experts in (16, 64)
         for part in (8, 4, 2)
+        if tokens < 8192 or num_experts == 64
     ]
+    copies = [
+        Case(name, *sizes, tokens, 8, top_k, copies=True)
+        for name, sizes in MODELS.items()
+        for tokens in (512, 4096)
+        for top_k in (1, 2)
+    ]
+    half = [
+        Case(name, *MODELS[name], tokens, 64, 16, dtype="bfloat16")
+        for name in ("bert 768/3072", "bert_tiny 128/512")
+        for tokens in (512, 4096)
+    ]
+    return split + copies + half
 
 
 def measure(case: Case, repeats: int) -> list[Row]:
     """Time all variants of one case, forward and forward + backward."""
     torch.manual_seed(0)
     ffn, dense = random_ffn(case)
-    experts = Experts.split(ffn, torch.randperm(case.d_ff) % case.num_experts).tensors()
+    if case.copies:
+        made = Experts.stack([ffn] * case.num_experts)
+    else:
+        made = Experts.split(ffn, torch.randperm(case.d_ff) % case.num_experts)
+    experts = made.tensors()
     x = torch.randn(case.tokens, case.d_model, requires_grad=True)
     index = torch.rand(case.tokens, case.num_experts).topk(case.top_k).indices
     upstream = torch.randn_like(x)
@@ -111,16 +150,21 @@ def measure(case: Case, repeats: int) -> list[Row]:
     variants["auto"] = lambda: BACKENDS[choose_backend(len(x), case.top_k, experts)](
         x, index, None, experts
     )
-    parameters = [x, ffn.keys, ffn.values, experts.keys, experts.values]
+    parameters = [x, *(p for p in (ffn.keys, ffn.values, ffn.key_bias, ffn.ups) if p is not None)]
+    parameters += made.parameters()
+    half = torch.autocast("cpu", torch.bfloat16, enabled=case.dtype == "bfloat16")
 
     def both(function: Callable[[], Tensor]) -> None:
-        function().backward(upstream)
+        with half:
+            output = function()
+        output.backward(upstream.to(output.dtype))
         for parameter in parameters:
             parameter.grad = None
 
     @torch.no_grad()
     def forward(function: Callable[[], Tensor]) -> None:
-        function()
+        with half:
+            function()
 
     rows = []
     for phase, runner in (("forward", forward), ("forward+backward", both)):
@@ -128,7 +172,7 @@ def measure(case: Case, repeats: int) -> list[Row]:
             name: lambda function=function, runner=runner: runner(function)
             for name, function in variants.items()
         }
-        seconds = median_seconds(functions, repeats)
+        seconds = median_seconds(functions, repeats if case.tokens > 512 else 5 * repeats)
         best = min(seconds[name] for name in BACKENDS)
         for name, value in seconds.items():
             memory = peak_extra_mib(functions[name]) if case.tokens == 4096 else None

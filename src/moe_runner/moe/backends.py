@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,31 +63,43 @@ def choose_backend(tokens: int, top_k: int, experts: Stack) -> str:
     num_experts, size, d_model = experts.keys.shape
     if torch.compiler.is_compiling():
         return "masked"
-    if experts.keys.is_cuda:
-        row_bytes = math.gcd(size, d_model) * experts.keys.element_size()
-        fits = row_bytes % 16 == 0 and experts.keys.dtype != torch.float64
+    device, dtype = experts.keys.device.type, experts.keys.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    if device == "cuda":
+        row_bytes = math.gcd(size, d_model) * dtype.itemsize
+        fits = row_bytes % 16 == 0 and dtype != torch.float64
         return "grouped_mm" if fits else "sorted"
-    gated = experts.ups is not None
-    return nearest_case(max(tokens, 1), d_model, size, num_experts, top_k, gated)
+    measured = "bfloat16" if dtype.itemsize == 2 else "float32"
+    sizes = (max(tokens, 1), d_model, size, num_experts, top_k)
+    found = nearest_case(sizes, experts.ups is not None, measured)
+    return "sorted" if found == "grouped_mm" and dtype == torch.float64 else found
 
 
 @functools.cache
-def nearest_case(
-    tokens: int, d_model: int, size: int, num_experts: int, top_k: int, gated: bool
-) -> str:
+def nearest_case(sizes: tuple[int, int, int, int, int], gated: bool, dtype: str) -> str:
     """Find the back end of the most similar measured case: least distance of the sizes' logarithms.
+
+    Args:
+        sizes: tokens, d_model, neurons of an expert, experts, top_k.
+        gated: whether the experts are gated.
+        dtype: `float32` or `bfloat16`.
 
     Returns:
         A name of `BACKENDS`.
     """
-    wanted = (tokens, d_model, size, num_experts, top_k / num_experts, 1 + gated)
+
+    def features(sizes: Sequence[int], gated: bool) -> list[float]:
+        tokens, d_model, size, num_experts, top_k = sizes
+        return [tokens, d_model, size, num_experts, top_k / num_experts, 1 + gated]
 
     def distance(case: dict[str, Any]) -> float:
-        sizes = (*case["sizes"][:4], case["sizes"][4] / case["sizes"][3], 1 + case["gated"])
-        return sum(math.log(a / b) ** 2 for a, b in zip(wanted, sizes, strict=True))
+        pairs = zip(features(sizes, gated), features(case["sizes"], case["gated"]), strict=True)
+        return sum(math.log(a / b) ** 2 for a, b in pairs)
 
     table = json.loads(TABLE.read_text(encoding="utf-8"))
-    return str(min(table["cases"], key=distance)["fastest"])
+    cases = [case for case in table["cases"] if case["dtype"] == dtype]
+    return str(min(cases, key=distance)["fastest"])
 
 
 TABLE = Path(__file__).with_name("backend_table.json")
