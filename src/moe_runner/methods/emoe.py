@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from moe_runner.config import Clustered, EMoE, EMoELearn, Protocol
@@ -28,7 +29,10 @@ from moe_runner.moe.routing import AverageKeyRouter, CosineRouter
 def assign_neurons(
     ffns: Mapping[str, FFN], method: Clustered, protocol: Protocol, clusters: ClusterCache
 ) -> dict[str, Tensor]:
-    """Choose the expert of each neuron from the pretrained keys, layers in parallel processes.
+    """Choose the expert of each neuron from the pretrained keys.
+
+    Where there is much to do, layers are clustered in as many processes as torch has threads, one
+    thread each.
 
     Args:
         ffns: the dense networks by site key.
@@ -40,12 +44,12 @@ def assign_neurons(
         int64 (d_ff,) by site key, values 0..E-1, each equally often.
 
     Raises:
-        ValueError: if the number of experts does not divide d_ff.
+        ValueError: if the number of experts does not divide d_ff, or a key is not finite.
     """
+    keys = {name: ffn.keys.detach().float().cpu().numpy() for name, ffn in ffns.items()}
     algorithm = algorithm_of(method, protocol)
     settings = (method.num_experts, algorithm, method.cluster_seed)
-    keys = {name: ffn.keys.detach().float().cpu().numpy() for name, ffn in ffns.items()}
-    return {name: clusters.get(keys_FD, *settings) for name, keys_FD in keys.items()}
+    return clusters.get(keys, *settings, processes=torch.get_num_threads())
 
 
 def algorithm_of(method: Clustered, protocol: Protocol) -> str:
