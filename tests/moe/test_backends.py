@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
-from moe_runner.moe import sorted_experts
+from moe_runner.moe import backends, sorted_experts
 from moe_runner.moe.backends import BACKENDS, choose_backend
 from moe_runner.moe.experts import Stack
 
@@ -90,6 +92,43 @@ def test_grouped_mm_equals_masked(case):
         torch.testing.assert_close(found, expected[name], rtol=1e-3, atol=1e-3, msg=name)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    tokens=st.integers(0, 40),
+    num_experts=st.integers(1, 9),
+    top_k=st.integers(1, 9),
+    piece=st.integers(1, 9),
+    skew=st.floats(0, 5),
+    seed=st.integers(0, 2**16),
+)
+def test_a_layout_has_every_choice_once_with_its_own_expert(
+    tokens, num_experts, top_k, piece, skew, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(tokens, num_experts, generator=generator)
+    scores += skew * torch.arange(num_experts)  # some experts are chosen by most tokens
+    index = scores.topk(min(top_k, num_experts)).indices
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sorted_experts, "PIECE", piece)
+        layout = sorted_experts.lay_out(index, num_experts, 4, 4)
+    places = layout.choice_P.tolist()
+    assert sorted(p for p in places if p < index.numel()) == list(range(index.numel()))
+    assert sorted(e for g in layout.groups for e in g.experts.tolist()) == list(range(num_experts))
+    rows = 0
+    for group in layout.groups:
+        for block in group.blocks:
+            assert block.start == rows
+            rows = block.stop
+            for e, own in zip(group.experts, group.view(layout.choice_P[block]), strict=True):
+                assert len(own) <= piece
+                real = own[own < index.numel()]
+                assert torch.all(index.flatten()[real] == e)
+                tokens_of_rows = group.view(layout.token_P[block])[group.experts == e].flatten()
+                assert torch.equal(tokens_of_rows[own < index.numel()], real // index.shape[1])
+    assert len(places) == rows
+    assert index.numel() >= 0.75 * rows
+
+
 def test_pieces_of_an_expert_add_up(monkeypatch):
     case = dict(
         tokens=50, d_model=8, num_experts=3, size=8, top_k=2, gated=True, biased=True,
@@ -165,8 +204,36 @@ def test_no_token_is_fine(backend):
     assert BACKENDS[backend](torch.zeros(0, 8), index, None, stack).shape == (0, 8)
 
 
-def test_the_chosen_back_end_exists_for_any_size():
-    for shape in ((2, 8, 8), (64, 48, 768), (8, 3072, 768)):
-        stack = Stack(keys=torch.zeros(shape), values=torch.zeros(shape), activation=torch.relu)
-        for tokens in (0, 1, 10_000):
-            assert choose_backend(tokens, 1, stack) in BACKENDS
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_chosen_back_end_works_for_any_size_and_type(dtype):
+    for shape in ((2, 8, 8), (64, 48, 16), (8, 24, 40)):
+        keys = torch.zeros(shape, dtype=dtype)
+        stack = Stack(keys=keys, values=keys, activation=torch.relu)
+        for tokens in (0, 1, 300):
+            name = choose_backend(tokens, 1, stack)
+            index = torch.zeros(tokens, 1, dtype=torch.int64)
+            output = BACKENDS[name](keys.new_zeros(tokens, shape[2]), index, None, stack)
+            assert output.shape == (tokens, shape[2])
+            assert output.dtype == dtype
+
+
+def test_the_choice_is_what_was_fastest_in_the_most_similar_case(tmp_path, monkeypatch):
+    def case(tokens: int, dtype: str, fastest: str) -> dict:
+        sizes = [tokens, 8, 8, 4, 2]
+        return {"sizes": sizes, "gated": False, "dtype": dtype, "fastest": fastest}
+
+    table = tmp_path / "table.json"
+    cases = [
+        case(10, "float32", "masked"),
+        case(1000, "float32", "sorted"),
+        case(10, "bfloat16", "grouped_mm"),
+    ]
+    table.write_text(json.dumps({"cases": cases}))
+    monkeypatch.setattr(backends, "TABLE", table)
+    backends.nearest_case.cache_clear()
+    stack = Stack(keys=torch.zeros(4, 8, 8), values=torch.zeros(4, 8, 8), activation=torch.relu)
+    assert choose_backend(20, 2, stack) == "masked"
+    assert choose_backend(500, 2, stack) == "sorted"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert choose_backend(500, 2, stack) == "grouped_mm"
+    backends.nearest_case.cache_clear()
