@@ -14,7 +14,7 @@ unequal size and strength, correlated directions and noise, in which clusters le
 the inertia of random groups (in MiniLM's layers 0.84 to 0.92).
 
 The last rows cluster the FFNs of a whole model, in seconds of the clock: one after the other, in
-threads, in processes.
+processes, in threads. They say nothing unless every core is free.
 """
 
 from __future__ import annotations
