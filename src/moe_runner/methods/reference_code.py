@@ -15,7 +15,7 @@ from moe_runner.moe.layer import Capacity
 
 
 def protocol_of_family(protocol: Protocol, family: str) -> Protocol:
-    """Leave out of a protocol what EMoE's code does not do in a family.
+    """Leave out of a protocol what EMoE's code does not do in a family: routing and tuning.
 
     Args:
         protocol: of the run.

@@ -16,6 +16,7 @@ from moe_runner.moe.experts import Experts, combine_matrix
 from moe_runner.moe.hypernet import HyperExpert
 from moe_runner.moe.losses import (
     importance_and_load_loss,
+    load_by_probabilities,
     smooth_load,
     switch_balance_loss,
     z_loss,
@@ -75,8 +76,8 @@ class AuxiliaryLosses:
             load, of `importance`; `switch_balance` and `z`: of Switch Transformers.
         importance: what is summed over the tokens: the weights of the `selected` experts, or the
             `probabilities` of all.
-        load_threshold: `scores`: the published load. `probabilities`: compares scores with
-            softmaxed values, as HyperMoE's reference code does.
+        load_threshold: `scores`: the published load, see `smooth_load`. `probabilities`: that of
+            HyperMoE's reference code, see `load_by_probabilities`.
     """
 
     coefficients: Mapping[str, float] = field(default_factory=dict)
@@ -226,8 +227,12 @@ class MoEFeedForward(nn.Module):
                 importance_TE = combine_matrix(index_TK, weights_TK, self.experts.num_experts)
             else:
                 importance_TE = scores.clean.softmax(-1)
-            threshold = scores.noisy if self.losses.load_threshold == "scores" else probs_TE
-            load_TE = smooth_load(scores.clean, threshold, scores.std, index_TK)
+            if self.losses.load_threshold == "scores":
+                load_TE = smooth_load(scores.clean, scores.noisy, scores.std, index_TK)
+            else:
+                load_TE = load_by_probabilities(
+                    scores.clean, scores.noisy, scores.std, index_TK.shape[1]
+                )
             found["balance"] = importance_and_load_loss(importance_TE, load_TE, mask_T)
         if "switch_balance" in wanted:
             found["switch_balance"] = switch_balance_loss(probs_TE, index_TK, mask_T)

@@ -52,6 +52,33 @@ def smooth_load(
     return torch.special.ndtr((clean_TE - threshold_TE) / std)
 
 
+def load_by_probabilities(
+    clean_TE: Tensor, noisy_TE: Tensor, std: Tensor | float, top_k: int
+) -> Tensor:
+    """Estimate the load as HyperMoE's reference code does, which mixes scores and probabilities.
+
+    Its thresholds are softmaxed, yet they are compared with scores: to tell whether an expert is
+    among the k best, and within Phi. So this is not the published load.
+
+    Args:
+        clean_TE: scores without noise, float (T, E).
+        noisy_TE: scores with noise, float (T, E).
+        std: of the noise, float (T, E) or a number.
+        top_k: K.
+
+    Returns:
+        float (T, E), 0 to 1, differentiable; all 1 when every expert is selected.
+
+    Source: HyperMoE's code for GPT-2; see `smooth_load` for the published form.
+    """
+    if top_k == clean_TE.shape[1]:
+        return torch.ones_like(clean_TE)
+    best = noisy_TE.softmax(1).topk(top_k + 1, dim=1).values
+    among_TE = noisy_TE > best[:, top_k:]
+    threshold_TE = torch.where(among_TE, best[:, top_k:], best[:, top_k - 1 : top_k])
+    return torch.special.ndtr((clean_TE - threshold_TE) / std)
+
+
 def importance_and_load_loss(
     importance_TE: Tensor, load_TE: Tensor, counted_T: Tensor | None
 ) -> Tensor:
