@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from moe_runner.backbones.lora import add_lora, set_trainable
 from moe_runner.backbones.sites import find_sites
-from moe_runner.config import EMoE, EMoELearn, GMoE, Protocol, Tuning
+from moe_runner.config import EMoE, EMoELearn, GMoE, MoE, Protocol, Tuning
 from moe_runner.methods.conversion import Conversion, choose_sites
 from moe_runner.methods.reference_code import protocol_of_family
 
@@ -44,6 +44,8 @@ def apply_tuning(
     Source: EMoE, arXiv:2310.10908; the tenth for new modules and the whole blocks: its code.
     """
     protocol = protocol_of_family(protocol, model.config.model_type)
+    if isinstance(conversion.method, MoE):
+        protocol = Protocol()  # HyperMoE's code has no LoRA, hence no extras beside it
     new = conversion.new_parameters(model)
     if options.name == "full":
         scales = {name: 1.0 for name, _ in model.named_parameters()}
