@@ -20,10 +20,11 @@ from torch import Tensor
 
 from moe_runner.config import Clustered, EMoE, EMoELearn, Protocol
 from moe_runner.methods.cluster_cache import ClusterCache
+from moe_runner.methods.gmoe import cosine_layer
 from moe_runner.methods.reference_code import capacity_of, with_reference_dropout
 from moe_runner.moe.experts import FFN, Experts
 from moe_runner.moe.layer import AuxiliaryLosses, MoEFeedForward
-from moe_runner.moe.routing import AverageKeyRouter, CosineRouter
+from moe_runner.moe.routing import AverageKeyRouter
 
 
 def assign_neurons(
@@ -110,17 +111,5 @@ def emoe_learn_layer(
         The layer; with equal scores and `top_k = num_experts` it is the dense network.
     """
     experts = Experts.split(with_reference_dropout(ffn, family, protocol), expert_of_neuron)
-    if protocol.split_output_bias:
-        experts.split_output_bias(method.top_k)
-    return MoEFeedForward(
-        experts,
-        CosineRouter(
-            ffn.keys.shape[1], method.num_experts, method.router_dim, protocol.gate_noise
-        ).to(ffn.keys.device),
-        top_k=method.top_k,
-        weighting="softmax",
-        scale=method.top_k if protocol.scale_by_top_k else 1.0,
-        capacity=capacity_of(protocol),
-        losses=AuxiliaryLosses({"balance": method.balance_loss}, "probabilities"),
-        backend=method.backend,
-    )
+    scale = method.top_k if protocol.scale_by_top_k else 1.0
+    return cosine_layer(experts, method, protocol, scale)

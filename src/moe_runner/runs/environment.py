@@ -20,7 +20,6 @@ PACKAGES = (
     "numpy",
     "scipy",
     "scikit-learn",
-    "k-means-constrained",
     "hydra-core",
     "omegaconf",
 )
