@@ -1,0 +1,33 @@
+"""Activation checkpointing calls a layer twice per step: nothing may change by it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moe_runner import auxiliary_loss
+from tests.methods.test_methods import SPARSE, converted
+
+
+def losses_and_gradients(name: str, family: str, tiny_model, batch: dict, checkpointing: bool):
+    model = converted(name, family, tiny_model).train()
+    if checkpointing:
+        model.activation_checkpointing_enable()
+        assert model.is_activation_checkpointing
+    torch.manual_seed(7)  # of the routers' noise
+    loss, extra = model(**batch).loss, auxiliary_loss(model)
+    (loss if extra is None else loss + extra).backward()
+    return loss, extra, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "t5"])
+@pytest.mark.parametrize("name", SPARSE)
+def test_checkpointing_changes_neither_losses_nor_gradients(name, family, tiny_model, tiny_batch):
+    batch = tiny_batch(family)
+    loss, extra, expected = losses_and_gradients(name, family, tiny_model, batch, False)
+    again, extra_again, found = losses_and_gradients(name, family, tiny_model, batch, True)
+    torch.testing.assert_close(again, loss)
+    torch.testing.assert_close(extra_again, extra)
+    assert found.keys() == expected.keys()
+    for parameter, gradient in expected.items():
+        torch.testing.assert_close(found[parameter], gradient, rtol=1e-4, atol=1e-6, msg=parameter)

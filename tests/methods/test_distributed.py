@@ -1,0 +1,88 @@
+"""Two gloo processes under DDP equal one process: every method on every family, one start."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moe_runner import auxiliary_loss
+from moe_runner.config import METHODS
+from moe_runner.methods.conversion import conversion_of
+from tests.methods.distributed_worker import work
+from tests.methods.test_methods import SWITCH, converted
+
+FAMILIES = ["bert", "gpt2", "llama", "t5", "vit", "switch"]
+
+
+def four_rows(batch: dict) -> dict:
+    return {key: torch.cat([value, value[:1]]) for key, value in batch.items()}
+
+
+def one_process(model, batch: dict) -> dict:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss, extra = model(**batch).loss, auxiliary_loss(model)
+        (loss if extra is None else loss + extra).backward()
+        optimizer.step()
+        losses.append((loss.item(), 0.0 if extra is None else extra.item()))
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return {"losses": losses, "gradients": gradients}
+
+
+def freeze_library_experts(model) -> None:
+    """Leave out what DDP cannot train: an expert of the library without a token has no gradient."""
+    for name, parameter in model.named_parameters():
+        if ".mlp.experts.expert_" in name:
+            parameter.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def two_and_one(tiny_model, tiny_batch, tmp_path_factory):
+    """Two processes' findings and one process's, by "method family"."""
+    folder = tmp_path_factory.mktemp("gloo")
+    cases, expected = {}, {}
+    for family in FAMILIES:
+        batch = four_rows(tiny_batch(family))
+        for name in METHODS:
+            model = converted(name, family, tiny_model)
+            if family == "switch" and name not in SWITCH:
+                freeze_library_experts(model)
+            case = {
+                "architecture": type(model).__name__,
+                "config": model.config,
+                "method": conversion_of(model).method,
+                "state": {k: v.clone() for k, v in model.state_dict().items()},
+                "batch": batch,
+            }
+            key = f"{name} {family}"
+            expected[key] = one_process(model, batch)
+            trained = expected[key]["gradients"]
+            # a pooler that nothing reads, and what was frozen above
+            case["frozen"] = [n for n, _ in model.named_parameters() if n not in trained]
+            cases[key] = case
+    torch.save(cases, folder / "cases.pt")
+    torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=2)
+    ranks = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return ranks, expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_equal_one(name, family, two_and_one):
+    ranks, expected = two_and_one
+    first, second = (rank[f"{name} {family}"] for rank in ranks)
+    wanted = expected[f"{name} {family}"]
+    for step, (loss, extra) in enumerate(wanted["losses"]):
+        mean = (first["losses"][step][0] + second["losses"][step][0]) / 2
+        assert mean == pytest.approx(loss, rel=1e-4)
+        for rank in (first, second):  # over the tokens of both
+            assert rank["losses"][step][1] == pytest.approx(extra, rel=1e-3, abs=1e-7)
+    assert first["gradients"].keys() == wanted["gradients"].keys()
+    assert len(wanted["gradients"]) > 20
+    for parameter, gradient in wanted["gradients"].items():
+        for rank in (first, second):
+            torch.testing.assert_close(
+                rank["gradients"][parameter], gradient, rtol=1e-3, atol=1e-5, msg=parameter
+            )
