@@ -197,6 +197,7 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
         ],
         **counted,
         "converted_layers": [f"{s.stack}:{s.layer}" for s in ready.conversion.sites],
+        "clusters": clusters(ready.conversion),
         "routing": {
             **{key: value for key, value in best.items() if key.startswith("routing/")},
             "routing/changed": changes,
@@ -246,6 +247,14 @@ def sizes(ready: Prepared) -> dict[str, dict[str, int]]:
         },
         "flops_per_token": {"dense": conversion.dense_flops, "converted": conversion.flops},
     }
+
+
+def clusters(conversion: Conversion) -> dict[str, float] | None:
+    """Report how alike the neurons of an expert are, beside random groups; None: no clusters."""
+    if conversion.inertia is None:
+        return None
+    own, random = conversion.inertia
+    return {"inertia": own, "random_inertia": random}
 
 
 def speed(trainer: RunTrainer, run: Run, resumed_at: int, seconds: float) -> dict[str, float]:
