@@ -1,6 +1,6 @@
 """Measure the expert computation of one MoE layer against its dense FFN, by back end.
 
-`python scripts/bench_experts.py`                 every case; about half an hour on two cores
+`python scripts/bench_experts.py`                 every case; 15 to 20 minutes on two cores
 `python scripts/bench_experts.py --quick`         two cases, within a minute
 `python scripts/bench_experts.py --write-table`   every case, then the table that backend=auto uses
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -68,7 +69,9 @@ def main() -> None:
     set_threads(options.threads)
     rows: list[Row] = []
     entries = []
-    for case in cases(options.quick):
+    chosen = cases(options.quick)
+    for number, case in enumerate(chosen, start=1):
+        print(f"[{number}/{len(chosen)}] {case}", file=sys.stderr)
         found = measure(case, 3)
         rows += found
         times = {row.variant: row.seconds for row in found if row.phase == "forward+backward"}

@@ -11,7 +11,12 @@ from transformers import AutoModelForSequenceClassification
 import moe_runner
 from moe_runner import auxiliary_loss, convert, from_pretrained, merge, save_pretrained
 from moe_runner.config import METHODS, ConfigError, HyperMoE, MoE, MoEShare, Protocol
-from moe_runner.methods.conversion import active_parameters, count_parameters, moe_layers
+from moe_runner.methods.conversion import (
+    active_parameters,
+    count_parameters,
+    moe_layers,
+    spans,
+)
 from tests.conftest import FAMILIES
 
 SMALL = {
@@ -214,6 +219,32 @@ def test_active_parameters_leave_out_the_unselected_experts(name, tiny_model):
     assert "experts of" in text
     assert f"{conversion.parameters:,}" in text
     assert ("inertia" in text) == (name in ("emoe", "emoe_learn"))
+
+
+def test_the_report_names_the_layers_in_short():
+    assert [spans(n) for n in ([10], [8, 10], [0, 1, 2, 3], [0, 2, 3, 9])] == [
+        "10",
+        "8, 10",
+        "0-3",
+        "0, 2-3, 9",
+    ]
+
+
+def test_the_report_by_hand(tiny_model):
+    model = tiny_model("bert")  # d_model 16, d_ff 32
+    conversion = convert(model, moe_runner.EMoE(num_experts=8, top_k=2, layers=(1, 2)))
+    neurons = 2 * 6 * 4 * (16 + 1 + 16)  # layers, unselected experts, neurons, key + bias + value
+    assert conversion.parameters == conversion.dense_parameters
+    assert conversion.active_parameters == conversion.parameters - neurons
+    saved = 2 * 2 * (2 * 32 * 16 - (2 * 2 * 4 * 16 + 8 * 16))  # 2 per weight; the router's product
+    assert conversion.flops == conversion.dense_flops - saved
+    own, random = conversion.inertia
+    assert 0 < own < random
+    first, second, third = conversion.report(model).splitlines()
+    assert first == "emoe: encoder 1-2: 8 experts of 4 neurons, 2 per token"
+    total = f"{conversion.parameters:,}"
+    assert second.startswith(f"parameters {total} -> {total} ({conversion.active_parameters:,}")
+    assert third.startswith(f"clusters: inertia {own:.1f}, random groups {random:.1f} (-")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -47,6 +48,8 @@ from moe_runner.moe.layer import MoEFeedForward
 
 Site = FFNSite | SparseSite
 ATTRIBUTE = "moe_runner_conversion"  # where a converted model keeps its Conversion
+HOOKS = "moe_runner_hooks"  # and the handles of its hooks
+MOST_PIECES = 6  # of a stack that a report names one by one
 
 
 @dataclass
@@ -109,10 +112,13 @@ class Conversion:
             return f"{self.method.name}: no layer converted, {self.parameters:,} parameters"
         layer = self.layers[0]
         num_experts, size, _ = layer.experts.keys.shape
-        places = ", ".join(f"{site.stack} {site.layer}" for site in self.sites)
+        places = ", ".join(
+            f"{stack} {spans([site.layer for site in self.sites if site.stack == stack])}"
+            for stack in dict.fromkeys(site.stack for site in self.sites)
+        )
         trainable = count_parameters(model, trainable=True)
         lines = [
-            f"{self.method.name}: {places}: {num_experts} experts of {size} neurons, "
+            f"{self.method.name}: {places(self.sites)}: {num_experts} experts of {size} neurons, "
             f"{layer.selected()} per token",
             f"parameters {self.dense_parameters:,} -> {self.parameters:,} "
             f"({self.active_parameters:,} active per token, {trainable:,} train); "
@@ -125,6 +131,41 @@ class Conversion:
                 f"({100 * (own / random - 1):+.1f}%)"
             )
         return "\n".join(lines)
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Write ascending whole numbers in short: 0-3, 8, 10."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1] = [found[-1][0], number]
+        else:
+            found.append([number])
+    return ", ".join("-".join(map(str, span)) for span in found)
+
+
+def places(sites: Sequence[Site]) -> str:
+    """Name the layers of some sites in a line that is short however many there are.
+
+    Neighbours are written as a range, of many pieces the first and the last are named:
+    `encoder 8, 10`, `decoder 0-59`, `decoder 0, 2, 4, ..., 58 (30 layers)`.
+    """
+    stacks: dict[str, list[int]] = {}
+    for site in sites:
+        stacks.setdefault(site.stack, []).append(site.layer)
+    named = []
+    for stack, layers in stacks.items():
+        runs: list[list[int]] = []
+        for layer in layers:
+            if runs and layer == runs[-1][-1] + 1:
+                runs[-1].append(layer)
+            else:
+                runs.append([layer])
+        pieces = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+        if len(pieces) > MOST_PIECES:
+            pieces = [*pieces[:3], "...", f"{pieces[-1]} ({len(layers)} layers)"]
+        named.append(f"{stack} {', '.join(pieces)}")
+    return ", ".join(named)
 
 
 def convert(
@@ -178,6 +219,7 @@ def convert(
         for site, layer in zip(sites, layers, strict=True):
             site.replace(model, layer.train(model.training))
         hand_over_masks(model)
+    touch_idle_experts(model)
     conversion = Conversion(
         method=method,
         protocol=protocol,
@@ -311,8 +353,7 @@ def merge(model: PreTrainedModel) -> None:
     for site, layer in zip(conversion.sites, conversion.layers, strict=True):
         assert isinstance(site, FFNSite)
         site.restore(model, layer.experts.dense(layer.top_k))
-    handle = model.__dict__.pop("moe_runner_mask_hook", None)
-    if handle is not None:
+    for handle in model.__dict__.pop(HOOKS, []):
         handle.remove()
     delattr(model, ATTRIBUTE)
 
@@ -423,8 +464,33 @@ def hand_over_masks(model: PreTrainedModel) -> None:
             own = encoder_decoder and site.stack == "decoder"
             layer.attention_mask = given.get("decoder_attention_mask" if own else "attention_mask")
 
-    handle = model.register_forward_pre_hook(hook, with_kwargs=True)
-    model.moe_runner_mask_hook = handle
+    keep(model, model.register_forward_pre_hook(hook, with_kwargs=True))
+
+
+def touch_idle_experts(model: PreTrainedModel) -> None:
+    """Give the experts that a Switch Transformer has kept a gradient when no token is theirs: zero.
+
+    So have those of our layers. The library leaves them out of the graph, and data-parallel
+    training waits for the gradient of every parameter.
+    """
+    for module in library_experts(model):
+        keep(model, module.register_forward_hook(touch_parameters))
+
+
+def touch_parameters(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Add nothing to an output, in such a way that it depends on every parameter of the module."""
+    firsts = [p.flatten()[0] for p in module.parameters() if p.requires_grad]
+    return output + 0.0 * torch.stack(firsts).sum() if firsts else output
+
+
+def library_experts(model: nn.Module) -> list[nn.ModuleDict]:
+    """List the experts of a Switch Transformer's own sparse layers, which were not converted."""
+    return [m for m in model.modules() if isinstance(m, nn.ModuleDict) and "expert_0" in m]
+
+
+def keep(model: nn.Module, handle: RemovableHandle) -> None:
+    """Remember a hook, for `merge` to remove it."""
+    model.__dict__.setdefault(HOOKS, []).append(handle)
 
 
 def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
@@ -435,10 +501,9 @@ def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
 def active_parameters(model: nn.Module) -> int:
     """Count the parameters that take part in one token: all but its unselected experts."""
     total = count_parameters(model) - sum(layer.idle_parameters() for layer in moe_layers(model))
-    for module in model.modules():  # a Switch Transformer's own sparse layers: one expert each
-        if isinstance(module, nn.ModuleDict) and "expert_0" in module:
-            own = sum(p.numel() for p in module.parameters())
-            total -= own - own // len(module)
+    for module in library_experts(model):  # one expert each
+        own = sum(p.numel() for p in module.parameters())
+        total -= own - own // len(module)
     return total
 
 

@@ -40,11 +40,13 @@ class Routing:
         index: selected experts of all positions, int64 (T, K), padding included.
         mask: bool (T,), False for padding; None when the model was given no mask.
         losses: unscaled auxiliary losses by name, scalars with a gradient.
+        differentiable: False if the pass ran in training mode and without gradients.
     """
 
     index: Tensor
     mask: Tensor | None
     losses: dict[str, Tensor] = field(default_factory=dict)
+    differentiable: bool = True
 
     def load(self, num_experts: int) -> Tensor:
         """Count the tokens of each expert, padding left out, int64 (E,)."""
@@ -190,7 +192,8 @@ class MoEFeedForward(nn.Module):
         mask_T = self.token_mask(x)
         losses = self.auxiliary_losses(scores, index_TK, weights_TK, mask_T)
         if not torch.compiler.is_compiling():  # a traced forward pass leaves no record
-            self.routing = Routing(index_TK.detach(), mask_T, losses)
+            differentiable = torch.is_grad_enabled() or not self.training
+            self.routing = Routing(index_TK.detach(), mask_T, losses, differentiable)
 
         if weights_TK is not None and self.scale != 1.0:
             weights_TK = weights_TK * self.scale
@@ -333,11 +336,26 @@ def auxiliary_loss(model: nn.Module) -> Tensor | None:
 
     Returns:
         Scalar with a gradient, to be added to the task's loss; None if no layer has one.
+
+    Raises:
+        RuntimeError: if the losses have lost their gradient: activation checkpointing with
+            `use_reentrant=True` runs the forward pass without one, and what it recomputes for the
+            backward pass is connected to its outputs only.
     """
-    terms = [
-        layer.losses.coefficients[name] * loss
+    layers = [
+        layer
         for layer in model.modules()
-        if isinstance(layer, MoEFeedForward) and layer.routing is not None
-        for name, loss in layer.routing.losses.items()
+        if isinstance(layer, MoEFeedForward) and layer.routing is not None and layer.routing.losses
+    ]
+    routings = [(layer.losses.coefficients, layer.routing) for layer in layers]
+    if torch.is_grad_enabled() and not all(routing.differentiable for _, routing in routings):
+        raise RuntimeError(
+            "the auxiliary losses have no gradient: activation checkpointing with "
+            "use_reentrant=True computes them without; use use_reentrant=False"
+        )
+    terms = [
+        coefficients[name] * loss
+        for coefficients, routing in routings
+        for name, loss in routing.losses.items()
     ]
     return torch.stack(terms).sum() if terms else None
