@@ -49,7 +49,7 @@ from moe_runner.moe.layer import MoEFeedForward
 Site = FFNSite | SparseSite
 ATTRIBUTE = "moe_runner_conversion"  # where a converted model keeps its Conversion
 HOOKS = "moe_runner_hooks"  # and the handles of its hooks
-MOST_PIECES = 6  # of a stack that a report names one by one
+MOST_PIECES = 6  # ranges of layers that a report names one by one
 
 
 @dataclass
@@ -118,7 +118,7 @@ class Conversion:
         )
         trainable = count_parameters(model, trainable=True)
         lines = [
-            f"{self.method.name}: {places(self.sites)}: {num_experts} experts of {size} neurons, "
+            f"{self.method.name}: {places}: {num_experts} experts of {size} neurons, "
             f"{layer.selected()} per token",
             f"parameters {self.dense_parameters:,} -> {self.parameters:,} "
             f"({self.active_parameters:,} active per token, {trainable:,} train); "
@@ -134,38 +134,17 @@ class Conversion:
 
 
 def spans(numbers: Sequence[int]) -> str:
-    """Write ascending whole numbers in short: 0-3, 8, 10."""
+    """Write ascending whole numbers in short: 0-3, 8, 10; of many: 0, 2, 4, ..., 58 (30 layers)."""
     found: list[list[int]] = []
     for number in numbers:
         if found and number == found[-1][-1] + 1:
             found[-1] = [found[-1][0], number]
         else:
             found.append([number])
-    return ", ".join("-".join(map(str, span)) for span in found)
-
-
-def places(sites: Sequence[Site]) -> str:
-    """Name the layers of some sites in a line that is short however many there are.
-
-    Neighbours are written as a range, of many pieces the first and the last are named:
-    `encoder 8, 10`, `decoder 0-59`, `decoder 0, 2, 4, ..., 58 (30 layers)`.
-    """
-    stacks: dict[str, list[int]] = {}
-    for site in sites:
-        stacks.setdefault(site.stack, []).append(site.layer)
-    named = []
-    for stack, layers in stacks.items():
-        runs: list[list[int]] = []
-        for layer in layers:
-            if runs and layer == runs[-1][-1] + 1:
-                runs[-1].append(layer)
-            else:
-                runs.append([layer])
-        pieces = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
-        if len(pieces) > MOST_PIECES:
-            pieces = [*pieces[:3], "...", f"{pieces[-1]} ({len(layers)} layers)"]
-        named.append(f"{stack} {', '.join(pieces)}")
-    return ", ".join(named)
+    pieces = ["-".join(map(str, span)) for span in found]
+    if len(pieces) > MOST_PIECES:
+        pieces = [*pieces[:3], "...", f"{pieces[-1]} ({len(numbers)} layers)"]
+    return ", ".join(pieces)
 
 
 def convert(
