@@ -342,12 +342,13 @@ def auxiliary_loss(model: nn.Module) -> Tensor | None:
             `use_reentrant=True` runs the forward pass without one, and what it recomputes for the
             backward pass is connected to its outputs only.
     """
-    layers = [
-        layer
+    routings = [
+        (layer.losses.coefficients, routing)
         for layer in model.modules()
-        if isinstance(layer, MoEFeedForward) and layer.routing is not None and layer.routing.losses
+        if isinstance(layer, MoEFeedForward)
+        and (routing := layer.routing) is not None
+        and routing.losses
     ]
-    routings = [(layer.losses.coefficients, layer.routing) for layer in layers]
     if torch.is_grad_enabled() and not all(routing.differentiable for _, routing in routings):
         raise RuntimeError(
             "the auxiliary losses have no gradient: activation checkpointing with "
