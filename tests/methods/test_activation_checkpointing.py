@@ -10,11 +10,14 @@ from tests.methods.test_methods import SPARSE, converted
 
 
 def losses_and_gradients(name: str, family: str, tiny_model, batch: dict, checkpointing: bool):
-    model = converted(name, family, tiny_model).train()
+    def build(family: str):
+        return tiny_model(family, dropout=0.1)
+
+    model = converted(name, family, build).train()
     if checkpointing:
         model.activation_checkpointing_enable()
         assert model.is_activation_checkpointing
-    torch.manual_seed(7)  # of the routers' noise
+    torch.manual_seed(7)  # of dropout and the routers' noise
     loss, extra = model(**batch).loss, auxiliary_loss(model)
     (loss if extra is None else loss + extra).backward()
     return loss, extra, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
@@ -31,3 +34,25 @@ def test_checkpointing_changes_neither_losses_nor_gradients(name, family, tiny_m
     assert found.keys() == expected.keys()
     for parameter, gradient in expected.items():
         torch.testing.assert_close(found[parameter], gradient, rtol=1e-4, atol=1e-6, msg=parameter)
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_checkpointing_that_loses_the_auxiliary_losses_is_refused(name, tiny_model, tiny_batch):
+    model = converted(name, "bert", tiny_model).train()
+    model.activation_checkpointing_enable({"use_reentrant": True})
+    model.bert.embeddings.register_forward_hook(lambda m, a, out: out.requires_grad_())
+    model(**tiny_batch("bert"))
+    if name == "emoe":
+        assert auxiliary_loss(model) is None  # nothing to lose
+        return
+    with pytest.raises(RuntimeError, match="use use_reentrant=False"):
+        auxiliary_loss(model)
+    with torch.no_grad():  # a mere look is allowed
+        assert auxiliary_loss(model) > 0
+
+
+def test_an_evaluation_without_gradients_has_auxiliary_losses(tiny_model, tiny_batch):
+    model = converted("moe", "bert", tiny_model)
+    with torch.no_grad():
+        model(**tiny_batch("bert"))
+    assert auxiliary_loss(model) > 0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe_runner import auxiliary_loss
+from moe_runner import Dense, auxiliary_loss, convert, merge
 from moe_runner.config import METHODS
 from moe_runner.methods.conversion import conversion_of
 from tests.methods.distributed_worker import work
-from tests.methods.test_methods import SWITCH, converted
+from tests.methods.test_methods import converted
 
 FAMILIES = ["bert", "gpt2", "llama", "t5", "vit", "switch"]
 
@@ -31,13 +31,6 @@ def one_process(model, batch: dict) -> dict:
     return {"losses": losses, "gradients": gradients}
 
 
-def freeze_library_experts(model) -> None:
-    """Leave out what DDP cannot train: an expert of the library without a token has no gradient."""
-    for name, parameter in model.named_parameters():
-        if ".mlp.experts.expert_" in name:
-            parameter.requires_grad_(False)
-
-
 @pytest.fixture(scope="module")
 def two_and_one(tiny_model, tiny_batch, tmp_path_factory):
     """Two processes' findings and one process's, by "method family"."""
@@ -47,8 +40,6 @@ def two_and_one(tiny_model, tiny_batch, tmp_path_factory):
         batch = four_rows(tiny_batch(family))
         for name in METHODS:
             model = converted(name, family, tiny_model)
-            if family == "switch" and name not in SWITCH:
-                freeze_library_experts(model)
             case = {
                 "architecture": type(model).__name__,
                 "config": model.config,
@@ -59,8 +50,8 @@ def two_and_one(tiny_model, tiny_batch, tmp_path_factory):
             key = f"{name} {family}"
             expected[key] = one_process(model, batch)
             trained = expected[key]["gradients"]
-            # a pooler that nothing reads, and what was frozen above
             case["frozen"] = [n for n, _ in model.named_parameters() if n not in trained]
+            assert all(n.startswith("vit.pooler") for n in case["frozen"])  # nothing reads it
             cases[key] = case
     torch.save(cases, folder / "cases.pt")
     torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=2)
@@ -86,3 +77,30 @@ def test_two_processes_equal_one(name, family, two_and_one):
             torch.testing.assert_close(
                 rank["gradients"][parameter], gradient, rtol=1e-3, atol=1e-5, msg=parameter
             )
+
+
+def test_idle_experts_of_the_library_have_a_gradient_of_zero_until_merged(tiny_model, tiny_batch):
+    model, batch = tiny_model("switch"), tiny_batch("switch")
+
+    def step() -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+        model.zero_grad()
+        output = model(**batch)
+        output.loss.backward()
+        parameters = [p for n, p in model.named_parameters() if ".mlp.experts." in n]
+        return output.logits.detach(), [p.grad for p in parameters]
+
+    with torch.no_grad():
+        for module in model.modules():
+            if hasattr(module, "classifier"):  # a router: everyone avoids expert 0
+                module.classifier.weight[0] = -100 * module.classifier.weight[1:].sum(0)
+    logits, before = step()
+    assert any(grad is None for grad in before)
+    convert(model, Dense())
+    same, gradients = step()
+    assert torch.equal(same, logits)
+    for grad, old in zip(gradients, before, strict=True):
+        assert torch.equal(grad, torch.zeros_like(grad) if old is None else old)
+    merge(model)
+    again, after = step()
+    assert torch.equal(again, logits)
+    assert [grad is None for grad in after] == [grad is None for grad in before]

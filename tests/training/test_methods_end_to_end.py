@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from moe_runner import convert, from_pretrained, merge, train
 from moe_runner.config import METHODS, Dense, EMoE, Method, MoE, Protocol
-from moe_runner.methods.conversion import moe_layers
+from moe_runner.methods.conversion import moe_layers, spans
 from moe_runner.runs.store import RunFolder, Store
 from moe_runner.training import checkpoint, fit
 from moe_runner.training.callbacks import ShowProgress
@@ -184,8 +184,7 @@ def fail_at(monkeypatch, update: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "tuning"),
-    [(name, tuning) for name in METHODS for tuning in TUNINGS]
-    + [("dense", "lora_block"), ("emoe", "lora_block"), ("gmoe", "lora_block")],
+    [(name, tuning) for name in METHODS for tuning in TUNINGS] + [("emoe", "lora_block")],
 )
 def test_kept_weights_and_exports_give_the_stored_numbers(name, tuning, make_settings, only_run):
     family = "gpt2" if tuning == "lora" else "bert"
@@ -310,6 +309,26 @@ def test_every_method_trains_on_the_bundled_backbones(tmp_path):
             assert 0 < own < random
         else:
             assert result["clusters"] is None
+
+
+def test_the_result_has_the_sizes_counted_by_hand(make_settings, only_run):
+    method = small("gmoe")  # 4 layers of 4 copies, 2 per token; d_model 16, d_ff 32, router 8
+    settings = make_settings("bert", method, max_steps=2)
+    result, _ = carry_out(settings, only_run(settings))
+    counts, flops = result["parameters"], result["flops_per_token"]
+    expert = 2 * 32 * 16 + 32 + 16
+    router = 8 * 16 + 8 + 4 * 8 + 1  # projection, its bias, a vector per expert, scale
+    assert counts["total"] == counts["dense"] + 4 * (3 * expert + router)
+    assert counts["active_per_token"] == counts["dense"] + 4 * (expert + router)
+    assert flops["converted"] == flops["dense"] + 4 * 2 * (2 * 32 * 16 + 8 * 16 + 4 * 8)
+    assert result["converted_layers"] == [f"encoder:{i}" for i in range(4)]
+    assert result["clusters"] is None
+
+
+def test_the_report_of_many_layers_is_short():
+    assert spans(range(60)) == "0-59"  # every layer of a Llama-30B
+    assert spans(range(0, 60, 2)) == "0, 2, 4, ..., 58 (30 layers)"
+    assert spans([0, 2, 4, 6, 8, 10]) == "0, 2, 4, 6, 8, 10"
 
 
 @pytest.mark.parametrize("name", SPARSE)
