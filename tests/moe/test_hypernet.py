@@ -9,7 +9,13 @@ import pytest
 import torch
 
 import moe_runner.moe.hypernet as module
-from moe_runner.moe.hypernet import HyperExpert, HyperNetwork, distinct_selections, generated_linear
+from moe_runner.moe.hypernet import (
+    HyperExpert,
+    HyperNetwork,
+    distinct_selections,
+    generated_linear,
+    group_tokens,
+)
 from tests.reference import naive_hyper_expert
 
 WIDTH = 3
@@ -128,7 +134,7 @@ def test_hyper_experts_are_generated_once_per_selection_that_occurs(monkeypatch)
         lambda self, x, z, groups: rows.append((len(z), [g.tolist() for g in groups])) or x,
     )
     layer(torch.randn(4, 4, dtype=torch.float64), index)
-    assert rows == [(2, [[0, 1, 3], [2]])]
+    assert rows == [(2, [[[0, 1, 3]], [[2]]])]  # three tokens and one: two groups
 
 
 @pytest.mark.parametrize(
@@ -173,13 +179,13 @@ def test_input_without_gradient_changes_no_gradient_of_the_parameters():
 @pytest.mark.parametrize("transposed", [False, True])
 def test_generated_linear_passes_gradcheck(transposed):
     torch.manual_seed(0)
-    groups = [torch.tensor([4, 0]), torch.tensor([1, 2, 3])]
+    groups = [torch.tensor([[1, 2, 3]]), torch.tensor([[4, 5], [0, 5]])]  # 5 fills up
 
     def call(x, z, weight, constant, bias):
         generator = SimpleNamespace(weight=weight, bias=constant)
         return generated_linear(x, z, generator, bias, groups, transposed=transposed)
 
-    shapes = [(5, 4), (2, 3), (8, 3), (8,), (2, 2)]
+    shapes = [(5, 4), (3, 3), (8, 3), (8,), (3, 2)]
     leaves = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     assert torch.autograd.gradcheck(call, leaves)
 
@@ -213,3 +219,13 @@ def test_all_selections_of_a_few_experts_are_listed_once():
     chosen, selection = distinct_selections(index, 5)
     assert len(chosen) == 10
     assert selection.tolist() == list(range(10))
+
+
+def test_selections_with_similar_numbers_of_tokens_share_a_group():
+    selection = torch.tensor([2, 0, 2, 0, 2, 5, 3, 3, 3, 3, 3, 3])
+    used, groups = group_tokens(selection, 6)
+    assert used.tolist() == [3, 2, 0, 5]
+    assert [group.tolist() for group in groups] == [
+        [[6, 7, 8, 9, 10, 11], [0, 2, 4, 12, 12, 12]],
+        [[1, 3], [5, 12]],
+    ]

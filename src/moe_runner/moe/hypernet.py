@@ -15,11 +15,13 @@ Source: HyperMoE, arXiv:2402.12656, section 3; initial values and sizes as in it
 
 # T tokens, D d_model, E experts, K selected experts, S distinct selections, R width, Z hidden_dim,
 # P selection_dim, I inputs and O outputs of a generated layer, N = I * O
+# B selections of a group, L tokens of the selection with the most of them
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any, Literal
 
@@ -27,11 +29,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from moe_runner.moe.backends import BACKENDS
 from moe_runner.moe.experts import Stack
 
-MOST_COMBINATIONS = 32  # up to here every selection is generated, used or not
+MOST_COMBINATIONS = 32  # up to here every selection is listed, used or not
+FILLED = 0.5  # least tokens of a selection, relative to the one with the most in its group
 
 
 class HyperNetwork(nn.Module):
@@ -93,7 +97,7 @@ class HyperNetwork(nn.Module):
         Args:
             x_TD: tokens, float (T, D).
             z_SZ: see `forward`.
-            groups: tokens of each selection, int64; every token is in one group.
+            groups: see `group_tokens`.
 
         Returns:
             float (T, D).
@@ -170,9 +174,7 @@ class HyperExpert(nn.Module):
         if masked:
             z_SZ = self.hypernet(self.embed(chosen_SE), self.layer)
             return self.hypernet.apply_masked(x_TD, z_SZ, selection_T)
-        load_S = selection_T.bincount(minlength=len(chosen_SE))
-        used_S = load_S.nonzero().squeeze(1)
-        groups = selection_T.argsort(stable=True).split(load_S[used_S].tolist())
+        used_S, groups = group_tokens(selection_T, len(chosen_SE))
         z_SZ = self.hypernet(self.embed(chosen_SE[used_S]), self.layer)
         return self.hypernet.apply_to_groups(x_TD, z_SZ, groups)
 
@@ -218,6 +220,33 @@ def distinct_selections(index_TK: Tensor, num_experts: int) -> tuple[Tensor, Ten
     return torch.unique(chosen_TE, dim=0, return_inverse=True)
 
 
+def group_tokens(selection_T: Tensor, num_selections: int) -> tuple[Tensor, list[Tensor]]:
+    """Sort tokens by selection, and join selections of similar numbers of tokens to groups.
+
+    Args:
+        selection_T: selection of each token, int64 (T,), values 0..num_selections-1.
+        num_selections: of them, some may have no token.
+
+    Returns:
+        The selections that have tokens, those with the most first, int64 (S,); the tokens of each
+        group, int64 (B, L), its selections in that order, filled up with T.
+    """
+    load_S, order_S = selection_T.bincount(minlength=num_selections).sort(descending=True)
+    loads = [load for load in load_S.tolist() if load]
+    place_S = order_S.argsort()
+    token = place_S[selection_T].argsort(stable=True).split(loads)
+    starts = [0]
+    for s, load in enumerate(loads):
+        if load < FILLED * loads[starts[-1]]:
+            starts.append(s)
+    groups = [
+        pad_sequence(list(token[first:last]), batch_first=True, padding_value=len(selection_T))
+        for first, last in itertools.pairwise([*starts, len(loads)])
+        if first < last
+    ]
+    return order_S[: len(loads)], groups
+
+
 def generated_linear(
     x_TI: Tensor,
     z_SZ: Tensor,
@@ -234,7 +263,7 @@ def generated_linear(
         z_SZ: what the matrices are generated from, float (S, Z).
         generator: gives the I * O numbers of a matrix: rows of (I, O), one after the other.
         bias_SO: biases, float (S, O).
-        groups: tokens of each matrix, int64; every token is in one group.
+        groups: tokens of each matrix, see `group_tokens`; every token is there once.
         transposed: the numbers are rows of (O, I).
 
     Returns:
@@ -251,8 +280,8 @@ def generated_linear(
 class GeneratedLinear(torch.autograd.Function):
     """See `generated_linear`.
 
-    Of the generated matrices and their gradients nothing is stacked, copied or permuted; tokens are
-    gathered group by group.
+    Of the generated matrices and their gradients nothing is copied or permuted. Tokens have a row
+    of zeros behind them, which stands for what fills the groups up.
     """
 
     @staticmethod
@@ -271,38 +300,40 @@ class GeneratedLinear(torch.autograd.Function):
         generated = torch.addmm(constant_N, z_SZ, weight_NZ.T)
         generated = generated.unflatten(1, shape if transposed else shape[::-1])
         matrix_SIO = generated.transpose(1, 2) if transposed else generated
-        output_TO = x_TI.new_empty(len(x_TI), bias_SO.shape[1])
+        x = functional.pad(x_TI, (0, 0, 0, 1))
+        output = x.new_empty(len(x), bias_SO.shape[1])
 
-        for s, token in enumerate(groups):
-            rows = torch.addmm(bias_SO[s], x_TI.index_select(0, token), matrix_SIO[s])
-            output_TO.index_copy_(0, token, rows)
+        for token_BL, part in parts(groups):
+            rows = torch.baddbmm(bias_SO[part, None], take(x, token_BL), matrix_SIO[part])
+            output.index_copy_(0, token_BL.flatten(), rows.flatten(0, 1))
         ctx.save_for_backward(x_TI, z_SZ, weight_NZ, generated)
         ctx.groups, ctx.transposed = groups, transposed
-        return output_TO
+        return output[:-1]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
         """Propagate to the tokens, then to what the matrices are generated from."""
         x_TI, z_SZ, weight_NZ, generated = ctx.saved_tensors
-        groups, transposed = ctx.groups, ctx.transposed
         need_x, need_z, need_weight, need_constant, need_bias = ctx.needs_input_grad[:5]
-        grad_x = torch.empty_like(x_TI) if need_x else None
-        grad_bias = grad_TO.new_empty(len(groups), grad_TO.shape[1]) if need_bias else None
+        x, upstream = (functional.pad(t, (0, 0, 0, 1)) for t in (x_TI, grad_TO))
+        grad_x = torch.empty_like(x) if need_x else None
+        grad_bias = grad_TO.new_empty(len(z_SZ), grad_TO.shape[1]) if need_bias else None
         need_generated = need_z or need_weight or need_constant
         grad_generated = torch.empty_like(generated) if need_generated else None
 
-        for s, token in enumerate(groups):
-            grad = grad_TO.index_select(0, token)
+        for token_BL, part in parts(ctx.groups):
+            grad = take(upstream, token_BL)
             if grad_x is not None:
-                matrix_OI = generated[s] if transposed else generated[s].T
-                grad_x.index_copy_(0, token, grad @ matrix_OI)
+                matrix = generated[part] if ctx.transposed else generated[part].transpose(1, 2)
+                grad_x.index_copy_(0, token_BL.flatten(), (grad @ matrix).flatten(0, 1))
             if grad_generated is not None:
-                x = x_TI.index_select(0, token)
-                left, right = (grad, x) if transposed else (x, grad)
-                torch.mm(left.T, right, out=grad_generated[s])
+                rows = take(x, token_BL)
+                left, right = (grad, rows) if ctx.transposed else (rows, grad)
+                torch.bmm(left.transpose(1, 2), right, out=grad_generated[part])
             if grad_bias is not None:
-                torch.sum(grad, 0, out=grad_bias[s])
+                torch.sum(grad, 1, out=grad_bias[part])
+        grad_x = None if grad_x is None else grad_x[:-1]
         grad_z = grad_weight = grad_constant = None
         if grad_generated is not None:
             grad_SN = grad_generated.flatten(1)
@@ -312,3 +343,16 @@ class GeneratedLinear(torch.autograd.Function):
                 z_BSZ = z_SZ.expand(generated.shape[1], -1, -1)
                 grad_weight = torch.bmm(grad_generated.permute(1, 2, 0), z_BSZ).flatten(0, 1)
         return grad_x, grad_z, grad_weight, grad_constant, grad_bias, None, None
+
+
+def parts(groups: Sequence[Tensor]) -> Iterator[tuple[Tensor, slice]]:
+    """Give each group's tokens, int64 (B, L), and which of all selections it has."""
+    start = 0
+    for token_BL in groups:
+        yield token_BL, slice(start, start + len(token_BL))
+        start += len(token_BL)
+
+
+def take(rows_X: Tensor, token_BL: Tensor) -> Tensor:
+    """Gather the rows of a group, (B, L, X)."""
+    return rows_X.index_select(0, token_BL.flatten()).unflatten(0, token_BL.shape)
