@@ -119,3 +119,8 @@ def test_an_ood_set_of_one_member_is_left_out_of_the_others(settings, shared_dat
         "stsb": ("sick_sts",),
     }
     assert set(plan.gaps) == {"rte"}
+
+
+def test_micro_batches_of_unequal_size_are_refused(settings):
+    with pytest.raises(ConfigError, match="accumulate=5 does not divide trainer.batch_size=32"):
+        make_plan(settings("trainer.accumulate=5"))

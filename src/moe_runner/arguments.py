@@ -25,7 +25,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from moe_runner.config import (
     GROUPS,
-    METHODS,
+    KIND,
     ConfigError,
     Settings,
     join,
@@ -94,11 +94,14 @@ def check_arguments(argv: Sequence[str], conf: Path) -> list[str]:
     for override in overrides:
         if override.key_or_group in files.options:
             check_group(override, files, given, problems)
-    methods = files.method_names(given.choices.get("method", [files.defaults["method"]]))
+    kinds = {
+        group: files.kinds(group, given.choices.get(group, [files.defaults[group]]))
+        for group in KIND
+    }
     for override in overrides:
         if (key := override.key_or_group) in files.options:
             continue
-        if line := wrong_key(override, files, methods):
+        if line := wrong_key(override, files, kinds):
             problems.append(line)
         else:
             given.values[key] = list(values_of(override))
@@ -141,13 +144,11 @@ class OptionFiles:
         }
         return cls(folders, defaults, options)
 
-    def method_names(self, choices: Sequence[str | None]) -> list[str]:
-        """List the methods that option files stand for, each once."""
-        files = [
-            folder / "method" / f"{choice}.yaml" for choice in choices for folder in self.folders
-        ]
-        names = [load(file)["name"] for file in files if file.is_file()]
-        return [name for name in dict.fromkeys(names) if name in METHODS]
+    def kinds(self, group: str, choices: Sequence[str | None]) -> list[str]:
+        """List the methods, or suites, that option files stand for, each once."""
+        files = [folder / group / f"{choice}.yaml" for choice in choices for folder in self.folders]
+        names = [load(file)[KIND[group]] for file in files if file.is_file()]
+        return [name for name in dict.fromkeys(names) if name in GROUPS[group]]
 
 
 @dataclass
@@ -186,7 +187,7 @@ def read_flags(argv: Sequence[str], problems: list[str]) -> argparse.Namespace |
     for word in unknown:
         if word.startswith("-"):
             name = word.lstrip("-").partition("=")[0].replace("-", "_")
-            near = [f"{key}=<value>" for key in nearest_keys(name, option_keys(METHODS))]
+            near = [f"{key}=<value>" for key in nearest_keys(name, option_keys())]
             hint = f"did you mean {join(near)}?" if near else "see moe-run --hydra-help"
             problems.append(f"{word} is not a flag; {hint}")
         else:
@@ -286,13 +287,15 @@ def check_group(override: Override, files: OptionFiles, given: Given, problems: 
         given.choices[group] = composed
 
 
-def wrong_key(override: Override, files: OptionFiles, methods: Sequence[str]) -> str | None:
-    """Compare a key with the options of the chosen methods and of all other groups.
+def wrong_key(
+    override: Override, files: OptionFiles, kinds: Mapping[str, Sequence[str]]
+) -> str | None:
+    """Compare a key with the options of the chosen methods and suites, and of all other groups.
 
     Args:
         override: such as `method.top_k=8`.
         files: the groups.
-        methods: the chosen methods; more than one in a sweep.
+        kinds: the chosen methods and suites; more than one of each in a sweep.
 
     Returns:
         One line if the key is wrong, else None.
@@ -304,21 +307,24 @@ def wrong_key(override: Override, files: OptionFiles, methods: Sequence[str]) ->
     if slash and group in files.options:  # task/glue=cola
         option = f"{folder}/{value}"
         return not_an_option(word, "", option, files.options[group], f"{group}=")
-    if section in files.options and name == "name":
+    if section in files.options and name in ("name", "suite"):
         return f"{word} is refused; choose with {section}={value}"
     if key != "paths":  # paths={output: ...} is checked with the values
-        owners = [method for method in METHODS if key in option_keys([method])]
-        lacking = [method for method in methods if method not in owners]
-        if not owners:
-            of = {"method": f" of method={','.join(methods)}"}.get(section, f" of {section}")
+        if key not in option_keys():
+            chosen = f"={','.join(kinds[section])}" if section in kinds else ""
             is_section = section in {*GROUPS, "paths"}
-            keys = [*([] if is_section else files.options), *option_keys(methods)]
-            return unknown_key(word, key, of if is_section else "", keys)
-        if lacking:
-            remedy = f"it belongs to method={','.join(owners)}"
-            if len(lacking) < len(methods):
-                remedy = f"sweep the methods that have it, and run {','.join(lacking)} by itself"
-            return f"{word} is not an option of method={','.join(lacking)}; {remedy}"
+            keys = [*([] if is_section else files.options), *option_keys(kinds)]
+            return unknown_key(word, key, f" of {section}{chosen}" if is_section else "", keys)
+        if section in kinds:
+            chosen_kinds = kinds[section]
+            owners = [kind for kind in GROUPS[section] if key in option_keys({section: [kind]})]
+            lacking = [kind for kind in chosen_kinds if kind not in owners]
+            if lacking:
+                remedy = f"it belongs to {section}={','.join(owners)}"
+                if len(lacking) < len(chosen_kinds):
+                    rest = ",".join(lacking)
+                    remedy = f"sweep the {section}s that have it, and run {rest} by itself"
+                return f"{word} is not an option of {section}={','.join(lacking)}; {remedy}"
     if override.is_add():
         return f"{word} is refused: the option is there already; use {word[1:]}"
     return None

@@ -233,20 +233,82 @@ class Tuning:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A suite, which of its members to run, and where their data come from."""
+    """A suite, which of its members to run, and where their data come from.
 
-    suite: Literal["glue", "glue_mini"]
+    What all suites share; each kind of suite has a dataclass of its own with the rest.
+    """
+
+    suite: str
     members: tuple[str, ...]
     data_dir: str | None = runtime(None)  # a folder per task; the content of the files is in the id
     hub_id: str | None = runtime(None)
     revision: str = runtime("main")
     ood: tuple[str, ...] = runtime(())  # names of out-of-domain sets; "all": the paper's partners
     ood_dir: str | None = runtime(None)
-    max_length: int = 128  # tokens
     limit: int | None = None  # training examples
     eval_limit: int | None = None  # examples of every evaluation set
     data_seed: int = 0  # of generated data
     skip_missing: bool = runtime(False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTask(Task):
+    """Texts, or pairs of texts, with a class or a score: GLUE, SuperGLUE."""
+
+    max_length: int = 128  # tokens
+    train_fraction: float = later(1.0)  # of the training examples, drawn with data_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationTask(Task):
+    """Texts that are answered by a text: summarisation, question answering."""
+
+    max_length: int = 1024  # tokens of the source
+    target_length: int = 128  # tokens of the target in training
+    answer_length: int = 60  # most tokens that are generated
+    min_length: int = 0  # fewest
+    beams: int = 1
+    no_repeat_ngram: int = 0  # 3: no three tokens occur twice in an answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModellingTask(Task):
+    """Running text, packed into blocks."""
+
+    block_size: int = 1024  # tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructTask(Task):
+    """Instructions with responses; what is learned is the response."""
+
+    max_length: int = 512  # tokens of prompt and response
+    template: Literal["alpaca", "plain", "chat"] = "alpaca"  # see tasks/instruct.py
+    validation_size: int = 100  # records that are held out
+    shots: int = 5  # solved examples before a question of MMLU
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainBedTask(Task):
+    """Images from several domains, some of which are held out: DomainBed."""
+
+    image_size: int = 224  # pixels
+    augment: bool = True  # DomainBed's augmentations
+    holdout: float = 0.2  # of each domain, for validation
+    skip_corrupt: bool = runtime(False)  # leave out files that are no images, and count them
+
+
+TASKS: dict[str, type[Task]] = {
+    "glue": TextTask,
+    "glue_mini": TextTask,
+    "superglue": TextTask,
+    "summarisation": GenerationTask,
+    "squad": GenerationTask,
+    "language_modelling": LanguageModellingTask,
+    "instruct": InstructTask,
+    "domainbed": DomainBedTask,
+    "domainbed_mini": DomainBedTask,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,16 +355,17 @@ class Trainer:
     """Settings of the training loop (Hugging Face Trainer)."""
 
     learning_rate: float | None = None  # None: tuning.learning_rate * model.lr_scale
-    epochs: int | None = None  # None: the task's own number for this tuning
-    max_steps: int | None = None  # updates; for a quick look
-    batch_size: int = 32  # global, per update
+    epochs: int | None = None  # None here and below: the task's own number
+    max_steps: int | None = None  # updates
+    batch_size: int | None = None  # global, per update
     accumulate: int = 1  # micro-batches per update; batch_size / accumulate go through at once
-    eval_batch_size: int = 64
-    weight_decay: float = 0.0
+    eval_batch_size: int | None = None
+    eval_steps: int | None = later(None)  # updates between evaluations; None: one per epoch
+    weight_decay: float | None = None
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: float = 0.0
     max_grad_norm: float = 1.0
-    patience: int | None = 4  # stop after so many epochs without a better primary metric
+    patience: int | None = None  # evaluations without a better primary metric; 0: never stop
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     length_grouping: bool = False
     deterministic: bool = runtime(False)  # CUDA: deterministic kernels
@@ -355,12 +418,13 @@ GROUPS: dict[str, Any] = {
     "method": METHODS,  # a group with a dataclass per option
     "model": Model,
     "tuning": Tuning,
-    "task": Task,
+    "task": TASKS,
     "protocol": Protocol,
     "search": Search,
     "trainer": Trainer,
     "logger": Logger,
 }
+KIND = {"method": "name", "task": "suite"}  # the key that chooses among a group's dataclasses
 
 
 # ----------------------------------------------------------------------- from a tree to dataclasses
@@ -454,21 +518,26 @@ def show(value: Any) -> str:
 
 
 def field_names(cls: type) -> list[str]:
-    """List the option names of a dataclass, `name` left out (the user chooses it by the group)."""
-    return [f.name for f in dataclasses.fields(cls) if f.name != "name"]
+    """List the option names of a dataclass, without what the user chooses by the group."""
+    return [f.name for f in dataclasses.fields(cls) if f.name not in ("name", "suite")]
 
 
-def option_keys(methods: Iterable[str]) -> list[str]:
+def option_keys(kinds: Mapping[str, Iterable[str]] | None = None) -> list[str]:
     """List every dotted key that a user may set.
 
     Args:
-        methods: the chosen methods, whose options differ.
+        kinds: the chosen methods and suites, whose options differ: {"method": ["emoe"]}; a group
+            that is not there stands for all of its kinds.
 
     Returns:
         The global keys, then "group.option", each once.
     """
-    sections: list[tuple[str, type]] = [("method", METHODS[name]) for name in methods]
-    sections += [(group, cls) for group, cls in GROUPS.items() if group != "method"]
+    sections: list[tuple[str, type]] = []
+    for group, cls in GROUPS.items():
+        if group in KIND:
+            sections += [(group, cls[name]) for name in (kinds or {}).get(group, cls)]
+        else:
+            sections.append((group, cls))
     keys = [name for name in field_names(Settings) if name not in {*GROUPS, "paths"}]
     for section, cls in (*sections, ("paths", Paths)):
         keys += [f"{section}.{name}" for name in field_names(cls)]
@@ -489,13 +558,13 @@ def build(cls: type[T], tree: Mapping[str, Any], where: str, problems: list[str]
     """
     wrong: list[str] = []
     hints = get_type_hints(cls)
-    method = str(tree.get("name")) if where == "method" else None
+    kind = str(tree.get(KIND[where])) if where in KIND else None
     values: dict[str, Any] = {}
     for name, value in tree.items():
         key, given = f"{where}.{name}", f"{where}.{name}={show(value)}"
         if name not in hints:
-            of = f" of method={method}" if method else f" of {where}"
-            keys = option_keys([method] if method in METHODS else METHODS)
+            of = f" of {where}={kind}" if kind else f" of {where}"
+            keys = option_keys(None if kind is None else {where: [kind]})
             wrong.append(unknown_key(given, key, of, keys))
         elif value == MISSING:
             wrong.append(f"{key} is missing; give {key}=<value>")
@@ -595,8 +664,8 @@ def parse(tree: Mapping[str, Any]) -> Settings:
     refuse_targets(tree, "", problems)
     for section, cls in sections.items():
         node = tree.get(section)
-        if section == "method" and isinstance(node, Mapping):
-            cls = METHODS.get(str(node.get("name")))
+        if section in KIND and isinstance(node, Mapping):
+            cls = cls.get(str(node.get(KIND[section])))
         if not isinstance(node, Mapping) or cls is None:
             given = f"{section}={show(node)}"
             problems.append(f"{given} is not valid; moe-run --help lists the options")
@@ -607,7 +676,7 @@ def parse(tree: Mapping[str, Any]) -> Settings:
         if key in sections:
             continue
         if key not in hints:
-            keys = [*sections, *option_keys(METHODS)]
+            keys = [*sections, *option_keys()]
             problems.append(unknown_key(f"{key}={show(value)}", key, "", keys))
         elif value == MISSING:
             problems.append(f"{key} is missing; give {key}=<value>")
@@ -737,19 +806,20 @@ POSITIVE = {  # section ("" is the root) -> names
     "method": "router_dim width embedding_dim layer_dim",
     "tuning": "learning_rate rank alpha new_modules_lr_scale",
     "protocol": "capacity_factor rest_lr_scale sequence_capacity",
-    "task": "max_length limit eval_limit",
-    "trainer": "learning_rate epochs max_steps batch_size accumulate eval_batch_size patience "
+    "task": "max_length limit eval_limit target_length answer_length beams block_size image_size",
+    "trainer": "learning_rate epochs max_steps batch_size accumulate eval_batch_size eval_steps "
     "save_steps",
 }
 NOT_NEGATIVE = {
     "": "seed",
     "method": "cluster_seed balance_loss noise",
     "protocol": "gate_noise fixed_gate_balance_loss",
-    "task": "data_seed",
-    "trainer": "weight_decay max_grad_norm workers",
+    "task": "data_seed min_length no_repeat_ngram validation_size shots",
+    "trainer": "weight_decay max_grad_norm workers patience",
 }
 FRACTIONS = {
     "tuning": "dropout",
+    "task": "holdout",
     "trainer": "warmup_ratio",
     "protocol": "expert_dropout jitter",
 }
@@ -769,13 +839,8 @@ def out_of_range(section: str, name: str, value: Any) -> str | None:
 
 
 def search_problems(search: Search, trainer: Trainer) -> list[str]:
-    """Check the training loop, and that nothing is both given and searched for."""
+    """Check that nothing is both given and searched for."""
     problems = []
-    if trainer.accumulate > 0 and trainer.batch_size % trainer.accumulate:
-        problems.append(
-            f"trainer.accumulate={trainer.accumulate} does not divide "
-            f"trainer.batch_size={trainer.batch_size}; batch_size is the size of one update"
-        )
     if search.tune_learning_rate and trainer.learning_rate is not None:
         problems.append(
             f"trainer.learning_rate={show(trainer.learning_rate)} and search={search.name} exclude "
@@ -796,22 +861,34 @@ def device_problems(device: str, trainer: Trainer) -> list[str]:
     return []
 
 
+READS: dict[type[Task], tuple[str, tuple[str, ...]]] = {  # kind of task, families that can do it
+    TextTask: ("is text classification", ("bert", "gpt2", "llama", "t5", "switch")),
+    GenerationTask: ("generates text from text", ("t5", "switch")),
+    LanguageModellingTask: ("predicts the next token", ("gpt2", "llama")),
+    InstructTask: ("predicts the next token", ("gpt2", "llama")),
+    DomainBedTask: ("classifies images", ("vit",)),
+}
+
+
 def task_problems(task: Task, model: Model) -> list[str]:
     """Check a task against the backbone that is to read it."""
     problems = []
     if not task.members:
         problems.append("task.members=[] is empty; name at least one task")
-    if model.family in ("vit", "switch"):
-        cannot = "reads images" if model.family == "vit" else "has no classification head"
+    what, families = READS[type(task)]
+    if model.family not in families:
         problems.append(
-            f"model={model.name} {cannot} and task={task.suite} is text classification; "
-            "use a model of the family bert, gpt2, llama or t5"
+            f"model={model.name} is of the family {model.family} and task={task.suite} {what}; "
+            f"use a model of the family {join(families)}"
         )
-    if model.max_positions and task.max_length > model.max_positions:
-        problems.append(
-            f"task.max_length={task.max_length} is more than the {model.max_positions} positions "
-            f"of model={model.name}; use at most {model.max_positions}"
-        )
+        return problems
+    for name in ("max_length", "block_size"):
+        length = getattr(task, name, None)
+        if length and model.max_positions and length > model.max_positions:
+            problems.append(
+                f"task.{name}={length} is more than the {model.max_positions} positions "
+                f"of model={model.name}; use at most {model.max_positions}"
+            )
     return problems
 
 

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from moe_runner import hub, tasks
-from moe_runner.config import ConfigError, Task
+from moe_runner.config import ConfigError, TextTask
 from moe_runner.tasks import glue
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data in {DATA}")
-OPTIONS = Task(suite="glue", members=tuple(glue.TASKS))
+OPTIONS = TextTask(suite="glue", members=tuple(glue.TASKS))
 
 
 def write(path: Path, rows: int = 6, **columns):
@@ -55,7 +55,7 @@ def test_the_eight_tasks_and_their_metrics():
         "qnli": ("accuracy",),
         "rte": ("accuracy",),
     }
-    epochs = {name: tuple(spec.epochs.values()) for name, spec in glue.TASKS.items()}
+    epochs = {name: tuple(spec.recipe.epochs.values()) for name, spec in glue.TASKS.items()}
     assert [name for name in epochs if epochs[name] == (3, 5, 5)] == ["qqp", "mnli", "qnli"]
     assert {*epochs.values()} == {(3, 5, 5), (10, 20, 20)}
     assert tasks.spec("glue", "mnli").validation == ("validation_matched", "validation_mismatched")
@@ -65,11 +65,11 @@ def test_planning_imports_nothing_heavy(cola):
     code = (
         "import sys\n"
         "from moe_runner import hub, tasks\n"
-        "from moe_runner.config import Task\n"
+        "from moe_runner.config import TextTask\n"
         "from moe_runner.tasks import base, glue, glue_mini, gluex, metrics\n"
         f"options = {cola!r}\n"
         "tasks.fingerprint(options, 'cola')\n"
-        "tasks.fingerprint(Task(suite='glue_mini', members=('rte',), ood=('all',)), 'rte')\n"
+        "tasks.fingerprint(TextTask(suite='glue_mini', members=('rte',), ood=('all',)), 'rte')\n"
         "heavy = {'torch', 'transformers', 'datasets', 'sklearn', 'scipy', 'numpy', 'pyarrow',\n"
         "         'huggingface_hub'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 
 from moe_runner import hub, tasks
-from moe_runner.config import ConfigError, Task
+from moe_runner.config import ConfigError, TextTask
 from moe_runner.tasks import glue, glue_mini
 
-OPTIONS = Task(suite="glue_mini", members=tuple(glue_mini.TASKS), ood=("all",))
+OPTIONS = TextTask(suite="glue_mini", members=tuple(glue_mini.TASKS), ood=("all",))
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def test_a_task_is_generated_in_the_form_of_glue(name):
     spec = glue.TASKS[name]
     assert (data.spec.columns, data.spec.labels) == (spec.columns, spec.labels)
     assert (data.spec.metrics, data.spec.validation) == (spec.metrics, spec.validation)
-    assert data.spec.epochs == {"full": 4, "lora": 8, "lora_block": 8}
+    assert data.spec.recipe.epochs == {"full": 4, "lora": 8, "lora_block": 8}
     assert data.train.column_names == [*spec.columns, "label"]
     assert len(data.train) == 50
     assert [len(split) for split in data.validation.values()] == [20] * len(spec.validation)

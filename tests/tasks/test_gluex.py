@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from moe_runner import hub, tasks
-from moe_runner.config import ConfigError, Task
+from moe_runner.config import ConfigError, TextTask
 from moe_runner.tasks import glue, gluex
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -37,7 +37,7 @@ def options(tmp_path):
     for split in ("train", "validation_matched"):
         write(tmp_path / "glue" / "mnli" / f"{split}.parquet", NLI)
     (tmp_path / "ood").mkdir()
-    return Task(
+    return TextTask(
         suite="glue",
         members=("sst2",),
         data_dir=str(tmp_path / "glue"),
@@ -191,7 +191,7 @@ REAL = {
 @pytest.mark.parametrize("name", REAL)
 def test_real_partners_load(name):
     glue_dir, ood_dir = str(DATA / "glue"), str(DATA / "ood")
-    options = Task(
+    options = TextTask(
         suite="glue", members=(name,), data_dir=glue_dir, ood_dir=ood_dir, ood=tuple(REAL[name])
     )
     data = tasks.load(options, name)

@@ -17,7 +17,7 @@ from moe_runner.config import (
     Protocol,
     Search,
     Settings,
-    Task,
+    TextTask,
     Trainer,
     Tuning,
 )
@@ -124,7 +124,7 @@ def make_settings(backbone_folder, glue_folder, tmp_path):
                 d_model=16, d_ff=32, num_layers=4, lora_targets=TARGETS[family],
             ),
             tuning=Tuning(name=tuning, learning_rate=1e-3, learning_rates=(1e-3, 2e-3), **lora),
-            task=Task(
+            task=TextTask(
                 suite="glue", members=(task,), data_dir=str(glue_folder), max_length=16,
                 ood=("cola_ood",) if task == "cola" else (), ood_dir=str(glue_folder / "ood"),
             ),

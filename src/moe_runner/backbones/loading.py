@@ -1,12 +1,15 @@
-"""Load a pretrained backbone with a new classification head, its tokenizer and padding token."""
+"""Load a pretrained backbone with the head that a form of task needs, and its tokenizer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -21,13 +24,12 @@ from moe_runner.config import ConfigError, Model
 class Backbone:
     """A pretrained model with a head, and what turns text into its input.
 
-    The head is the classifier, and a pooler that was not pretrained (a masked language model has
-    none).
+    The head is what was not pretrained: a classifier, and the pooler of a masked language model.
     """
 
     model: PreTrainedModel
     head: frozenset[str]  # parameters that the pretrained weights do not have
-    tokenizer: PreTrainedTokenizerBase
+    processor: Any
 
 
 def load_classifier(options: Model, weights: Weights, labels: tuple[str, ...]) -> Backbone:
@@ -46,12 +48,7 @@ def load_classifier(options: Model, weights: Weights, labels: tuple[str, ...]) -
     Raises:
         ConfigError: if the weights can't be had.
     """
-    if weights.problem is not None:
-        raise ConfigError(weights.problem)
-    tokenizer = AutoTokenizer.from_pretrained(**weights.location)
-    if tokenizer.pad_token is None:  # GPT-2, Llama
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "right"
+    tokenizer = load_tokenizer(options, weights)
     config = AutoConfig.from_pretrained(
         num_labels=len(labels) or 1,
         problem_type="single_label_classification" if labels else "regression",
@@ -67,3 +64,57 @@ def load_classifier(options: Model, weights: Weights, labels: tuple[str, ...]) -
     inside = {id(parameter) for parameter in model.base_model.parameters()}
     outside = {name for name, p in model.named_parameters() if id(p) not in inside}
     return Backbone(model, frozenset(outside | set(info["missing_keys"])), tokenizer)
+
+
+def load_causal(options: Model, weights: Weights) -> Backbone:
+    """Load a backbone that predicts the next token.
+
+    Args:
+        options: the backbone's options.
+        weights: where it is.
+
+    Returns:
+        The model in fp32 whatever the file's type, on the CPU.
+
+    Raises:
+        ConfigError: if the weights can't be had.
+    """
+    tokenizer = load_tokenizer(options, weights)
+    return with_language_head(AutoModelForCausalLM, tokenizer, weights)
+
+
+def load_text_to_text(options: Model, weights: Weights) -> Backbone:
+    """Load a backbone that generates a text from a text; see `load_causal`."""
+    tokenizer = load_tokenizer(options, weights)
+    return with_language_head(AutoModelForSeq2SeqLM, tokenizer, weights)
+
+
+def with_language_head(
+    auto_class: Any, tokenizer: PreTrainedTokenizerBase, weights: Weights
+) -> Backbone:
+    """Load a model that gives scores to the tokens of the vocabulary."""
+    model, info = auto_class.from_pretrained(
+        dtype=torch.float32, output_loading_info=True, **weights.location
+    )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return Backbone(model, frozenset(info["missing_keys"]), tokenizer)
+
+
+def load_tokenizer(options: Model, weights: Weights) -> PreTrainedTokenizerBase:
+    """Load a backbone's tokenizer, padding on the right.
+
+    Raises:
+        ConfigError: if the weights can't be had, or there is no token to pad with.
+    """
+    if weights.problem is not None:
+        raise ConfigError(weights.problem)
+    tokenizer = AutoTokenizer.from_pretrained(**weights.location)
+    if tokenizer.pad_token is None:  # GPT-2, Llama
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ConfigError(
+            f"the tokenizer of model={options.name} has neither a padding token nor an end token; "
+            "add pad_token to its tokenizer_config.json"
+        )
+    tokenizer.padding_side = "right"
+    return tokenizer

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from moe_runner.tasks.metrics import lower_is_better, shown
+
 NOT_AVAILABLE = "not available"
 
 
@@ -90,7 +92,8 @@ def aggregate(results: Sequence[dict[str, Any]]) -> Cell:
     by_rate: dict[float, list[dict[str, Any]]] = {}
     for result in results:
         by_rate.setdefault(result["axes"]["learning_rate"], []).append(result)
-    rate, chosen = max(
+    best = min if lower_is_better(results[0]["metrics"]) else max
+    rate, chosen = best(
         by_rate.items(), key=lambda item: statistics.fmean(r["primary"] for r in item[1])
     )
     scores = [result["primary"] for result in chosen]
@@ -162,7 +165,7 @@ def build_table(results: Sequence[dict[str, Any]], gaps: dict[str, str], title: 
     table = Table(
         title=title or None,
         title_justify="left",
-        caption="Percent; epoch and rate chosen on the ID set shown",
+        caption="Percent (perplexity: as it is); epoch and rate chosen on the ID set shown",
         caption_justify="left",
     )
     for name in ("task", "metric", "system"):
@@ -184,16 +187,17 @@ def build_table(results: Sequence[dict[str, Any]], gaps: dict[str, str], title: 
         for position, name in enumerate(complete):
             mean = statistics.fmean(cells[task, name].mean for task in tasks)
             rank = f"mean rank {ranks[name]:.2f} of {len(systems)}" if name in ranks else ""
+            names = [n for task in tasks for n in cells[task, name].metrics]
             table.add_row(
-                "average" if position == 0 else "", "", name, f"{100 * mean:.1f}", rank, ""
+                "average" if position == 0 else "", "", name, shown(mean, names), rank, ""
             )
     return table
 
 
 def score(cell: Cell) -> str:
     """Show mean and, for several runs, the population standard deviation, in percent."""
-    spread = f" ± {100 * cell.std:.1f}" if cell.n > 1 else ""
-    return f"{100 * cell.mean:.1f}{spread}"
+    spread = f" ± {shown(cell.std, cell.metrics)}" if cell.n > 1 else ""
+    return f"{shown(cell.mean, cell.metrics)}{spread}"
 
 
 def by_set(scores: dict[str, float | None]) -> str:
@@ -213,7 +217,7 @@ def headline(result: dict[str, Any]) -> str:
     ]
     figures = "+".join(result["metrics"])
     return (
-        f"{figures} {100 * result['primary']:.1f} at epoch {result['best_epoch']:g}"
+        f"{figures} {shown(result['primary'], result['metrics'])} at epoch {result['best_epoch']:g}"
         + (f"; out of domain: {', '.join(ood)}" if ood else "")
         + f"; {result['wall_seconds']:.0f} s"
     )

@@ -13,6 +13,7 @@ import yaml
 
 from moe_runner.config import (
     METHODS,
+    TASKS,
     ConfigError,
     Method,
     Model,
@@ -21,8 +22,10 @@ from moe_runner.config import (
     Trainer,
     Tuning,
     build,
+    later,
 )
 from moe_runner.runs.identity import identifying, run_id
+from moe_runner.tasks.base import FormName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,7 @@ class Run:
         task: with one member.
         trainer: with learning_rate and epochs resolved.
         seed: of the head, the data order and the dropout.
+        form: how the backbone does the task.
         data: what each split holds: a content hash, or the Hub's name and revision.
         weights: what the backbone's files hold, in the same way.
     """
@@ -48,6 +52,7 @@ class Run:
     task: Task
     trainer: Trainer
     seed: int
+    form: FormName = later("classification")
     data: Mapping[str, str]
     weights: str
 
@@ -119,11 +124,15 @@ def read_run(file: Path) -> Run:
     problems: list[str] = []
     if tree["method"]["name"] not in METHODS:
         raise ConfigError(f"{file} has method={tree['method']['name']}, unknown to this version")
-    groups: dict[str, Any] = {"protocol": Protocol, "model": Model, "tuning": Tuning, "task": Task}
+    if tree["task"]["suite"] not in TASKS:
+        raise ConfigError(f"{file} has task={tree['task']['suite']}, unknown to this version")
+    groups: dict[str, Any] = {"protocol": Protocol, "model": Model, "tuning": Tuning}
     groups |= {"trainer": Trainer, "method": METHODS[tree["method"]["name"]]}
+    groups |= {"task": TASKS[tree["task"]["suite"]]}
     parts: dict[str, Any] = {
         name: build(cls, tree[name], name, problems) for name, cls in groups.items()
     }
     if problems:
         raise ConfigError(*(f"{file}: {problem}" for problem in problems))
-    return Run(seed=tree["seed"], data=tree["data"], weights=tree["weights"], **parts)
+    rest = {name: tree[name] for name in ("seed", "form", "data", "weights")}
+    return Run(**rest, **parts)

@@ -8,9 +8,10 @@ from typing import Any
 
 from moe_runner import tasks
 from moe_runner.backbones.weights import find_weights
-from moe_runner.config import ConfigError, Dense, Settings
+from moe_runner.config import ConfigError, Dense, Settings, Trainer
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
+from moe_runner.tasks.base import Recipe
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,12 @@ def runs_of_task(settings: Settings, name: str, data: dict[str, str], weights: s
         weights: fingerprint of the backbone.
     """
     tuning, trainer, search = settings.tuning, settings.trainer, settings.search
-    rates = tuning.learning_rates if search.tune_learning_rate else (tuning.learning_rate,)
-    scaled = [rate * settings.model.lr_scale for rate in rates]
-    if trainer.learning_rate is not None:
-        scaled = [trainer.learning_rate]
+    spec = tasks.spec(settings.task.suite, name)
     ood = tuple(
         chosen for chosen in settings.task.ood if chosen == "all" or f"ood/{chosen}" in data
     )
-    epochs = trainer.epochs or tasks.spec(settings.task.suite, name).epochs[tuning.name]
+    rates = learning_rates(settings, spec.recipe)
+    trainer = resolve(trainer, spec.recipe, tuning.name)
     return [
         Run(
             method=settings.method,
@@ -96,14 +95,60 @@ def runs_of_task(settings: Settings, name: str, data: dict[str, str], weights: s
                 data_dir=absolute(settings.task.data_dir),
                 ood_dir=absolute(settings.task.ood_dir),
             ),
-            trainer=replace(trainer, learning_rate=float(f"{rate:.12g}"), epochs=epochs),
+            trainer=replace(trainer, learning_rate=float(f"{rate:.12g}")),
             seed=seed,
+            form=tasks.form(spec, settings.model.family),
             data=data,
             weights=weights,
         )
-        for rate in scaled
+        for rate in rates
         for seed in (search.seeds or (settings.seed,))
     ]
+
+
+def learning_rates(settings: Settings, recipe: Recipe) -> tuple[float, ...]:
+    """List the rates to try: those of the search, the user's one, or the task's or tuning's own."""
+    if settings.trainer.learning_rate is not None:
+        return (settings.trainer.learning_rate,)
+    scale = settings.model.lr_scale
+    if settings.search.tune_learning_rate:
+        return tuple(rate * scale for rate in settings.tuning.learning_rates)
+    if recipe.learning_rate is not None and settings.tuning.name == "full":
+        return (recipe.learning_rate * scale,)
+    return (settings.tuning.learning_rate * scale,)
+
+
+def resolve(trainer: Trainer, recipe: Recipe, tuning: str) -> Trainer:
+    """Put the task's own values where the user gave none.
+
+    Args:
+        trainer: null means the task's own.
+        recipe: the task's.
+        tuning: name of the tuning, on which the epochs depend.
+
+    Returns:
+        The trainer; epochs are 1 where only the number of updates is given.
+
+    Raises:
+        ConfigError: if the micro-batches are not of equal size.
+    """
+    own = {
+        name: getattr(recipe, name)
+        for name in ("max_steps", "batch_size", "eval_batch_size", "eval_steps", "weight_decay")
+        if getattr(trainer, name) is None
+    }
+    patience = recipe.patience if trainer.patience is None else trainer.patience
+    epochs = trainer.epochs or recipe.epochs.get(tuning, 1)
+    if trainer.epochs and trainer.max_steps is None:
+        own.pop("max_steps")  # the user's epochs win over the task's updates
+    resolved = replace(trainer, patience=patience, epochs=epochs, **own)
+    assert resolved.batch_size is not None
+    if resolved.batch_size % trainer.accumulate:
+        raise ConfigError(
+            f"trainer.accumulate={trainer.accumulate} does not divide "
+            f"trainer.batch_size={resolved.batch_size}; batch_size is the size of one update"
+        )
+    return resolved
 
 
 def absolute(path: str | None) -> str | None:

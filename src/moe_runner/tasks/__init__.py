@@ -5,7 +5,7 @@ from types import ModuleType
 
 from moe_runner.config import Task
 from moe_runner.tasks import glue, glue_mini
-from moe_runner.tasks.base import HubSplit, OODSpec, Source, TaskData, TaskSpec
+from moe_runner.tasks.base import FormName, HubSplit, OODSpec, Source, TaskData, TaskSpec
 
 __all__ = [
     "SUITES",
@@ -15,6 +15,7 @@ __all__ = [
     "TaskData",
     "TaskSpec",
     "fingerprint",
+    "form",
     "load",
     "sources",
     "spec",
@@ -34,6 +35,21 @@ def spec(suite: str, name: str) -> TaskSpec:
         The spec.
     """
     return SUITES[suite].TASKS[name]
+
+
+def form(of: TaskSpec, family: str) -> FormName:
+    """Say how a backbone does a task; it follows the backbone and is part of a run's identity.
+
+    Args:
+        of: the task.
+        family: of the backbone.
+
+    Returns:
+        The form: T5 and Switch Transformers answer a classification by a text, as in HyperMoE.
+    """
+    if of.form == "classification" and family in ("t5", "switch"):
+        return "text_to_text"
+    return of.form
 
 
 def sources(options: Task, name: str) -> dict[str, Source]:

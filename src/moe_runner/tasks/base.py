@@ -1,4 +1,4 @@
-"""What the suites of text classification tasks share: the words for a task, and reading its data.
+"""What the suites share: the words for a task, and reading texts with labels.
 
 Heavy imports (datasets, pyarrow) stay inside the functions that read data: the command line plans
 runs with the rest.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from moe_runner import hub
 from moe_runner.config import ConfigError, Task, not_an_option
@@ -21,17 +21,37 @@ if TYPE_CHECKING:
 SCORE_RANGE = (0.0, 5.0)  # of a regression's labels; STS-B is the only one
 
 
+FormName = Literal[
+    "classification", "text_to_text", "language_modelling", "instruct", "domain_generalisation"
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The training of a task where the user gives nothing: what null means in `trainer`."""
+
+    epochs: Mapping[str, int] = field(default_factory=dict)  # by tuning: {"full": 10, "lora": 20}
+    max_steps: int | None = None  # updates; wins over the epochs
+    learning_rate: float | None = None  # None: tuning.learning_rate * model.lr_scale
+    batch_size: int = 32
+    eval_batch_size: int = 64
+    eval_steps: int | None = None  # None: an evaluation per epoch
+    weight_decay: float = 0.0
+    patience: int = 0  # evaluations without a better primary metric before training stops; 0: never
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
     """What one member task is; no data."""
 
     name: str
-    columns: tuple[str, ...]  # one or two text columns
-    labels: tuple[str, ...]  # class names in label order; () for a regression
+    form: FormName = "classification"  # how a backbone meets it, see training/forms
+    columns: tuple[str, ...]  # what the model reads: one or two text columns
+    labels: tuple[str, ...] = ()  # class names in label order; () for a regression
     metrics: tuple[str, ...]  # the primary number is their mean
     validation: tuple[str, ...]  # splits; the first one selects the best epoch
-    ood: tuple[str, ...]  # the out-of-domain sets that `task.ood=[all]` means
-    epochs: Mapping[str, int]  # by tuning: {"full": 10, "lora": 20}
+    ood: tuple[str, ...] = ()  # the out-of-domain sets that `task.ood=[all]` means
+    recipe: Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +103,8 @@ class Source:
 class TaskData:
     """The examples of a task, independent of any tokenizer.
 
-    Every data set has the text columns of its spec (string) and `label` (ClassLabel, or float32 for
-    a regression). None: not available.
+    Every data set has the columns of its spec and, where the task has answers, `label`: ClassLabel,
+    float32 for a regression, string for a generated text. None: not available.
     """
 
     spec: TaskSpec

@@ -4,7 +4,6 @@ Source: GLUE, arXiv:1804.07461; epochs and scores as in EMoE (PROTOCOL.md I.4). 
 there.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from moe_runner.config import Task
 from moe_runner.tasks import gluex
 from moe_runner.tasks.base import (
     HubSplit,
+    Recipe,
     Source,
     TaskData,
     TaskSpec,
@@ -26,8 +26,8 @@ from moe_runner.tasks.gluex import ood_names
 __all__ = ["TASKS", "load", "ood_names", "sources"]
 
 HUB_ID = "nyu-mll/glue"
-EPOCHS = {"full": 10, "lora": 20, "lora_block": 20}
-FEWER_EPOCHS = {"full": 3, "lora": 5, "lora_block": 5}  # for the large tasks
+RECIPE = Recipe(epochs={"full": 10, "lora": 20, "lora_block": 20}, patience=4)
+LARGE = replace(RECIPE, epochs={"full": 3, "lora": 5, "lora_block": 5})
 PARAPHRASE = ("not_equivalent", "equivalent")
 DUPLICATE = ("not_duplicate", "duplicate")
 ENTAILMENT = ("entailment", "not_entailment")
@@ -41,7 +41,7 @@ def _task(
     metrics: tuple[str, ...],
     *,
     validation: tuple[str, ...] = ("validation",),
-    epochs: Mapping[str, int] = EPOCHS,
+    recipe: Recipe = RECIPE,
 ) -> TaskSpec:
     return TaskSpec(
         name=name,
@@ -50,7 +50,7 @@ def _task(
         metrics=metrics,
         validation=validation,
         ood=gluex.PAPER[name],
-        epochs=epochs,
+        recipe=recipe,
     )
 
 
@@ -68,7 +68,7 @@ TASKS: dict[str, TaskSpec] = {
             ("question1", "question2"),
             DUPLICATE,
             ("accuracy", "f1"),
-            epochs=FEWER_EPOCHS,
+            recipe=LARGE,
         ),
         _task(
             "mnli",
@@ -76,14 +76,14 @@ TASKS: dict[str, TaskSpec] = {
             MNLI_LABELS,
             ("accuracy",),
             validation=MATCHED,
-            epochs=FEWER_EPOCHS,
+            recipe=LARGE,
         ),
         _task(
             "qnli",
             ("question", "sentence"),
             ENTAILMENT,
             ("accuracy",),
-            epochs=FEWER_EPOCHS,
+            recipe=LARGE,
         ),
         _task("rte", PAIR, ENTAILMENT, ("accuracy",)),
     )

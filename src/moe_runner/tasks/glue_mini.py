@@ -14,9 +14,9 @@ from moe_runner.tasks.mini.glue import OOD_NAMES, VERSION, generate
 if TYPE_CHECKING:
     from datasets import Dataset
 
-EPOCHS = {"full": 4, "lora": 8, "lora_block": 8}  # ours: enough for the synthetic tasks
+RECIPE = replace(glue.RECIPE, epochs={"full": 4, "lora": 8, "lora_block": 8})  # ours
 TASKS: dict[str, TaskSpec] = {
-    name: replace(spec, ood=(OOD_NAMES[name],), epochs=EPOCHS) for name, spec in glue.TASKS.items()
+    name: replace(spec, ood=(OOD_NAMES[name],), recipe=RECIPE) for name, spec in glue.TASKS.items()
 }
 
 

@@ -1,4 +1,4 @@
-"""GLUE's metrics, as fractions.
+"""The metrics of the tasks: fractions, but for those of `RAW`.
 
 Heavy imports (numpy, scikit-learn, scipy) stay inside the functions: specs name metrics, and the
 command line reads specs.
@@ -61,6 +61,20 @@ METRICS: dict[str, Callable[[ndarray, ndarray], float]] = {
 }
 
 
+RAW = ("perplexity",)  # no fractions: tables show them as they are
+LOWER_IS_BETTER = ("perplexity",)
+
+
+def shown(value: float, names: Sequence[str]) -> str:
+    """Write the primary value of a task as people read it: percent, or as it is."""
+    return f"{value:.2f}" if set(names) & set(RAW) else f"{100 * value:.1f}"
+
+
+def lower_is_better(names: Sequence[str]) -> bool:
+    """Tell whether a smaller primary value of a task is the better one."""
+    return bool(set(names) & set(LOWER_IS_BETTER))
+
+
 def decode(predictions: ndarray) -> ndarray:
     """Turn the output of a model into classes or scores.
 
@@ -101,7 +115,23 @@ def compute(predictions: ndarray, labels: ndarray, metrics: Sequence[str]) -> di
     """
     import numpy as np
 
-    predicted, labels = decode(predictions), np.asarray(labels)
+    return compare(decode(predictions), np.asarray(labels), metrics)
+
+
+def compare(predicted: ndarray, labels: ndarray, metrics: Sequence[str]) -> dict[str, float]:
+    """Score classes or scores.
+
+    Args:
+        predicted: (n,).
+        labels: (n,), at least one.
+        metrics: keys of `METRICS`.
+
+    Returns:
+        Metric -> value.
+
+    Raises:
+        ValueError: if there are more or fewer labels.
+    """
     if predicted.shape != labels.shape:
         raise ValueError(f"{predicted.shape[0]} predictions for labels of shape {labels.shape}")
     return {name: METRICS[name](predicted, labels) for name in metrics}

@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from moe_runner.tasks import metrics as metrics_of
+
 log = logging.getLogger(__name__)
 
 LINES_PER_RUN = 10  # off a terminal: a line of progress every tenth of a run
@@ -26,8 +28,8 @@ LINES_PER_RUN = 10  # off a terminal: a line of progress every tenth of a run
 class ShowProgress(TrainerCallback):
     """A live bar with loss, best metric and the time left; off a terminal a line now and then."""
 
-    def __init__(self, label: str, metric: str) -> None:
-        self.label, self.metric = label, metric
+    def __init__(self, label: str, metric_names: tuple[str, ...]) -> None:
+        self.label, self.metric_names = label, metric_names
         self.loss = "loss -"
         self.best = ""
         self.bar: Progress | None = None
@@ -102,8 +104,9 @@ class ShowProgress(TrainerCallback):
         """Remember the best metric so far."""
         value = (metrics or {}).get("eval_primary")
         if value is not None:
-            best = max(value, state.best_metric if state.best_metric is not None else value)
-            self.best = f"{self.metric} {100 * best:.1f}"
+            better = min if metrics_of.lower_is_better(self.metric_names) else max
+            best = better(value, state.best_metric if state.best_metric is not None else value)
+            self.best = f"{'+'.join(self.metric_names)} {metrics_of.shown(best, self.metric_names)}"
 
     def close(self) -> None:
         """Take the bar away, also after an error."""
@@ -126,3 +129,14 @@ class SaveEvery(TrainerCallback):
         last = state.global_step >= state.max_steps
         if state.global_step % self.steps == 0 and not end_of_epoch and not last:
             control.should_save = True
+
+
+class EvaluateAtEnd(TrainerCallback):
+    """Evaluate and save after the last update too, where evaluations come every so many."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Ask for both at the last update."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from transformers import DataCollatorWithPadding
-
 from moe_runner.backbones.weights import find_weights
 from moe_runner.config import ConfigError, Settings
 from moe_runner.files import read_json, write_json
@@ -16,7 +14,6 @@ from moe_runner.training.callbacks import ShowProgress
 from moe_runner.training.fit import (
     Resources,
     build,
-    encode,
     evaluate_ood,
     make_trainer,
     take_final_form,
@@ -69,12 +66,7 @@ def evaluate_kept(
     take_final_form(ready, run, resources)
     ready.backbone.model.eval()
     spec = ready.data.spec
-    train = encode(
-        ready.data.train.select(range(1)),
-        ready.backbone.tokenizer,
-        spec.columns,
-        run.task.max_length,
-    )
+    train = ready.form.encode(ready.data.train.select(range(1)), spec.columns)
     trainer = make_trainer(
         run,
         folder,
@@ -82,8 +74,7 @@ def evaluate_kept(
         ready,
         train,
         train,
-        DataCollatorWithPadding(ready.backbone.tokenizer),
-        ShowProgress(run.label, ""),
+        ShowProgress(run.label, spec.metrics),
     )
     found = evaluate_ood(trainer, ready, run)
     file = folder.path / "ood.json"

@@ -14,15 +14,10 @@ import datasets
 import torch
 import transformers
 from datasets import Dataset
-from transformers import (
-    DataCollatorWithPadding,
-    EarlyStoppingCallback,
-    PreTrainedTokenizerBase,
-    TrainerState,
-)
+from transformers import EarlyStoppingCallback, TrainerState
 
 from moe_runner import tasks
-from moe_runner.backbones.loading import Backbone, load_classifier
+from moe_runner.backbones.loading import Backbone
 from moe_runner.backbones.lora import merge_lora
 from moe_runner.backbones.weights import find_weights
 from moe_runner.config import Dense, EMoE, Logger, NoisyTuning
@@ -31,9 +26,12 @@ from moe_runner.methods.saving import save_pretrained
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import RunFolder
 from moe_runner.tasks.base import OODSpec, TaskData
+from moe_runner.tasks.metrics import lower_is_better
 from moe_runner.training import checkpoint
-from moe_runner.training.callbacks import SaveEvery, ShowProgress
+from moe_runner.training.callbacks import EvaluateAtEnd, SaveEvery, ShowProgress
 from moe_runner.training.device import check_precision, peak_memory, prepare
+from moe_runner.training.forms import FORMS, Form
+from moe_runner.training.forms.base import Collator
 from moe_runner.training.routing import changed, choices, count_load, summarise
 from moe_runner.training.trainer import RunTrainer, training_arguments
 from moe_runner.training.tuning import apply_tuning
@@ -60,10 +58,15 @@ class Resources:
 class Prepared:
     """A model that is ready to train or to load trained weights, and its data."""
 
-    backbone: Backbone
+    form: Form
     conversion: Conversion
     data: TaskData
     lr_scales: dict[str, float]
+
+    @property
+    def backbone(self) -> Backbone:
+        """The model with its processor."""
+        return self.form.backbone
 
 
 def build(run: Run, resources: Resources) -> Prepared:
@@ -72,7 +75,8 @@ def build(run: Run, resources: Resources) -> Prepared:
     silence_libraries()
     prepare(run.seed, resources.threads)
     data = tasks.load(run.task, run.task_name)
-    backbone = load_classifier(run.model, find_weights(run.model), data.spec.labels)
+    form = FORMS[run.form](run, data, find_weights(run.model))
+    backbone = form.backbone
     # LoRA2EMoE trains the dense model
     method = Dense() if converts_at(run) == "eval" else run.method
     conversion = convert(
@@ -89,7 +93,7 @@ def build(run: Run, resources: Resources) -> Prepared:
     backbone.model.to(resources.device)
     for line in conversion.report(backbone.model).splitlines():
         log.info("  %s", line)
-    return Prepared(backbone, conversion, data, lr_scales)
+    return Prepared(form, conversion, data, lr_scales)
 
 
 def converts_at(run: Run) -> str:
@@ -129,31 +133,26 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
     """
     started = time.monotonic()
     ready = build(run, resources)
-    model, data, spec = ready.backbone.model, ready.data, ready.data.spec
-    tokenizer = ready.backbone.tokenizer
-
-    def encoded(dataset: Dataset, columns: tuple[str, ...]) -> Dataset:
-        return encode(dataset, tokenizer, columns, run.task.max_length)
-
-    train = encoded(data.train, spec.columns)
+    form, model, data = ready.form, ready.backbone.model, ready.data
+    spec = data.spec
+    train = form.encode(data.train, spec.columns)
     validation = {
-        split: None if dataset is None else encoded(dataset, spec.columns)
+        split: None if dataset is None else form.encode(dataset, spec.columns)
         for split, dataset in data.validation.items()
     }
     selecting = validation[spec.validation[0]]
     assert selecting is not None  # its absence is a problem of the plan
-    collator = DataCollatorWithPadding(tokenizer)
-    probe = list(probe_batches(selecting, collator, run, resources.device))
+    probe = list(probe_batches(selecting, form.collator, run, resources.device))
     before = choices(model, probe)
 
-    progress = ShowProgress(run.label, "+".join(spec.metrics))
+    progress = ShowProgress(run.label, spec.metrics)
     newest = checkpoint.newest_checkpoint(folder.checkpoint)
     resumed_at = newest[1] if newest else 0
     folder.truncate_metrics(lambda line: newest is not None and line["step"] <= resumed_at)
     if newest:
         log.info("  going on from update %d", resumed_at)
     with tracker(run, folder, resources.logger):
-        trainer = make_trainer(run, folder, resources, ready, train, selecting, collator, progress)
+        trainer = make_trainer(run, folder, resources, ready, train, selecting, progress)
         training_started = time.monotonic()
         try:
             if newest and checkpoint.training_ended(newest[0]):
@@ -230,7 +229,7 @@ def export(ready: Prepared, folder: RunFolder, form: str) -> None:
         if not isinstance(ready.conversion.method, Dense | NoisyTuning):
             merge(model)
         model.save_pretrained(folder.export)
-    ready.backbone.tokenizer.save_pretrained(folder.export)
+    ready.backbone.processor.save_pretrained(folder.export)
     log.info("  exported (%s): %s", form, folder.export)
 
 
@@ -262,6 +261,7 @@ def speed(trainer: RunTrainer, run: Run, resumed_at: int, seconds: float) -> dic
     steps = trainer.state.global_step
     updates = steps - resumed_at
     tokens = trainer.state.num_input_tokens_seen * updates / max(steps, 1)
+    assert run.trainer.batch_size is not None  # resolved
     return {
         "examples_per_second": updates * run.trainer.batch_size / seconds,
         "tokens_per_second": tokens / seconds,
@@ -275,17 +275,25 @@ def make_trainer(
     ready: Prepared,
     train: Dataset,
     validation: Dataset,
-    collator: DataCollatorWithPadding,
     progress: ShowProgress,
 ) -> RunTrainer:
     """Make the Trainer of a run."""
     options, device = run.trainer, resources.device
+    assert options.batch_size is not None  # resolved
     callbacks: list[Any] = [progress]
-    if options.patience is not None:
+    if options.patience:
         callbacks.append(EarlyStoppingCallback(options.patience))
+    if options.eval_steps is not None:
+        callbacks.append(EvaluateAtEnd())
+    every = "epoch" if options.eval_steps is None else "steps"
     if options.save_steps is not None:
         callbacks.append(SaveEvery(options.save_steps))
     arguments = training_arguments(
+        lower_is_better=lower_is_better(ready.data.spec.metrics),
+        eval_strategy=every,
+        save_strategy=every,
+        eval_steps=options.eval_steps,
+        save_steps=options.eval_steps or 500,  # unused where there is one per epoch
         output_dir=str(folder.checkpoint.resolve()),
         per_device_train_batch_size=options.batch_size // options.accumulate,
         gradient_accumulation_steps=options.accumulate,
@@ -309,8 +317,9 @@ def make_trainer(
         include_num_input_tokens_seen="non_padding",
         report_to=["wandb"] if resources.logger.name == "wandb" else [],
         run_name=run.label,
+        **ready.form.arguments(),
     )
-    return RunTrainer(
+    return ready.form.trainer(
         folder=folder,
         metric_names=ready.data.spec.metrics,
         lr_scales=ready.lr_scales,
@@ -318,7 +327,7 @@ def make_trainer(
         args=arguments,
         train_dataset=train,
         eval_dataset=validation,
-        data_collator=collator,
+        data_collator=ready.form.collator,
         callbacks=callbacks,
     )
 
@@ -333,7 +342,7 @@ def evaluate_ood(
             results[name] = None
             continue
         spec: OODSpec = ready.data.ood_specs[name]
-        encoded = encode(dataset, ready.backbone.tokenizer, spec.columns, run.task.max_length)
+        encoded = ready.form.encode(dataset, spec.columns)
         results[name] = predict(trainer, encoded, spec.metrics)
     return results
 
@@ -352,40 +361,15 @@ def predict(trainer: RunTrainer, dataset: Dataset, names: tuple[str, ...]) -> di
     return {**values, "examples": len(dataset), **summarise(loads)}
 
 
-def encode(
-    dataset: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    columns: tuple[str, ...],
-    max_length: int,
-) -> Dataset:
-    """Tokenize one or two text columns; padding is left to the collator.
-
-    Args:
-        dataset: text columns and `label`.
-        tokenizer: the backbone's.
-        columns: one or two names.
-        max_length: tokens; longer texts are cut (the longer of a pair first).
-
-    Returns:
-        The tokenizer's columns and `label`.
-    """
-    return dataset.map(
-        lambda rows: tokenizer(*(rows[c] for c in columns), truncation=True, max_length=max_length),
-        batched=True,
-        remove_columns=[c for c in dataset.column_names if c != "label"],
-        keep_in_memory=True,
-        load_from_cache_file=False,
-    )
-
-
 def probe_batches(
-    dataset: Dataset, collator: DataCollatorWithPadding, run: Run, device: torch.device
+    dataset: Dataset, collator: Collator, run: Run, device: torch.device
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Collate the first examples of a data set, labels left out."""
+    """Collate the first examples of a data set."""
+    size = run.trainer.eval_batch_size
+    assert size is not None  # resolved
     rows = [dataset[i] for i in range(min(PROBE_EXAMPLES, len(dataset)))]
-    for start in range(0, len(rows), run.trainer.eval_batch_size):
-        batch = collator(rows[start : start + run.trainer.eval_batch_size])
-        batch.pop("labels")
+    for start in range(0, len(rows), size):
+        batch = collator(rows[start : start + size])
         yield {name: tensor.to(device) for name, tensor in batch.items()}
 
 

@@ -12,12 +12,11 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import EvalPrediction, PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Seq2SeqTrainingArguments, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from moe_runner.moe.layer import auxiliary_loss
 from moe_runner.runs.store import RunFolder
-from moe_runner.tasks import metrics
 from moe_runner.training.checkpoint import STATE, load_trained, save_trained
 from moe_runner.training.routing import count_load, summarise
 
@@ -42,25 +41,16 @@ class RunTrainer(Trainer):
         lr_scales: Mapping[str, float],
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            compute_metrics=self.compute_task_metrics,
-            preprocess_logits_for_metrics=first_output,
-            **kwargs,
-        )
+        super().__init__(**kwargs)
         self.folder = folder
         self.metric_names = metric_names
         self.lr_scales = lr_scales
         self.evaluation_seconds = 0.0  # within training
         self.auxiliary: list[Tensor] = []  # losses of the micro-batches since the last log
-        # Classification losses are means over a micro-batch: the Trainer must divide by their
-        # number. It infers otherwise from the **kwargs of the models' signatures.
+        # The losses are means over a micro-batch: the Trainer must divide by their number. It
+        # infers otherwise from the **kwargs of the models' signatures.
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
-
-    def compute_task_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Compute the task's metrics and `primary`, fractions in 0-1."""
-        values = metrics.compute(prediction.predictions, prediction.label_ids, self.metric_names)
-        return {**values, "primary": metrics.primary(values)}
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -191,20 +181,19 @@ class GroupedByLength(LengthGroupedSampler):
         self.generator.manual_seed(self.seed * 1_000_003 + epoch)
 
 
-def first_output(logits: Any, labels: Tensor) -> Tensor:
-    """Take the logits of a model that returns more (T5's states): (N, classes)."""
-    return logits[0] if isinstance(logits, tuple) else logits
+def training_arguments(*, lower_is_better: bool, **kwargs: Any) -> Seq2SeqTrainingArguments:
+    """Make the Trainer's settings that are the same for every run, with the given ones added.
 
-
-def training_arguments(**kwargs: Any) -> TrainingArguments:
-    """Make the Trainer's settings that are the same for every run, with the given ones added."""
-    return TrainingArguments(
-        eval_strategy="epoch",
-        save_strategy="epoch",
+    Args:
+        lower_is_better: the best evaluation is the one with the smallest primary metric.
+        **kwargs: see transformers.Seq2SeqTrainingArguments, whose own options only matter to the
+            forms that generate text.
+    """
+    return Seq2SeqTrainingArguments(
         save_total_limit=2,  # the best and the newest: one of them survives a kill while saving
         load_best_model_at_end=True,
         metric_for_best_model="eval_primary",
-        greater_is_better=True,
+        greater_is_better=not lower_is_better,
         restore_callback_states_from_checkpoint=True,  # or resume is not bit-exact
         logging_steps=10,
         logging_nan_inf_filter=False,

@@ -1,0 +1,69 @@
+"""Text classification and regression, with a new head on the backbone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor
+from transformers import DataCollatorWithPadding, EvalPrediction
+
+from moe_runner.backbones.loading import load_classifier
+from moe_runner.backbones.weights import Weights
+from moe_runner.config import TextTask
+from moe_runner.runs.run import Run
+from moe_runner.tasks import metrics
+from moe_runner.tasks.base import TaskData
+from moe_runner.training.trainer import RunTrainer
+
+
+class ClassificationTrainer(RunTrainer):
+    """Score logits, or the one output of a regression."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(
+            compute_metrics=self.compute_task_metrics,
+            preprocess_logits_for_metrics=first_output,
+            **kwargs,
+        )
+
+    def compute_task_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Compute the task's metrics and `primary`, fractions in 0-1."""
+        values = metrics.compute(prediction.predictions, prediction.label_ids, self.metric_names)
+        return {**values, "primary": metrics.primary(values)}
+
+
+class Classification:
+    """See `Form`: one or two texts, a class or a score."""
+
+    def __init__(self, run: Run, data: TaskData, weights: Weights) -> None:
+        assert isinstance(run.task, TextTask)
+        self.max_length = run.task.max_length
+        self.backbone = load_classifier(run.model, weights, data.spec.labels)
+        self.tokenizer = self.backbone.processor
+        self.collator = DataCollatorWithPadding(self.tokenizer)
+
+    def encode(self, dataset: Dataset, columns: tuple[str, ...]) -> Dataset:
+        """Tokenize one or two columns; the longer of a pair is cut first. Padding comes later."""
+        return dataset.map(
+            lambda rows: self.tokenizer(
+                *(rows[c] for c in columns), truncation=True, max_length=self.max_length
+            ),
+            batched=True,
+            remove_columns=[c for c in dataset.column_names if c != "label"],
+            keep_in_memory=True,
+            load_from_cache_file=False,
+        )
+
+    def trainer(self, **kwargs: Any) -> RunTrainer:
+        """Make a Trainer that scores logits."""
+        return ClassificationTrainer(**kwargs)
+
+    def arguments(self) -> dict[str, Any]:
+        """Nothing beside what every run has."""
+        return {}
+
+
+def first_output(logits: Any, labels: Tensor) -> Tensor:
+    """Take the logits of a model that returns more (GPT-2's states): (N, classes)."""
+    return logits[0] if isinstance(logits, tuple) else logits
