@@ -179,6 +179,7 @@ def trainer_clock() -> Iterator[dict[str, float]]:
 def train_plainly(run: Run, folder: Path) -> dict[str, float]:
     """Do the work of a run with a plain Trainer: what one would write without the runner."""
     import torch
+    from datasets import Dataset
     from transformers import (
         AutoModelForSequenceClassification,
         AutoTokenizer,
@@ -193,7 +194,7 @@ def train_plainly(run: Run, folder: Path) -> dict[str, float]:
     from moe_runner import tasks
     from moe_runner.backbones.weights import find_weights
     from moe_runner.tasks import metrics
-    from moe_runner.training.fit import encode, silence_libraries
+    from moe_runner.training.fit import silence_libraries
 
     silence_libraries()
     set_seed(run.seed)
@@ -210,10 +211,21 @@ def train_plainly(run: Run, folder: Path) -> dict[str, float]:
         values = metrics.compute(prediction.predictions, prediction.label_ids, data.spec.metrics)
         return {**values, "primary": metrics.primary(values)}
 
-    columns, length = data.spec.columns, run.task.max_length
+    def tokenized(dataset: Dataset) -> Dataset:
+        return dataset.map(
+            lambda rows: tokenizer(
+                *(rows[column] for column in data.spec.columns),
+                truncation=True,
+                max_length=run.task.max_length,
+            ),
+            batched=True,
+            remove_columns=list(data.spec.columns),
+            load_from_cache_file=False,
+        )
+
     validation = data.validation[data.spec.validation[0]]
     assert validation is not None
-    encoded = encode(validation, tokenizer, columns, length)
+    encoded = tokenized(validation)
     options = run.trainer
     trainer = Trainer(
         model=model,
@@ -235,7 +247,7 @@ def train_plainly(run: Run, folder: Path) -> dict[str, float]:
             disable_tqdm=True,
             report_to=[],
         ),
-        train_dataset=encode(data.train, tokenizer, columns, length),
+        train_dataset=tokenized(data.train),
         eval_dataset=encoded,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=score,

@@ -94,6 +94,8 @@ def check_arguments(argv: Sequence[str], conf: Path) -> list[str]:
     for override in overrides:
         if override.key_or_group in files.options:
             check_group(override, files, given, problems)
+    if "study" in given.choices:
+        problems += beside_a_study(overrides, files)
     kinds = {
         group: files.kinds(group, given.choices.get(group, [files.defaults[group]]))
         for group in KIND
@@ -330,6 +332,17 @@ def wrong_key(
     return None
 
 
+def beside_a_study(overrides: Sequence[Override], files: OptionFiles) -> list[str]:
+    """Refuse what a study's grid says itself: all but global keys, the logger and paths."""
+    return [
+        f"{override.input_line} does not go with a study, whose grid says it; "
+        "run the command without study=, or write a study file"
+        for override in overrides
+        if (section := override.key_or_group.partition(".")[0]) in files.options
+        and section not in ("study", "logger")
+    ]
+
+
 # ------------------------------------------------------------------------------- values
 
 
@@ -412,8 +425,8 @@ def load(file: Path) -> dict[str, Any]:
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
-    """Copy a config, Hydra's own node left out; keys can be added to the copy."""
-    copy = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    """Copy a config, Hydra's own node and a study's left out; keys can be added to the copy."""
+    copy = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("hydra", "study")])
     OmegaConf.set_struct(copy, False)
     return copy
 

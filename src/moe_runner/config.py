@@ -409,6 +409,7 @@ class Settings:
     keep_model: Literal["none", "best"] = "none"
     evaluate: str | None = None
     export: Literal["none", "dense", "moe"] = "none"
+    profile: Literal["mini", "paper"] = "mini"
     dry_run: bool = False
     rerun: bool = False
     debug: bool = False
@@ -574,7 +575,8 @@ def build(cls: type[T], tree: Mapping[str, Any], where: str, problems: list[str]
             except TypeError as error:
                 wrong.append(f"{given} is not valid; use {error}")
     for f in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if f.default is dataclasses.MISSING and f.name not in tree:
+        absent = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if absent and f.name not in tree:
             wrong.append(f"{where}.{f.name} is missing; give {where}.{f.name}=<value>")
     problems += wrong
     for name, value in values.items():

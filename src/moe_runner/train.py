@@ -27,12 +27,10 @@ from moe_runner.runs.environment import environment
 from moe_runner.runs.log import logged_to
 from moe_runner.runs.run import Run, read_run
 from moe_runner.runs.store import RunBusy, RunDone, RunFolder, Store, StoreError
+from moe_runner.sweeps.compose import CONF
 from moe_runner.sweeps.plan import Plan, make_plan, show_plan, stored_baselines
 
 log = logging.getLogger("moe_runner.train")  # also when run as __main__
-
-PACKAGED = Path(__file__).parent / "conf"  # in the wheel; in a checkout it is at the top level
-CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
 
 
 @dataclass

@@ -242,7 +242,9 @@ def test_an_update_moves_exactly_what_trains_at_lr_and_a_tenth(
     ready = fit.build(run, resources)
     model, scales = ready.backbone.model, ready.lr_scales
     folder = RunFolder(tmp_path)
-    trainer = fit.make_trainer(run, folder, resources, ready, [], [], None, ShowProgress("", ""))
+    trainer = fit.make_trainer(
+        run, folder, resources, ready, [], [], ShowProgress("", ("accuracy",))
+    )
     optimizer = trainer.create_optimizer()
     names = {id(p): n for n, p in model.named_parameters()}
     rates = {names[id(p)]: g["lr"] for g in optimizer.param_groups for p in g["params"]}

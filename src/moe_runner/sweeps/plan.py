@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_runner import tasks
-from moe_runner.backbones.weights import find_weights
-from moe_runner.config import ConfigError, Dense, Settings, Trainer
+from moe_runner.backbones.weights import Weights, find_weights
+from moe_runner.config import ConfigError, Dense, Model, Settings, Task, Trainer
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
 from moe_runner.tasks.base import Recipe
@@ -39,31 +39,81 @@ def make_plan(settings: Settings) -> Plan:
     Raises:
         ConfigError: with everything that is missing, one line each.
     """
-    memo = Path(settings.paths.cache) / "hashes.json"
-    weights = find_weights(settings.model)
+    found = list_runs(settings, Inventory(Path(settings.paths.cache) / "hashes.json"))
+    if found.problems:
+        raise ConfigError(*found.problems)
+    return Plan(found.runs, found.gaps)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The runs that settings mean, whether they can be carried out here or not.
+
+    Args:
+        runs: what is to be done.
+        gaps: see `Plan`.
+        problems: what is missing, one line each.
+    """
+
+    runs: tuple[Run, ...]
+    gaps: dict[str, str]
+    problems: tuple[str, ...]
+
+
+class Inventory:
+    """What weights and data there are: each is looked for once, whatever the number of runs.
+
+    Args:
+        memo: file that remembers content hashes.
+    """
+
+    def __init__(self, memo: Path) -> None:
+        self.memo = memo
+        self.weights: dict[Model, tuple[Weights, str]] = {}
+        self.data: dict[tuple[Task, str], tuple[list[str], dict[str, str]]] = {}
+
+    def weights_of(self, model: Model) -> tuple[Weights, str]:
+        """Find the weights of a backbone, and their fingerprint."""
+        if model not in self.weights:
+            found = find_weights(model)
+            self.weights[model] = found, found.fingerprint(self.memo)
+        return self.weights[model]
+
+    def data_of(self, task: Task, name: str) -> tuple[list[str], dict[str, str]]:
+        """Find the data of a task: what is missing, and the fingerprint of each split."""
+        key = (task, name)
+        if key not in self.data:
+            found = tasks.sources(task, name)
+            missing = [source.problem for source in found.values() if source.problem]
+            self.data[key] = missing, tasks.fingerprint(task, name, self.memo)
+        return self.data[key]
+
+
+def list_runs(settings: Settings, inventory: Inventory) -> Listed:
+    """Find weights and data, without loading them, and list the runs.
+
+    Args:
+        settings: validated.
+        inventory: shared by the configs of a study.
+
+    Returns:
+        The runs, and what is missing for them. A Hub that does not answer costs 2 s, once per
+        process.
+    """
+    weights, fingerprint = inventory.weights_of(settings.model)
     problems = [] if weights.problem is None else [weights.problem]
     gaps: dict[str, str] = {}
-    members: list[str] = []
+    runs: list[Run] = []
     for name in settings.task.members:
-        missing = [s.problem for s in tasks.sources(settings.task, name).values() if s.problem]
+        missing, data = inventory.data_of(settings.task, name)
         if missing and settings.task.skip_missing:
             gaps[name] = "; ".join(missing)
-        else:
-            members.append(name)
-            problems += missing
-    if not members and not problems:
+            continue
+        problems += missing
+        runs += runs_of_task(settings, name, data, fingerprint)
+    if not runs and not problems:
         problems = list(gaps.values())
-    if problems:
-        raise ConfigError(*dict.fromkeys(problems))
-    fingerprint = weights.fingerprint(memo)
-    runs = [
-        run
-        for name in members
-        for run in runs_of_task(
-            settings, name, tasks.fingerprint(settings.task, name, memo), fingerprint
-        )
-    ]
-    return Plan(tuple(runs), gaps)
+    return Listed(tuple(runs), gaps, tuple(dict.fromkeys(problems)))
 
 
 def runs_of_task(settings: Settings, name: str, data: dict[str, str], weights: str) -> list[Run]:

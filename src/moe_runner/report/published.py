@@ -1,0 +1,76 @@
+"""The published tables, each with its source and confidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FILE = Path(__file__).parent / "published.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedTable:
+    """A table or figure of a paper, as far as its numbers are known.
+
+    Args:
+        id: its name in published.yaml.
+        paper: emoe, hypermoe, or external (an anchor, no target).
+        where: in the paper.
+        metric: what the numbers are.
+        columns: names.
+        rows: name -> a number (or text) for each column; None: not available.
+        std: the same for standard deviations, where they are known.
+        source: where the numbers were read.
+        confidence: verified or secondary, for all or by part of the table.
+        notes: what to know.
+    """
+
+    id: str
+    paper: str
+    where: str
+    metric: str
+    columns: tuple[str, ...]
+    rows: Mapping[str, tuple[Any, ...]]
+    std: Mapping[str, tuple[Any, ...]]
+    source: str
+    confidence: str
+    notes: tuple[str, ...]
+
+
+@cache
+def published_tables() -> dict[str, PublishedTable]:
+    """Read all published tables, by id."""
+    tree = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    tables = [read_table(entry, tree["sources"]) for entry in tree["tables"]]
+    return {table.id: table for table in tables}
+
+
+def read_table(entry: Mapping[str, Any], sources: Mapping[str, str]) -> PublishedTable:
+    """Turn an entry of published.yaml into a table; keys of sources are spelled out."""
+    rows, std = {}, {}
+    for name, cells in entry["rows"].items():
+        if isinstance(cells, dict):
+            rows[name], std[name] = tuple(cells["mean"]), tuple(cells["std"])
+        else:
+            rows[name] = tuple(cells)
+    confidence = entry["confidence"]
+    if isinstance(confidence, dict):
+        confidence = ", ".join(f"{part}: {word}" for part, word in confidence.items())
+    source = entry["source"]
+    return PublishedTable(
+        id=entry["id"],
+        paper=entry["paper"],
+        where=entry["where"],
+        metric=entry["metric"],
+        columns=tuple(str(column) for column in entry["columns"]),
+        rows=rows,
+        std=std,
+        source=sources.get(source, source),
+        confidence=confidence,
+        notes=tuple(entry.get("notes", ())),
+    )

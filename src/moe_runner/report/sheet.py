@@ -1,0 +1,121 @@
+"""A laid-out table, whatever it is about, and its forms: terminal, Markdown, CSV, LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell: its text, and whether it is the best of its column."""
+
+    text: str
+    best: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """A table of text.
+
+    Args:
+        title: above it.
+        header: one name per column; the first column holds the names of the rows.
+        rows: as long as the header each.
+        caption: below it.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Entry, ...], ...]
+    caption: str
+
+
+def to_rich(sheet: Sheet) -> Table:
+    """Lay out for the terminal; the best of a column is bold."""
+    table = Table(
+        title=Text(sheet.title),
+        title_justify="left",
+        caption=Text(sheet.caption),
+        caption_justify="left",
+    )
+    for number, name in enumerate(sheet.header):
+        table.add_column(Text(name), justify="right" if number else "left")
+    for row in sheet.rows:
+        table.add_row(*(Text(entry.text, style="bold" if entry.best else "") for entry in row))
+    return table
+
+
+def to_markdown(sheet: Sheet) -> str:
+    """Write as GitHub's Markdown."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    body = [
+        line([f"**{entry.text}**" if entry.best else entry.text for entry in row])
+        for row in sheet.rows
+    ]
+    rule = line(["---", *["---:"] * (len(sheet.header) - 1)])
+    return "\n".join(
+        [f"**{sheet.title}**", "", line(sheet.header), rule, *body, "", sheet.caption, ""]
+    )
+
+
+def to_csv(sheet: Sheet) -> str:
+    """Write as comma-separated values; title and caption are left out."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(sheet.header)
+    writer.writerows([[entry.text for entry in row] for row in sheet.rows])
+    return stream.getvalue()
+
+
+def to_latex(sheet: Sheet) -> str:
+    """Write as a LaTeX table (package booktabs)."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(cells) + r" \\"
+
+    body = [
+        line([rf"\textbf{{{latex(e.text)}}}" if e.best else latex(e.text) for e in row])
+        for row in sheet.rows
+    ]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{latex(sheet.title)}. {latex(sheet.caption)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(sheet.header) - 1)}}}",
+            r"\toprule",
+            line([latex(name) for name in sheet.header]),
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"$<$",
+    ">": r"$>$",
+    **{character: rf"\{character}" for character in "&%$#_{}"},
+}
+
+
+def latex(text: str) -> str:
+    """Escape what LaTeX reads as a command."""
+    return re.sub(r"[\\±~^<>&%$#_{}]", lambda match: LATEX[match[0]], text)

@@ -1,0 +1,108 @@
+"""Studies: grids of runs that become tables, one file of conf/study each.
+
+    study:
+      title: what the table shows
+      paper: emoe                       # or hypermoe, ours
+      published: [emoe-fig2-lora]       # tables of report/published.yaml
+      rows: [method]                    # what distinguishes the rows, and
+      columns: [model, task]            # the columns: axes of a run, or keys of its settings
+      grids:
+        paper:
+          common: {task: gluex, search: paper}
+          blocks:
+            - {model: gpt2_xl, tuning: lora, method: [dense, emoe]}
+        mini: ...
+
+A block of a grid, with what is common to all, gives options and values as on the command line; a
+list means every element (an option that is itself a list is written in another one). The blocks of
+a grid are added up; a run that several blocks or studies share is one run.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from moe_runner.arguments import load
+from moe_runner.config import ConfigError, build, nearest, show
+
+Profile = Literal["mini", "paper"]
+PROFILES: tuple[Profile, ...] = ("mini", "paper")
+Block = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A grid of runs and the table it becomes."""
+
+    name: str
+    title: str
+    paper: Literal["emoe", "hypermoe", "ours"]
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    published: tuple[str, ...] = ()
+    note: str = ""  # what a reader has to know: what is unknown, what differs
+    grids: Mapping[Profile, tuple[Block, ...]] = field(default_factory=dict)
+
+
+def read_study(conf: Path, name: str) -> Study:
+    """Read a study.
+
+    Args:
+        conf: the folder of `config.yaml`.
+        name: of a file in conf/study.
+
+    Returns:
+        The study.
+
+    Raises:
+        ConfigError: if there is no such study, or it is not as it should be.
+    """
+    names = study_names(conf)
+    if name not in names:
+        guess = nearest(name, names)
+        hint = f"did you mean {guess}?" if guess else f"use one of {', '.join(names)}"
+        raise ConfigError(f"study={name} is not an option; {hint}")
+    tree = dict(load(conf / "study" / f"{name}.yaml")["study"])
+    grids = tree.pop("grids")
+    problems: list[str] = []
+    study = build(Study, {"name": name, **tree}, "study", problems)
+    wrong = [profile for profile in grids if profile not in PROFILES]
+    problems += [f"study.grids.{profile} is no profile; use mini or paper" for profile in wrong]
+    if problems or study is None:
+        raise ConfigError(*(f"conf/study/{name}.yaml: {problem}" for problem in problems))
+    return replace(
+        study,
+        grids={
+            profile: tuple({**grid.get("common", {}), **block} for block in grid["blocks"])
+            for profile, grid in grids.items()
+        },
+    )
+
+
+def study_names(conf: Path) -> list[str]:
+    """List all studies, `all` left out, in the order of their files' names."""
+    return sorted(file.stem for file in (conf / "study").glob("*.yaml") if file.stem != "all")
+
+
+def expand(grid: tuple[Block, ...]) -> Iterator[dict[str, Any]]:
+    """Give the combinations of every block of a grid.
+
+    Args:
+        grid: see the module.
+
+    Yields:
+        Option or value by group or key; the last key varies fastest.
+    """
+    for block in grid:
+        lists = [value if isinstance(value, list) else [value] for value in block.values()]
+        for values in itertools.product(*lists):
+            yield dict(zip(block, values, strict=True))
+
+
+def as_overrides(choices: Mapping[str, Any]) -> list[str]:
+    """Write choices as Hydra's overrides."""
+    return [f"{key}={show(value)}" for key, value in choices.items()]

@@ -1,0 +1,127 @@
+"""Studies: their files, their plans, and that a job of a plan is the run it was planned as."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import pytest
+
+from moe_runner.config import ConfigError
+from moe_runner.report.published import published_tables
+from moe_runner.sweeps.compose import CONF, compose_settings
+from moe_runner.sweeps.plan import Inventory, list_runs
+from moe_runner.sweeps.study import PROFILES, as_overrides, expand, read_study, study_names
+from moe_runner.sweeps.study_plan import plan_study
+
+STUDIES = study_names(CONF)
+
+
+@pytest.fixture
+def common(tmp_path):
+    return {"paths.output": str(tmp_path), "paths.cache": str(tmp_path / "cache")}
+
+
+def test_there_is_a_study_for_each_published_table_that_runs_can_fill():
+    filled = {name for study in STUDIES for name in read_study(CONF, study).published}
+    other = {
+        "emoe-fig4-activations",  # of stored arrays, no runs
+        "emoe-multitask",  # task lists unknown
+        "emoe-overhead",  # a cost, see the benchmarks
+        "emoe-models-count",
+        "hypermoe-cost",
+        "hypermoe-scope",
+        "ext-bertlarge-glue-fullft",
+        "ext-gluex-reference",
+    }
+    assert filled | other == set(published_tables())
+    assert not filled & other
+
+
+@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_study_composes_in_both_profiles(name, profile, common):
+    plan = plan_study(read_study(CONF, name), profile, common)
+    assert plan.gaps == ()
+    assert plan.jobs
+    assert len({job.run.id for job in plan.jobs}) == len(plan.jobs)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_mini_study_runs_here_and_briefly(name, common):
+    plan = plan_study(read_study(CONF, name), "mini", common)
+    assert [job.problems for job in plan.jobs if job.problems] == []
+    assert all(job.run.trainer.max_steps <= 100 for job in plan.jobs)
+
+
+def test_the_mini_profile_has_at_most_250_distinct_runs(common):
+    plans = [plan_study(read_study(CONF, name), "mini", common) for name in STUDIES]
+    assert 100 < len({job.run.id for plan in plans for job in plan.jobs}) <= 250
+
+
+@pytest.mark.parametrize("name", ["emoe_glue_lora", "hypermoe_ablations", "emoe_domainbed"])
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_choices_of_a_job_make_its_run(name, profile, common, tmp_path):
+    for job in plan_study(read_study(CONF, name), profile, common).jobs[:40:7]:
+        settings = compose_settings(CONF, {**job.choices, **common})
+        (run,) = list_runs(settings, Inventory(tmp_path / "hashes.json")).runs
+        assert run.id == job.run.id
+
+
+def test_a_run_that_two_blocks_share_is_planned_once(common):
+    study = read_study(CONF, "emoe_gates")
+    twice = dataclasses.replace(study, grids={"mini": study.grids["mini"] * 2})
+    assert len(plan_study(twice, "mini", common).jobs) == len(
+        plan_study(study, "mini", common).jobs
+    )
+
+
+def test_what_cannot_be_composed_is_a_gap_and_no_run(common):
+    study = read_study(CONF, "emoe_gates")
+    block = {**study.grids["mini"][0], "model": ["bert_tiny", "bert_huge"]}
+    plan = plan_study(dataclasses.replace(study, grids={"mini": (block,)}), "mini", common)
+    assert len(plan.jobs) == 3
+    assert [gap.partition(";")[0] for gap in plan.gaps] == ["model=bert_huge is not an option"]
+
+
+def test_a_list_means_every_element_and_a_nested_one_a_list():
+    block = {"model": "bert", "method": ["dense", "emoe"], "method.layers": [[8, 10], [10]]}
+    assert [tuple(choices.values()) for choices in expand((block,))] == [
+        ("bert", "dense", [8, 10]),
+        ("bert", "dense", [10]),
+        ("bert", "emoe", [8, 10]),
+        ("bert", "emoe", [10]),
+    ]
+
+
+def test_choices_are_written_as_hydra_reads_them():
+    choices = {"task": "glue/cola", "trainer.learning_rate": 3e-05, "task.ood": ["all"]}
+    assert as_overrides(choices) == [
+        "task=glue/cola",
+        "trainer.learning_rate=3e-5",
+        "task.ood=[all]",
+    ]
+
+
+def test_an_unknown_study_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean emoe_gates"):
+        read_study(CONF, "emoe_gate")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("  rows:", "  row:", "study.row=.* is not an option of study"),
+        ("    mini:", "    tiny:", "study.grids.tiny is no profile; use mini or paper"),
+        ("  paper: emoe", "  paper: nature", "study.paper=nature is not valid"),
+    ],
+)
+def test_a_wrong_study_file_is_named_with_its_problem(old, new, problem, tmp_path):
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF, conf)
+    file = conf / "study" / "emoe_gates.yaml"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    with pytest.raises(ConfigError, match=f"emoe_gates.yaml: {problem}"):
+        read_study(conf, "emoe_gates")
