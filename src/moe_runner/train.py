@@ -17,8 +17,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from moe_runner.arguments import check_arguments, parse_config
 from moe_runner.config import ConfigError, Settings
@@ -131,12 +130,12 @@ def run_plan(plan: Plan, settings: Settings, session: Session) -> float:
 
 
 def one_of_many_jobs() -> bool:
-    """Tell whether `main` prints one table for all jobs at the end: a sweep in this process."""
+    """Tell whether one table for all jobs comes at the end: a sweep or study in this process."""
     if not HydraConfig.initialized():
         return False
     node = HydraConfig.get()
     local = str(node.launcher.get("_target_", "")).endswith("BasicLauncher")
-    return node.mode == RunMode.MULTIRUN and local
+    return local and not OmegaConf.is_missing(node.job, "num")  # the jobs of a sweep are numbered
 
 
 def attempt(run: Run, settings: Settings, store: Store, session: Session) -> dict[str, Any] | None:

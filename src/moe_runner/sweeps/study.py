@@ -6,6 +6,7 @@
       published: [emoe-fig2-lora]       # tables of report/published.yaml
       rows: [method]                    # what distinguishes the rows, and
       columns: [model, task]            # the columns: axes of a run, or keys of its settings
+      plot: radar                       # or bars (the default), series, heatmap
       grids:
         paper:
           common: {task: gluex, search: paper}
@@ -43,6 +44,7 @@ class Study:
     paper: Literal["emoe", "hypermoe", "ours"]
     rows: tuple[str, ...]
     columns: tuple[str, ...]
+    plot: Literal["bars", "radar", "series", "heatmap"] = "bars"
     published: tuple[str, ...] = ()
     note: str = ""  # what a reader has to know: what is unknown, what differs
     grids: Mapping[Profile, tuple[Block, ...]] = field(default_factory=dict)

@@ -1,0 +1,90 @@
+"""The HTML page of a report: one file, no network, everything escaped."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from moe_runner.files import write_atomic
+from moe_runner.report.sheet import Sheet
+from moe_runner.runs.store import Store
+from moe_runner.sweeps.study_plan import StudyPlan
+from moe_runner.tasks.metrics import shown
+
+TEMPLATE = Path(__file__).parent / "page.html.jinja"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One study on the page.
+
+    Args:
+        plan: the study.
+        sheets: its tables, ours first.
+        plots: PNG files.
+    """
+
+    plan: StudyPlan
+    sheets: Sequence[Sheet]
+    plots: Sequence[Path]
+
+
+def write_page(
+    file: Path, sections: Sequence[Section], results: Mapping[str, Any], store: Store
+) -> None:
+    """Write the page.
+
+    Args:
+        file: to write to.
+        sections: the studies.
+        results: contents of result.json by run id.
+        store: tells the state of the runs that have none.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["data_uri"] = data_uri
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    jobs = {job.run.id: job for section in sections for job in section.plan.jobs}
+    studies: dict[str, list[str]] = {}
+    for section in sections:
+        for job in section.plan.jobs:
+            studies.setdefault(job.run.id, []).append(section.plan.study.name)
+    rows = [
+        {
+            "id": run_id,
+            "studies": studies[run_id],
+            **job.run.axes(),
+            "state": "done" if run_id in results else store.status(run_id).state,
+            "primary": "" if run_id not in results else primary(results[run_id]),
+            "seconds": round(results[run_id]["wall_seconds"], 1) if run_id in results else "",
+            "config": json.dumps(job.run.settings(), indent=1, sort_keys=True),
+        }
+        for run_id, job in jobs.items()
+    ]
+    text = template.render(
+        sections=sections,
+        rows=rows,
+        profile=sections[0].plan.profile if sections else "",
+        done=sum(row["state"] == "done" for row in rows),
+        results=results,
+        when=datetime.now(UTC).isoformat(timespec="minutes"),
+    )
+    write_atomic(file, text)
+
+
+def primary(result: Mapping[str, Any]) -> str:
+    """Write a result's primary metric."""
+    return shown(result["primary"], result["metrics"])
+
+
+def data_uri(file: Path) -> str:
+    """Put a picture into the page itself."""
+    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode("ascii")

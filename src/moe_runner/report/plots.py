@@ -1,0 +1,241 @@
+"""The plots of a study: the kinds of the papers' figures, each also as PDF.
+
+matplotlib is imported when a plot is drawn, and draws without a display.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moe_runner.report.study_table import StudyTable, label, tabulate
+from moe_runner.runs.run import Run
+from moe_runner.sweeps.study_plan import StudyPlan
+from moe_runner.tasks.metrics import RAW
+
+COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#777777")  # Paul Tol
+WIDTH, HEIGHT = 7.0, 4.0  # inches
+TOP = "mean of the primary metric"
+
+
+def draw_study(
+    plan: StudyPlan, results: Mapping[str, Mapping[str, Any]], lines: Mapping[str, Any], out: Path
+) -> list[Path]:
+    """Draw what a study has to show.
+
+    Args:
+        plan: the study.
+        results: contents of result.json by run id.
+        lines: lines of metrics.jsonl by run id.
+        out: folder of the files `<study>-<kind>.png` and `.pdf`.
+
+    Returns:
+        The PNG files; none for a study without a finished run.
+    """
+    runs = [job.run for job in plan.jobs if job.run.id in results]
+    if not runs:
+        return []
+    table = tabulate(plan, results)
+    figures: dict[str, Any] = {}
+    figures[plan.study.plot] = KINDS[plan.study.plot](plan, table, runs, lines)
+    figures["curves"] = curves(plan, runs, results)
+    if any(results[run.id]["ood_metrics"] for run in runs):
+        figures["id-ood"] = scatter(plan, runs, results)
+    files = []
+    for kind, figure in figures.items():
+        if figure is None:
+            continue
+        file = out / f"{plan.study.name}-{kind}.png"
+        figure.savefig(file, dpi=150)
+        figure.savefig(file.with_suffix(".pdf"), metadata={"CreationDate": None})
+        files.append(file)
+    return files
+
+
+def new_figure(title: str, **axes: Any) -> tuple[Any, Any]:
+    """Make a figure with one pair of axes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.add_subplot(**axes)
+    ax.set_title(title, fontsize=10, loc="left")
+    return figure, ax
+
+
+def scaled(value: float, names: Iterable[str]) -> float:
+    """Turn a fraction to percent; leave a perplexity."""
+    return value if set(names) & set(RAW) else 100 * value
+
+
+def averages(table: StudyTable, row: str) -> list[float | None]:
+    """List a row's means in percent, None where there is no run."""
+    found = []
+    for column in table.columns:
+        cell = table.cells.get((row, column))
+        known = None if cell is None else cell.cell
+        found.append(None if known is None else scaled(known.mean, known.metrics))
+    return found
+
+
+def bars(plan: StudyPlan, table: StudyTable, runs: Sequence[Run], lines: Mapping[str, Any]) -> Any:
+    """Draw a group of bars per column, a bar per row, with the standard deviation."""
+    figure, ax = new_figure(plan.study.title)
+    width = 0.8 / len(table.rows)
+    for number, row in enumerate(table.rows):
+        for place, column in enumerate(table.columns):
+            cell = table.cells.get((row, column))
+            if cell is None or cell.cell is None:
+                continue
+            known = cell.cell
+            ax.bar(
+                place + (number - (len(table.rows) - 1) / 2) * width,
+                scaled(known.mean, known.metrics),
+                width,
+                yerr=scaled(known.std, known.metrics) if known.n > 1 else None,
+                color=COLOURS[number % len(COLOURS)],
+                alpha=1.0 if number < len(COLOURS) else 0.6,
+                label=row if place == 0 else None,
+                error_kw={"linewidth": 0.8},
+            )
+    ax.set_xticks(range(len(table.columns)), table.columns, fontsize=8)
+    ax.set_ylabel(TOP)
+    legend(ax)
+    return figure
+
+
+def radar(plan: StudyPlan, table: StudyTable, runs: Sequence[Run], lines: Mapping[str, Any]) -> Any:
+    """Draw a polygon per row over the columns; each axis is scaled to its own range."""
+    full = [row for row in table.rows if None not in averages(table, row)]
+    if len(table.columns) < 3 or not full:
+        return bars(plan, table, runs, lines)
+    figure, ax = new_figure(plan.study.title, projection="polar")
+    values = {row: [float(v) for v in averages(table, row) if v is not None] for row in full}
+    angles = [2 * math.pi * i / len(table.columns) for i in range(len(table.columns))]
+    low = [min(values[row][i] for row in full) for i in range(len(angles))]
+    high = [max(values[row][i] for row in full) for i in range(len(angles))]
+    for number, row in enumerate(full):
+        radii = [
+            0.25 + 0.75 * (v - a) / (b - a if b > a else 1)
+            for v, a, b in zip(values[row], low, high, strict=True)
+        ]
+        ax.plot(
+            [*angles, angles[0]],
+            [*radii, radii[0]],
+            color=COLOURS[number % len(COLOURS)],
+            label=row,
+        )
+    names = [
+        f"{column}\n{a:.1f} to {b:.1f}"
+        for column, a, b in zip(table.columns, low, high, strict=True)
+    ]
+    ax.set_xticks(angles, names, fontsize=7)
+    ax.set_yticklabels([])
+    ax.set_ylim(0, 1.05)
+    legend(ax)
+    return figure
+
+
+def series(
+    plan: StudyPlan, table: StudyTable, runs: Sequence[Run], lines: Mapping[str, Any]
+) -> Any:
+    """Draw a line per row over columns that are numbers."""
+    figure, ax = new_figure(plan.study.title)
+    places = [float(column.rpartition("=")[2]) for column in table.columns]
+    for number, row in enumerate(table.rows):
+        points = sorted(
+            (x, y) for x, y in zip(places, averages(table, row), strict=True) if y is not None
+        )
+        if points:
+            ax.plot(*zip(*points, strict=True), "o-", color=COLOURS[number], label=row)
+    ax.set_xlabel(plan.study.columns[-1].rpartition(".")[2].replace("_", " "))
+    ax.set_ylabel(TOP)
+    legend(ax)
+    return figure
+
+
+def heatmap(
+    plan: StudyPlan, table: StudyTable, runs: Sequence[Run], lines: Mapping[str, Any]
+) -> Any:
+    """Draw each expert's share of the choices at every evaluation, a panel per row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shares: dict[str, list[list[float]]] = {}
+    for run in runs:
+        loads = [line["load"][0] for line in lines.get(run.id, ()) if line.get("load")]
+        row = label(run, plan.study.rows)
+        if loads and row not in shares:
+            shares[row] = [[n / max(sum(load), 1) for n in load] for load in loads]
+    if not shares:
+        return None
+    figure = Figure(figsize=(WIDTH, 1.2 + 1.6 * len(shares)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(shares), 1, squeeze=False)[:, 0]
+    for ax, (row, found) in zip(panels, shares.items(), strict=True):
+        picture = ax.imshow(found, aspect="auto", cmap="viridis")
+        ax.set_title(row, fontsize=9, loc="left")
+        ax.set_ylabel("evaluation")
+        figure.colorbar(picture, ax=ax)
+    panels[-1].set_xlabel("expert")
+    return figure
+
+
+def curves(plan: StudyPlan, runs: Sequence[Run], results: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Draw the primary metric over the updates, a line per run."""
+    figure, ax = new_figure(f"{plan.study.title}: learning curves")
+    rows = list(dict.fromkeys(label(run, plan.study.rows) for run in runs))
+    seen: set[str] = set()
+    for run in runs:
+        result, row = results[run.id], label(run, plan.study.rows)
+        points = result["learning_curve"]
+        ax.plot(
+            [point["step"] for point in points],
+            [scaled(point["primary"], result["metrics"]) for point in points],
+            color=COLOURS[rows.index(row) % len(COLOURS)],
+            linewidth=0.9,
+            marker=".",
+            alpha=0.7,
+            label=None if row in seen else row,
+        )
+        seen.add(row)
+    ax.set_xlabel("updates")
+    ax.set_ylabel("primary metric")
+    legend(ax)
+    return figure
+
+
+def scatter(plan: StudyPlan, runs: Sequence[Run], results: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Draw in-domain against out-of-domain scores, a point per run and set."""
+    figure, ax = new_figure(f"{plan.study.title}: in against out of domain")
+    rows = list(dict.fromkeys(label(run, plan.study.rows) for run in runs))
+    seen: set[str] = set()
+    for run in runs:
+        result, row = results[run.id], label(run, plan.study.rows)
+        for found in result["ood_metrics"].values():
+            if found is None:
+                continue
+            ax.plot(
+                scaled(result["primary"], result["metrics"]),
+                100 * found["primary"],
+                "o",
+                markersize=4,
+                color=COLOURS[rows.index(row) % len(COLOURS)],
+                label=None if row in seen else row,
+            )
+            seen.add(row)
+    ax.set_xlabel("in domain")
+    ax.set_ylabel("out of domain")
+    legend(ax)
+    return figure
+
+
+def legend(ax: Any) -> None:
+    """Put the legend beside the axes, where it covers nothing."""
+    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+
+
+KINDS = {"bars": bars, "radar": radar, "series": series, "heatmap": heatmap}

@@ -1,0 +1,95 @@
+"""Render studies: tables as Markdown, LaTeX and CSV, plots, and one HTML page of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moe_runner.files import write_atomic
+from moe_runner.report.page import Section, write_page
+from moe_runner.report.sheet import Sheet, to_csv, to_latex, to_markdown
+from moe_runner.report.study_table import sheets
+from moe_runner.runs.store import RunFolder, Store
+from moe_runner.sweeps.study_plan import StudyPlan
+
+FORMATS = ("md", "latex", "csv", "html")
+TEX = r"""\documentclass{article}
+\usepackage[margin=1cm,landscape]{geometry}
+\usepackage[T1]{fontenc}
+\usepackage{booktabs}
+\usepackage{graphicx}
+\begin{document}
+%s
+\end{document}
+"""
+
+
+def render(
+    plans: Sequence[StudyPlan], store: Store, out: Path, formats: Sequence[str]
+) -> list[Path]:
+    """Render studies from what is in the store.
+
+    Args:
+        plans: the studies.
+        store: holds the results.
+        out: the folder to write to; it is made.
+        formats: some of `FORMATS`; html includes the plots.
+
+    Returns:
+        The files that were written: tables.md, tables.tex, <study>.csv, plots/, index.html.
+
+    Raises:
+        StoreError: if a result is damaged.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    ids = dict.fromkeys(job.run.id for plan in plans for job in plan.jobs)
+    results = {run_id: found for run_id in ids if (found := store.result(run_id)) is not None}
+    laid = {plan.study.name: sheets(plan, results) for plan in plans}
+    every = [sheet for found in laid.values() for sheet in found]
+    files: list[Path] = []
+
+    def write(name: str, text: str) -> None:
+        write_atomic(out / name, text)
+        files.append(out / name)
+
+    if "md" in formats:
+        write("tables.md", "\n".join(to_markdown(sheet) for sheet in every))
+    if "latex" in formats:
+        write("tables.tex", TEX % "\n".join(fitted(sheet) for sheet in every))
+    if "csv" in formats:
+        for plan in plans:
+            for number, sheet in enumerate(laid[plan.study.name]):
+                suffix = "" if number == 0 and plan.jobs else f"-published-{number}"
+                write(f"{plan.study.name}{suffix}.csv", to_csv(sheet))
+    if "html" in formats:
+        from moe_runner.report.plots import draw_study  # matplotlib: seconds
+
+        plots = out / "plots"
+        plots.mkdir(exist_ok=True)
+        sections = []
+        for plan in plans:
+            drawn = draw_study(plan, results, loads_of(plan, store), plots)
+            files += drawn
+            sections.append(Section(plan, laid[plan.study.name], drawn))
+        write_page(out / "index.html", sections, results, store)
+        files.append(out / "index.html")
+    return files
+
+
+def fitted(sheet: Sheet) -> str:
+    """Write as LaTeX, scaled down to the width of the page."""
+    text = to_latex(sheet)
+    text = text.replace(
+        r"\begin{tabular}",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else"
+        r"\width\fi}{!}{\begin{tabular}",
+    )
+    return text.replace(r"\end{tabular}", r"\end{tabular}}")
+
+
+def loads_of(plan: StudyPlan, store: Store) -> Mapping[str, list[dict[str, Any]]]:
+    """Read the evaluations of a study that draws the load of its experts."""
+    if plan.study.plot != "heatmap":
+        return {}
+    return {job.run.id: RunFolder(store.folder(job.run.id)).metrics() for job in plan.jobs}
