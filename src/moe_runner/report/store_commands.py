@@ -1,0 +1,160 @@
+"""The subcommands of `moe-report` that read the store: tables, status, clean."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from moe_runner.config import ConfigError, not_an_option
+from moe_runner.report.render import FORMATS, render
+from moe_runner.report.study_table import print_study
+from moe_runner.runs.store import RunFolder, State, Store
+from moe_runner.sweeps.compose import CONF
+from moe_runner.sweeps.study import PROFILES, read_study, study_names
+from moe_runner.sweeps.study_plan import StudyPlan, plan_study
+
+STATES: tuple[State, ...] = ("done", "running", "failed", "interrupted", "pending")
+
+
+def tables(words: Sequence[str]) -> None:
+    """Render the tables of studies from what is in the store; nothing is run.
+
+    study=all        or names of conf/study, separated by commas
+    profile=mini     or paper
+    format=md,latex,csv,html   files to write; format=none only prints
+    output=outputs   the folder of the runs
+    to=<output>/reports/<profile>
+
+    Args:
+        words: key=value.
+
+    Raises:
+        ConfigError: for an unknown key or value.
+    """
+    given = read_words(
+        "tables", words, study="all", profile="mini", format="md,latex,csv,html", output="outputs",
+        to="",
+    )  # fmt: skip
+    formats = [] if given["format"] == "none" else given["format"].split(",")
+    if wrong := [name for name in formats if name not in FORMATS]:
+        raise ConfigError(not_an_option(f"format={wrong[0]}", "", wrong[0], [*FORMATS, "none"]))
+    plans, store = plans_of(given)
+    for plan in plans:
+        results = {job.run.id: store.result(job.run.id) for job in plan.jobs}
+        print_study(plan, {key: value for key, value in results.items() if value is not None})
+    if formats:
+        folder = Path(given["to"] or Path(given["output"]) / "reports" / given["profile"])
+        for file in render(plans, store, folder, formats):
+            print(file)
+
+
+def status(words: Sequence[str]) -> None:
+    """Show how far studies are: how many runs are done, running, failed.
+
+    study=all        or names of conf/study, separated by commas
+    profile=mini     or paper
+    output=outputs   the folder of the runs
+
+    Args:
+        words: key=value.
+
+    Raises:
+        ConfigError: for an unknown key or value.
+    """
+    given = read_words("status", words, study="all", profile="mini", output="outputs")
+    plans, store = plans_of(given)
+    states = {job.run.id: store.status(job.run.id).state for plan in plans for job in plan.jobs}
+    table = Table()
+    for name in ("study", *STATES):
+        table.add_column(name, justify="left" if name == "study" else "right")
+    for plan in plans:
+        counts = Counter(states[job.run.id] for job in plan.jobs)
+        table.add_row(plan.study.name, *(str(counts[state] or "") for state in STATES))
+    table.add_section()
+    counts = Counter(states.values())
+    table.add_row("distinct runs", *(str(counts[state] or "") for state in STATES))
+    Console().print(table)
+    labels = {job.run.id: job.run.label for plan in plans for job in plan.jobs}
+    for run_id, state in states.items():
+        if state == "running":
+            found = store.status(run_id)
+            place = f"pid {found.pid} on {found.host}, since {found.started}"
+            print(f"running: {labels[run_id]} ({run_id}), {place}")
+        elif state == "failed":
+            print(f"failed: {labels[run_id]} ({run_id}): {last_line(store, run_id)}")
+
+
+def clean(words: Sequence[str]) -> None:
+    """Remove the checkpoints of finished runs, except weights that were kept on purpose.
+
+    output=outputs   the folder of the runs
+    dry_run=false    true: only say what would be removed
+
+    Args:
+        words: key=value.
+
+    Raises:
+        ConfigError: for an unknown key or value.
+    """
+    given = read_words("clean", words, output="outputs", dry_run="false")
+    store = Store(Path(given["output"]))
+    total = 0
+    for run_id in store.ids():
+        folder = RunFolder(store.folder(run_id))
+        if store.status(run_id).state != "done" or not folder.checkpoint.is_dir():
+            continue
+        files = [file for file in folder.checkpoint.rglob("*") if file.is_file()]
+        size = sum(f.stat().st_size for f in files if folder.best not in f.parents)
+        total += size
+        if given["dry_run"] != "true":
+            folder.discard_checkpoint(keep_best=folder.best.is_dir())
+    verb = "would be removed" if given["dry_run"] == "true" else "removed"
+    print(f"{total / 2**20:.1f} MiB of checkpoints of finished runs {verb}")
+
+
+def read_words(command: str, words: Sequence[str], **defaults: str) -> dict[str, str]:
+    """Read key=value words.
+
+    Args:
+        command: for messages.
+        words: of the command line.
+        **defaults: the keys that there are.
+
+    Raises:
+        ConfigError: with every problem, one line each.
+    """
+    given, problems = dict(defaults), []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in defaults:
+            problems.append(not_an_option(word, f" of moe-report {command}", key, list(defaults)))
+        else:
+            given[key] = value
+    if problems:
+        raise ConfigError(*problems)
+    return given
+
+
+def plans_of(given: Mapping[str, str]) -> tuple[list[StudyPlan], Store]:
+    """Plan the studies that a command names."""
+    profile = next((name for name in PROFILES if name == given["profile"]), None)
+    if profile is None:
+        raise ConfigError(
+            not_an_option(f"profile={given['profile']}", "", given["profile"], PROFILES)
+        )
+    names = study_names(CONF) if given["study"] == "all" else given["study"].split(",")
+    output = given["output"]
+    common = {"paths.output": output, "paths.cache": f"{output}/cache"}
+    plans = [plan_study(read_study(CONF, name), profile, common) for name in names]
+    return plans, Store(Path(output))
+
+
+def last_line(store: Store, run_id: str) -> str:
+    """Give the last line of a run's error.txt: the error itself."""
+    file = store.folder(run_id) / "error.txt"
+    lines = file.read_text(encoding="utf-8").strip().splitlines() if file.is_file() else []
+    return lines[-1] if lines else "no error.txt"
