@@ -412,6 +412,7 @@ class Settings:
     profile: Literal["mini", "paper"] = "mini"
     dry_run: bool = False
     rerun: bool = False
+    quiet: bool = False
     debug: bool = False
 
 

@@ -91,6 +91,9 @@ def run_job(cfg: DictConfig, session: Session) -> float:
         The mean primary metric of the runs, for a sweeper that optimises it; NaN if one failed.
     """
     debug = bool(cfg.get("debug"))
+    if cfg.get("quiet"):
+        for handler in logging.getLogger().handlers:  # the run's own run.log is on our logger
+            handler.setLevel(logging.ERROR)
     try:
         settings = parse_config(cfg)
         if settings.evaluate is not None:
@@ -121,7 +124,7 @@ def run_plan(plan: Plan, settings: Settings, session: Session) -> float:
     session.gaps |= plan.gaps
     session.where = f"results: {store.root}/<id>/result.json"
     session.table_at_end = one_of_many_jobs()
-    if not session.table_at_end:
+    if not session.table_at_end and not settings.quiet:
         baselines, hint = stored_baselines(plan, store)
         print_table([*baselines, *results], plan.gaps)
         print("\n".join(line for line in (hint, session.where) if line))
@@ -206,6 +209,7 @@ def find_resources(settings: Settings) -> Any:
         logger=settings.logger,
         keep_model=settings.keep_model == "best",
         export=settings.export,
+        quiet=settings.quiet,
     )
 
 

@@ -28,7 +28,8 @@ LINES_PER_RUN = 10  # off a terminal: a line of progress every tenth of a run
 class ShowProgress(TrainerCallback):
     """A live bar with loss, best metric and the time left; off a terminal a line now and then."""
 
-    def __init__(self, label: str, metric_names: tuple[str, ...]) -> None:
+    def __init__(self, label: str, metric_names: tuple[str, ...], quiet: bool = False) -> None:
+        self.quiet = quiet
         self.label, self.metric_names = label, metric_names
         self.loss = "loss -"
         self.best = ""
@@ -40,7 +41,7 @@ class ShowProgress(TrainerCallback):
     ) -> None:
         """Open the bar at the step that training goes on from."""
         self.started, self.first_step = time.monotonic(), state.global_step
-        if not state.is_world_process_zero or not sys.stderr.isatty():
+        if self.quiet or not state.is_world_process_zero or not sys.stderr.isatty():
             return
         self.bar = Progress(
             TextColumn("{task.description}"),

@@ -52,6 +52,7 @@ class Resources:
     logger: Logger
     keep_model: bool
     export: str = "none"  # or dense, moe: the form of the Hugging Face folder to write
+    quiet: bool = False  # no progress bar
 
 
 @dataclass
@@ -145,7 +146,7 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
     probe = list(probe_batches(selecting, form.collator, run, resources.device))
     before = choices(model, probe)
 
-    progress = ShowProgress(run.label, spec.metrics)
+    progress = ShowProgress(run.label, spec.metrics, quiet=resources.quiet)
     newest = checkpoint.newest_checkpoint(folder.checkpoint)
     resumed_at = newest[1] if newest else 0
     folder.truncate_metrics(lambda line: newest is not None and line["step"] <= resumed_at)
