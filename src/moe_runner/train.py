@@ -209,6 +209,7 @@ def find_resources(settings: Settings) -> Any:
         logger=settings.logger,
         keep_model=settings.keep_model == "best",
         export=settings.export,
+        data_cache=Path(settings.paths.cache),
     )
 
 

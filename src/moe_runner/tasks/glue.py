@@ -116,12 +116,13 @@ def sources(options: Task, name: str) -> dict[str, Source]:
     return found
 
 
-def load(options: Task, name: str) -> TaskData:
+def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     """Read the data of a task.
 
     Args:
         options: the task's options.
         name: the member task.
+        cache: `paths.cache`; see `base.read`.
 
     Returns:
         The data; None for the splits that are absent.
@@ -141,14 +142,15 @@ def load(options: Task, name: str) -> TaskData:
     ood = {}
     for ood_name, partner in partners.items():
         columns = [c for c in (partner.columns, partner.other_columns) if c is not None]
-        ood[ood_name] = read(found[f"ood/{ood_name}"], columns, spec.labels, options.eval_limit)
-    train = read(found["train"], [spec.columns], spec.labels, options.limit)
+        place = found[f"ood/{ood_name}"]
+        ood[ood_name] = read(place, columns, spec.labels, options.eval_limit, cache)
+    train = read(found["train"], [spec.columns], spec.labels, options.limit, cache)
     assert train is not None  # check() has seen to it
     return TaskData(
         spec=spec,
         train=train,
         validation={
-            split: read(found[split], [spec.columns], spec.labels, options.eval_limit)
+            split: read(found[split], [spec.columns], spec.labels, options.eval_limit, cache)
             for split in spec.validation
         },
         ood=ood,

@@ -4,6 +4,7 @@ Each has one out-of-domain partner with the columns of its task, scored as GLUE-
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_runner.config import Task
@@ -44,12 +45,13 @@ def sources(options: Task, name: str) -> dict[str, Source]:
     return dict.fromkeys(["train", *spec.validation, *(f"ood/{n}" for n in ood)], source)
 
 
-def load(options: Task, name: str) -> TaskData:
+def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     """Generate the data of a task.
 
     Args:
         options: the task's options.
         name: the member task.
+        cache: not needed: nothing is read.
 
     Returns:
         The data; the same for the same version and `data_seed`.
