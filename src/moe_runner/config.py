@@ -21,6 +21,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 T = TypeVar("T")
 
+PACKAGED = Path(__file__).parent / "conf"  # in the wheel; in a checkout it is at the top level
+CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"  # the option files
 MISSING = "???"  # what a config says where the user must give a value
 
 

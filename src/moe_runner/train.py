@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from moe_runner.arguments import check_arguments, parse_config
-from moe_runner.config import ConfigError, Settings
+from moe_runner.config import CONF, ConfigError, Settings
 from moe_runner.report.summary import headline, print_table
 from moe_runner.runs.environment import environment
 from moe_runner.runs.log import logged_to
@@ -30,9 +30,6 @@ from moe_runner.runs.store import RunBusy, RunDone, RunFolder, Store, StoreError
 from moe_runner.sweeps.plan import Plan, make_plan, show_plan, stored_baselines
 
 log = logging.getLogger("moe_runner.train")  # also when run as __main__
-
-PACKAGED = Path(__file__).parent / "conf"  # in the wheel; in a checkout it is at the top level
-CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
 
 
 @dataclass

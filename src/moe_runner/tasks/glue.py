@@ -10,6 +10,7 @@ from pathlib import Path
 from moe_runner.config import Task
 from moe_runner.tasks import gluex
 from moe_runner.tasks.base import (
+    About,
     HubSplit,
     Recipe,
     Source,
@@ -40,9 +41,12 @@ def _task(
     labels: tuple[str, ...],
     metrics: tuple[str, ...],
     *,
+    rows: tuple[int, ...],
+    licence: str,
     validation: tuple[str, ...] = ("validation",),
     recipe: Recipe = RECIPE,
 ) -> TaskSpec:
+    """Describe a task; `rows` are the published sizes of train and validation, () if unknown."""
     return TaskSpec(
         name=name,
         columns=columns,
@@ -51,6 +55,9 @@ def _task(
         validation=validation,
         ood=gluex.PAPER[name],
         recipe=recipe,
+        about=About(
+            source=HUB_ID, licence=licence, rows=dict(zip(("train", *validation), rows, strict=False))
+        ),
     )
 
 
@@ -59,15 +66,45 @@ MATCHED = ("validation_matched", "validation_mismatched")
 TASKS: dict[str, TaskSpec] = {
     spec.name: spec
     for spec in (
-        _task("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews",)),
-        _task("sst2", ("sentence",), ("negative", "positive"), ("accuracy",)),
-        _task("mrpc", PAIR, PARAPHRASE, ("accuracy", "f1")),
-        _task("stsb", PAIR, (), ("pearson", "spearman")),
+        _task(
+            "cola",
+            ("sentence",),
+            ("unacceptable", "acceptable"),
+            ("matthews",),
+            rows=(8551, 1043),
+            licence="none stated",
+        ),
+        _task(
+            "sst2",
+            ("sentence",),
+            ("negative", "positive"),
+            ("accuracy",),
+            rows=(67349, 872),
+            licence="none stated",
+        ),
+        _task(
+            "mrpc",
+            PAIR,
+            PARAPHRASE,
+            ("accuracy", "f1"),
+            rows=(3668, 408),
+            licence="Microsoft Research",
+        ),
+        _task(
+            "stsb",
+            PAIR,
+            (),
+            ("pearson", "spearman"),
+            rows=(5749, 1500),
+            licence="CC BY-SA 4.0 (scores)",
+        ),
         _task(
             "qqp",
             ("question1", "question2"),
             DUPLICATE,
             ("accuracy", "f1"),
+            rows=(363846, 40430),
+            licence="Quora, non-commercial",
             recipe=LARGE,
         ),
         _task(
@@ -75,6 +112,8 @@ TASKS: dict[str, TaskSpec] = {
             ("premise", "hypothesis"),
             MNLI_LABELS,
             ("accuracy",),
+            rows=(392702, 9815),
+            licence="OANC, CC BY 3.0, CC BY-SA 3.0",
             validation=MATCHED,
             recipe=LARGE,
         ),
@@ -83,9 +122,11 @@ TASKS: dict[str, TaskSpec] = {
             ("question", "sentence"),
             ENTAILMENT,
             ("accuracy",),
+            rows=(104743, 5463),
+            licence="CC BY-SA 4.0",
             recipe=LARGE,
         ),
-        _task("rte", PAIR, ENTAILMENT, ("accuracy",)),
+        _task("rte", PAIR, ENTAILMENT, ("accuracy",), rows=(), licence="unknown"),
     )
 }
 

@@ -9,15 +9,21 @@ from typing import TYPE_CHECKING
 
 from moe_runner.config import Task
 from moe_runner.tasks import glue, gluex
-from moe_runner.tasks.base import OODSpec, Source, TaskData, TaskSpec, chosen_ood, tidy
-from moe_runner.tasks.mini.glue import OOD_NAMES, VERSION, generate
+from moe_runner.tasks.base import About, OODSpec, Source, TaskData, TaskSpec, chosen_ood, tidy
+from moe_runner.tasks.mini.glue import OOD_NAMES, SIZES, VERSION, generate
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 RECIPE = replace(glue.RECIPE, epochs={"full": 4, "lora": 8, "lora_block": 8})  # ours
 TASKS: dict[str, TaskSpec] = {
-    name: replace(spec, ood=(OOD_NAMES[name],), recipe=RECIPE) for name, spec in glue.TASKS.items()
+    name: replace(
+        spec,
+        ood=(OOD_NAMES[name],),
+        recipe=RECIPE,
+        about=About(source="generated", licence="MIT", rows=SIZES[name]),
+    )
+    for name, spec in glue.TASKS.items()
 }
 
 
