@@ -21,6 +21,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 T = TypeVar("T")
 
+PACKAGED = Path(__file__).parent / "conf"  # in the wheel; in a checkout it is at the top level
+CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"  # the option files
 MISSING = "???"  # what a config says where the user must give a value
 
 
@@ -275,7 +277,7 @@ class GenerationTask(Task):
 class LanguageModellingTask(Task):
     """Running text, packed into blocks."""
 
-    block_size: int = 1024  # tokens
+    block_size: int | None = None  # tokens; None: 1024, or the model's positions if fewer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -820,6 +822,7 @@ NOT_NEGATIVE = {
     "task": "data_seed min_length no_repeat_ngram validation_size shots",
     "trainer": "weight_decay max_grad_norm workers patience",
 }
+SHARES = {"task": "train_fraction"}  # above 0, to 1
 FRACTIONS = {
     "tuning": "dropout",
     "task": "holdout",
@@ -836,6 +839,8 @@ def out_of_range(section: str, name: str, value: Any) -> str | None:
         return "is not positive; use a number above 0"
     if name in NOT_NEGATIVE.get(section, "").split() and value < 0:
         return "is negative; use 0 or more"
+    if name in SHARES.get(section, "").split() and not 0 < value <= 1:
+        return "is not a share; use more than 0 and at most 1"
     if name in FRACTIONS.get(section, "").split() and not 0 <= value < 1:
         return "is not a fraction; use 0 or more and less than 1"
     return None
@@ -892,6 +897,8 @@ def task_problems(task: Task, model: Model) -> list[str]:
                 f"task.{name}={length} is more than the {model.max_positions} positions "
                 f"of model={model.name}; use at most {model.max_positions}"
             )
+    if getattr(task, "block_size", None) == 1:
+        problems.append("task.block_size=1 leaves no token to predict; use 2 or more")
     return problems
 
 

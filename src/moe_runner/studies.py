@@ -9,12 +9,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from moe_runner.config import ConfigError
+from moe_runner.config import CONF, ConfigError
 from moe_runner.report.render import FORMATS, render
 from moe_runner.report.store_commands import last_line
 from moe_runner.report.study_table import print_study
 from moe_runner.runs.store import Store
-from moe_runner.sweeps.compose import CONF
 from moe_runner.sweeps.monitor import Monitor
 from moe_runner.sweeps.study import as_overrides, read_study, study_names
 from moe_runner.sweeps.study_plan import StudyPlan, plan_study, show_study_plans

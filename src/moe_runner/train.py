@@ -20,13 +20,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from moe_runner.arguments import check_arguments, parse_config
-from moe_runner.config import ConfigError, Settings
+from moe_runner.config import CONF, ConfigError, Settings
 from moe_runner.report.summary import headline, print_table
 from moe_runner.runs.environment import environment
 from moe_runner.runs.log import logged_to
 from moe_runner.runs.run import Run, read_run
 from moe_runner.runs.store import RunBusy, RunDone, RunFolder, Store, StoreError
-from moe_runner.sweeps.compose import CONF
 from moe_runner.sweeps.plan import Plan, make_plan, show_plan, stored_baselines
 
 log = logging.getLogger("moe_runner.train")  # also when run as __main__
@@ -210,6 +209,7 @@ def find_resources(settings: Settings) -> Any:
         keep_model=settings.keep_model == "best",
         export=settings.export,
         quiet=settings.quiet,
+        data_cache=Path(settings.paths.cache),
     )
 
 

@@ -9,10 +9,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from moe_runner import studies
+from moe_runner.config import CONF
 from moe_runner.report import store_commands
 from moe_runner.runs.environment import environment
 from moe_runner.runs.store import Store
-from moe_runner.sweeps import compose
 from moe_runner.sweeps.monitor import Monitor
 from moe_runner.sweeps.study import read_study
 from moe_runner.sweeps.study_plan import plan_study
@@ -38,7 +38,7 @@ study:
 def conf(tmp_path, monkeypatch):
     """A copy of conf/ whose only study is a small one."""
     folder = tmp_path / "conf"
-    shutil.copytree(compose.CONF, folder)
+    shutil.copytree(CONF, folder)
     shutil.rmtree(folder / "study")
     (folder / "study").mkdir()
     (folder / "study" / "small.yaml").write_text(STUDY)

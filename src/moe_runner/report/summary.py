@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -27,6 +27,7 @@ class Cell:
         ood: mean of each out-of-domain set's primary metric; None: not available.
         further: the same for the other validation splits (MNLI mismatched).
         metrics: names of the task's metrics.
+        set_metrics: names of what each of the other sets was scored by.
     """
 
     mean: float
@@ -36,6 +37,7 @@ class Cell:
     ood: dict[str, float | None]
     further: dict[str, float | None]
     metrics: tuple[str, ...]
+    set_metrics: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def base_name(axes: dict[str, Any]) -> str:
@@ -105,6 +107,12 @@ def aggregate(results: Sequence[dict[str, Any]]) -> Cell:
         means([result["ood_metrics"] for result in chosen]),
         means([dict(list(result["id_metrics"].items())[1:]) for result in chosen]),
         tuple(chosen[0]["metrics"]),
+        {
+            name: tuple(values)
+            for result in chosen
+            for name, values in {**result["id_metrics"], **result["ood_metrics"]}.items()
+            if values is not None
+        },
     )
 
 
@@ -144,8 +152,9 @@ def mean_ranks(cells: dict[tuple[str, str], Cell]) -> dict[str, float]:
             known = {name: score for name, score in scores.items() if score is not None}
             if len(known) < len(rows):
                 continue
+            lower = any(lower_is_better(cell.set_metrics.get(ood, ())) for cell in rows.values())
             for name, score in known.items():
-                better = sum(other > score for other in known.values())
+                better = sum(other < score if lower else other > score for other in known.values())
                 equal = sum(other == score for other in known.values())
                 ranks[name].append(better + (equal + 1) / 2)
     return {name: statistics.fmean(values) for name, values in ranks.items() if values}
@@ -176,8 +185,10 @@ def build_table(results: Sequence[dict[str, Any]], gaps: dict[str, str], title: 
         for position, name in enumerate(n for n in systems if (task, n) in cells):
             cell = cells[task, name]
             head = (task, " + ".join(cell.metrics)) if position == 0 else ("", "")
-            further = f" ({by_set(cell.further)})" if cell.further else ""
-            table.add_row(*head, name, score(cell) + further, by_set(cell.ood), str(cell.n))
+            further = f" ({by_set(cell.further, cell.set_metrics)})" if cell.further else ""
+            table.add_row(
+                *head, name, score(cell) + further, by_set(cell.ood, cell.set_metrics), str(cell.n)
+            )
         table.add_section()
     for task, reason in gaps.items():
         table.add_row(task, "", NOT_AVAILABLE, "", reason, "0")
@@ -200,11 +211,11 @@ def score(cell: Cell) -> str:
     return f"{shown(cell.mean, cell.metrics)}{spread}"
 
 
-def by_set(scores: dict[str, float | None]) -> str:
-    """Show each set with its score in percent."""
+def by_set(scores: dict[str, float | None], metrics: dict[str, tuple[str, ...]]) -> str:
+    """Show each set with its score, in percent unless its metric is no fraction."""
     return ", ".join(
         f"{name.removeprefix('validation_')} "
-        + (NOT_AVAILABLE if value is None else f"{100 * value:.1f}")
+        + (NOT_AVAILABLE if value is None else shown(value, metrics.get(name, ())))
         for name, value in scores.items()
     )
 
@@ -212,7 +223,7 @@ def by_set(scores: dict[str, float | None]) -> str:
 def headline(result: dict[str, Any]) -> str:
     """Sum up a result in one line."""
     ood = [
-        f"{name} {100 * values['primary']:.1f}" if values else f"{name} not available"
+        f"{name} {shown(values['primary'], list(values))}" if values else f"{name} not available"
         for name, values in result["ood_metrics"].items()
     ]
     figures = "+".join(result["metrics"])

@@ -8,10 +8,20 @@ from typing import Any
 
 from moe_runner import tasks
 from moe_runner.backbones.weights import Weights, find_weights
-from moe_runner.config import ConfigError, Dense, Model, Settings, Task, Trainer
+from moe_runner.config import (
+    ConfigError,
+    Dense,
+    LanguageModellingTask,
+    Model,
+    Settings,
+    Task,
+    Trainer,
+)
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
 from moe_runner.tasks.base import Recipe
+
+BLOCK_SIZE = 1024  # tokens; HyperMoE's code
 
 
 @dataclass(frozen=True)
@@ -132,6 +142,7 @@ def runs_of_task(settings: Settings, name: str, data: dict[str, str], weights: s
     )
     rates = learning_rates(settings, spec.recipe)
     trainer = resolve(trainer, spec.recipe, tuning.name)
+    task = with_block_size(settings.task, settings.model)
     return [
         Run(
             method=settings.method,
@@ -139,7 +150,7 @@ def runs_of_task(settings: Settings, name: str, data: dict[str, str], weights: s
             model=replace(settings.model, path=absolute(settings.model.path)),
             tuning=tuning,
             task=replace(
-                settings.task,
+                task,
                 members=(name,),
                 ood=ood,
                 data_dir=absolute(settings.task.data_dir),
@@ -199,6 +210,13 @@ def resolve(trainer: Trainer, recipe: Recipe, tuning: str) -> Trainer:
             f"trainer.batch_size={resolved.batch_size}; batch_size is the size of one update"
         )
     return resolved
+
+
+def with_block_size(task: Task, model: Model) -> Task:
+    """Choose the block of language modelling where the user gave none: HyperMoE's, if it fits."""
+    if not isinstance(task, LanguageModellingTask) or task.block_size is not None:
+        return task
+    return replace(task, block_size=min(BLOCK_SIZE, model.max_positions or BLOCK_SIZE))
 
 
 def absolute(path: str | None) -> str | None:

@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from moe_runner.config import ConfigError
+from moe_runner.config import CONF, ConfigError
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
-from moe_runner.sweeps.compose import CONF, compose_settings
+from moe_runner.sweeps.compose import compose_settings
 from moe_runner.sweeps.plan import Inventory, list_runs
 from moe_runner.sweeps.study import Profile, Study, expand
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 from types import ModuleType
 
-from moe_runner.config import Task
-from moe_runner.tasks import glue, glue_mini
-from moe_runner.tasks.base import FormName, HubSplit, OODSpec, Source, TaskData, TaskSpec
+from moe_runner.config import Task, TextTask
+from moe_runner.runs.identity import content_hash
+from moe_runner.tasks import glue, glue_mini, language_modelling
+from moe_runner.tasks.base import FormName, HubSplit, OODSpec, Source, TaskData, TaskSpec, fraction
 
 __all__ = [
     "SUITES",
@@ -21,7 +22,11 @@ __all__ = [
     "spec",
 ]
 
-SUITES: dict[str, ModuleType] = {"glue": glue, "glue_mini": glue_mini}
+SUITES: dict[str, ModuleType] = {
+    "glue": glue,
+    "glue_mini": glue_mini,
+    "language_modelling": language_modelling,
+}
 
 
 def spec(suite: str, name: str) -> TaskSpec:
@@ -87,26 +92,29 @@ def fingerprint(options: Task, name: str, memo: Path | None = None) -> dict[str,
     return {split: _fingerprint(source, memo) for split, source in found.items()}
 
 
-def load(options: Task, name: str) -> TaskData:
+def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     """Read, or generate, the data of a task.
 
     Args:
         options: the task's options.
         name: the member task.
+        cache: `paths.cache`: what is read is memory-mapped from there; None: held in memory.
 
     Returns:
-        The data, with `limit` and `eval_limit` applied; None for the splits that are absent.
+        The data, with `limit` and `eval_limit` applied, then `train_fraction` where the task has
+        it; None for the splits that are absent.
 
     Raises:
         ConfigError: if a needed split can't be had, or for an unknown out-of-domain set.
         ValueError: if the columns or labels of a file are not what they should be.
     """
-    return SUITES[options.suite].load(options, name)
+    data: TaskData = SUITES[options.suite].load(options, name, cache)
+    if isinstance(options, TextTask):
+        data.train = fraction(data.train, options.train_fraction, options.data_seed)
+    return data
 
 
 def _fingerprint(source: Source, memo: Path | None) -> str:
-    from moe_runner.runs.identity import content_hash
-
     if source.absent:
         return "not available"
     if source.files:

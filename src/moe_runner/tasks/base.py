@@ -7,18 +7,20 @@ runs with the rest.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from moe_runner import hub
 from moe_runner.config import ConfigError, Task, not_an_option
+from moe_runner.runs.identity import content_hash
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 SCORE_RANGE = (0.0, 5.0)  # of a regression's labels; STS-B is the only one
+ROWS = 4096  # that are read and checked together
 
 
 FormName = Literal[
@@ -41,6 +43,15 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class About:
+    """What `moe-report tasks` says about a task's data."""
+
+    source: str = "unknown"  # Hub id, "generated", or the option that gives them
+    licence: str = "unknown"
+    rows: Mapping[str, int] = field(default_factory=dict)  # split -> published number of examples
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskSpec:
     """What one member task is; no data."""
 
@@ -52,6 +63,7 @@ class TaskSpec:
     validation: tuple[str, ...]  # splits; the first one selects the best epoch
     ood: tuple[str, ...] = ()  # the out-of-domain sets that `task.ood=[all]` means
     recipe: Recipe
+    about: About = About()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +109,11 @@ class Source:
     def available(self) -> bool:
         """Whether the split can be read."""
         return self.problem is None and self.absent is None
+
+    @property
+    def origin(self) -> str:
+        """Name the split in errors: its files, or its place on the Hub."""
+        return " + ".join(map(str, self.files)) or str(self.hub or self.generated)
 
 
 @dataclass(kw_only=True)
@@ -195,6 +212,7 @@ def read(
     columns: Sequence[tuple[str, ...]],
     labels: tuple[str, ...],
     limit: int | None = None,
+    cache: Path | None = None,
 ) -> Dataset | None:
     """Read one split.
 
@@ -204,6 +222,7 @@ def read(
             for sentence): the first ones found are taken, and named as the first entry says.
         labels: class names; () for a regression.
         limit: keep a random subset of so many examples, the same every time, in order.
+        cache: `paths.cache`: the examples are memory-mapped from there; None: held in memory.
 
     Returns:
         The examples: the text columns and `label`; rows of label -1 (no gold label) are left out.
@@ -212,17 +231,55 @@ def read(
     Raises:
         ValueError: if the columns or the labels are not what they should be; names the file.
     """
-    # Heavy, so here; pyarrow instead of load_dataset("parquet"), which copies all to its cache.
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if not source.available:
         return None
+    data = read_tables(
+        source,
+        lambda table, origin: _checked(table, origin, columns, labels),
+        _features(columns[0], labels),
+        {"columns": columns, "labels": labels},
+        cache,
+    )
+    if not len(data):
+        raise ValueError(f"{source.origin} has no labelled row; expected at least one")
+    return limited(data, limit)
+
+
+def read_tables(
+    source: Source,
+    convert: Callable[[Any, str], Any],
+    features: Any,
+    key: Mapping[str, Any],
+    cache: Path | None,
+) -> Dataset:
+    """Read the parquet files of a split, or its copy of the Hub, a part at a time.
+
+    Args:
+        source: available, and not generated.
+        convert: (pyarrow table of some rows, name of their origin) -> table of the schema of
+            `features`.
+        features: of the result.
+        key: what `convert` depends on, as plain values.
+        cache: `paths.cache`; None: the result is held in memory.
+
+    Returns:
+        The data set, memory-mapped if there is a cache.
+
+    Raises:
+        ValueError: if a file is not parquet, and what `convert` raises.
+    """
+    from moe_runner.tasks.cache import cached_batches
+
+    files, tables = source.files, lambda: _parquet_tables(source.files)
     if source.hub is not None:
-        return tidy(_read_hub(source.hub), str(source.hub), columns, labels, limit)
-    tables = [pq.read_table(file).replace_schema_metadata(None) for file in source.files]
-    table = pa.concat_tables(tables, promote_options="permissive")
-    return tidy(table, " + ".join(map(str, source.files)), columns, labels, limit)
+        files, tables = _open_hub(source.hub)
+    if cache is not None and files:
+        key = {"files": content_hash(files, cache / "hashes.json"), **key}
+    else:
+        cache = None  # nothing says what is read: a data set that is in memory already
+    return cached_batches(
+        lambda: (convert(table, source.origin) for table in tables()), features, key, cache
+    )
 
 
 def tidy(
@@ -247,9 +304,54 @@ def tidy(
     Raises:
         ValueError: as for `read`.
     """
+    from datasets import Dataset
+
+    table = _checked(table, origin, columns, labels)
+    if not len(table):
+        raise ValueError(f"{origin} has no labelled row; expected at least one")
+    return limited(Dataset(table), limit)
+
+
+def limited(dataset: Dataset, limit: int | None) -> Dataset:
+    """Keep a random subset of so many examples, the same every time, in order; None: all."""
+    if limit is None or limit >= len(dataset):
+        return dataset
+    return dataset.select(sorted(random.Random(0).sample(range(len(dataset)), limit)))
+
+
+def fraction(dataset: Dataset, share: float, seed: int) -> Dataset:
+    """Keep a random share of the examples, in order; the labels are not balanced.
+
+    A smaller share of the same seed is a part of a larger one, so that their difference is the
+    number of examples alone.
+
+    Args:
+        dataset: at least one example.
+        share: above 0, to 1.
+        seed: another seed draws others.
+
+    Returns:
+        `share` of the examples, rounded, but at least one.
+    """
+    if share == 1.0:
+        return dataset
+    order = random.Random(f"fraction/{seed}").sample(range(len(dataset)), len(dataset))
+    return dataset.select(sorted(order[: max(1, round(share * len(dataset)))]))
+
+
+def _features(columns: tuple[str, ...], labels: tuple[str, ...]) -> Any:
+    from datasets import ClassLabel, Features, Value
+
+    label = ClassLabel(names=list(labels)) if labels else Value("float32")
+    return Features({**dict.fromkeys(columns, Value("string")), "label": label})
+
+
+def _checked(
+    table: Any, origin: str, columns: Sequence[tuple[str, ...]], labels: tuple[str, ...]
+) -> Any:
+    """Take the columns of a table under their first names, and check the values; see `read`."""
     import pyarrow as pa
     import pyarrow.compute as pc
-    from datasets import ClassLabel, Dataset, Features, Value
 
     here = table.column_names
     names = next((n for n in columns if {*n, "label"} <= set(here)), None)
@@ -264,21 +366,15 @@ def tidy(
     table = pa.table({**text, "label": label})
     if labels:
         table = table.filter(pc.not_equal(table["label"], -1))
-    if not len(table):
-        raise ValueError(f"{origin} has no labelled row; expected at least one")
     least, most = (0, len(labels) - 1) if labels else SCORE_RANGE
     inside = pc.and_(pc.greater_equal(table["label"], least), pc.less_equal(table["label"], most))
-    if not pc.all(inside).as_py():
+    if len(table) and not pc.all(inside).as_py():
         outside = table["label"].filter(pc.invert(inside))[0].as_py()
         names_of_labels = f" ({', '.join(labels)})" if labels else ""
         raise ValueError(
             f"{origin} has the label {outside}; expected {least} to {most}{names_of_labels}"
         )
-    if limit is not None and limit < len(table):
-        table = table.take(sorted(random.Random(0).sample(range(len(table)), limit)))
-    features: dict[str, Any] = dict.fromkeys(text, Value("string"))
-    features["label"] = ClassLabel(names=list(labels)) if labels else Value("float32")
-    return Dataset(table.cast(Features(features).arrow_schema))
+    return table.cast(_features(columns[0], labels).arrow_schema)
 
 
 def _column(table: Any, name: str, kind: Any, origin: str) -> Any:
@@ -299,18 +395,39 @@ def _column(table: Any, name: str, kind: Any, origin: str) -> Any:
     )
 
 
-def _read_hub(place: HubSplit) -> Any:
-    """Read a split of the Hub as a pyarrow table, from the cache where it is there."""
+def _parquet_tables(files: Sequence[Path]) -> Iterator[Any]:
+    """Yield the rows of parquet files, some at a time, as pyarrow tables.
+
+    Raises:
+        ValueError: if a file is not parquet; names it.
+    """
+    # Heavy, so here; pyarrow instead of load_dataset("parquet"), which copies all to its cache.
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    for file in files:
+        try:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS):
+                yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
+        except (pa.ArrowInvalid, OSError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{file} cannot be read as parquet: {reason}") from error
+
+
+def _open_hub(place: HubSplit) -> tuple[tuple[Path, ...], Callable[[], Iterable[Any]]]:
+    """Open a split of the Hub, from the cache where it is there.
+
+    Returns:
+        Its files on this machine, and a function that gives the rows as pyarrow tables.
+    """
     files = hub.cached_dataset(place.hub_id, place.config, place.split, place.revision)
     if files and files[0].suffix == ".parquet":
-        return pa.concat_tables([pq.read_table(file) for file in files])
+        return files, lambda: _parquet_tables(files)
     from datasets import Dataset, concatenate_datasets, load_dataset
 
     if files:
         data = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
     else:
         data = load_dataset(place.hub_id, place.config, split=place.split, revision=place.revision)
-    return data.with_format("arrow")[:]
+        files = tuple(Path(entry["filename"]) for entry in data.cache_files)
+    return files, lambda: data.with_format("arrow").iter(ROWS)

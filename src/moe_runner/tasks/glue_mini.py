@@ -4,19 +4,26 @@ Each has one out-of-domain partner with the columns of its task, scored as GLUE-
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_runner.config import Task
 from moe_runner.tasks import glue, gluex
-from moe_runner.tasks.base import OODSpec, Source, TaskData, TaskSpec, chosen_ood, tidy
-from moe_runner.tasks.mini.glue import OOD_NAMES, VERSION, generate
+from moe_runner.tasks.base import About, OODSpec, Source, TaskData, TaskSpec, chosen_ood, tidy
+from moe_runner.tasks.mini.glue import OOD_NAMES, SIZES, VERSION, generate
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 RECIPE = replace(glue.RECIPE, epochs={"full": 4, "lora": 8, "lora_block": 8})  # ours
 TASKS: dict[str, TaskSpec] = {
-    name: replace(spec, ood=(OOD_NAMES[name],), recipe=RECIPE) for name, spec in glue.TASKS.items()
+    name: replace(
+        spec,
+        ood=(OOD_NAMES[name],),
+        recipe=RECIPE,
+        about=About(source="generated", licence="MIT", rows=SIZES[name]),
+    )
+    for name, spec in glue.TASKS.items()
 }
 
 
@@ -44,12 +51,13 @@ def sources(options: Task, name: str) -> dict[str, Source]:
     return dict.fromkeys(["train", *spec.validation, *(f"ood/{n}" for n in ood)], source)
 
 
-def load(options: Task, name: str) -> TaskData:
+def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     """Generate the data of a task.
 
     Args:
         options: the task's options.
         name: the member task.
+        cache: not needed: nothing is read.
 
     Returns:
         The data; the same for the same version and `data_seed`.

@@ -53,6 +53,7 @@ class Resources:
     keep_model: bool
     export: str = "none"  # or dense, moe: the form of the Hugging Face folder to write
     quiet: bool = False  # no progress bar
+    data_cache: Path | None = None  # paths.cache: read and encoded data; None: made anew, in memory
 
 
 @dataclass
@@ -63,6 +64,11 @@ class Prepared:
     conversion: Conversion
     data: TaskData
     lr_scales: dict[str, float]
+    data_cache: Path | None
+
+    def encode(self, dataset: Dataset, columns: tuple[str, ...]) -> Dataset:
+        """Turn examples into what the model takes, once for all runs; see `Form`."""
+        return self.form.encode(dataset, columns, self.data_cache)
 
     @property
     def backbone(self) -> Backbone:
@@ -75,7 +81,7 @@ def build(run: Run, resources: Resources) -> Prepared:
     check_precision(run.trainer, resources.device)
     silence_libraries()
     prepare(run.seed, resources.threads)
-    data = tasks.load(run.task, run.task_name)
+    data = tasks.load(run.task, run.task_name, resources.data_cache)
     form = FORMS[run.form](run, data, find_weights(run.model))
     backbone = form.backbone
     # LoRA2EMoE trains the dense model
@@ -94,7 +100,7 @@ def build(run: Run, resources: Resources) -> Prepared:
     backbone.model.to(resources.device)
     for line in conversion.report(backbone.model).splitlines():
         log.info("  %s", line)
-    return Prepared(form, conversion, data, lr_scales)
+    return Prepared(form, conversion, data, lr_scales, resources.data_cache)
 
 
 def converts_at(run: Run) -> str:
@@ -136,9 +142,9 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
     ready = build(run, resources)
     form, model, data = ready.form, ready.backbone.model, ready.data
     spec = data.spec
-    train = form.encode(data.train, spec.columns)
+    train = ready.encode(data.train, spec.columns)
     validation = {
-        split: None if dataset is None else form.encode(dataset, spec.columns)
+        split: None if dataset is None else ready.encode(dataset, spec.columns)
         for split, dataset in data.validation.items()
     }
     selecting = validation[spec.validation[0]]
@@ -343,7 +349,7 @@ def evaluate_ood(
             results[name] = None
             continue
         spec: OODSpec = ready.data.ood_specs[name]
-        encoded = ready.form.encode(dataset, spec.columns)
+        encoded = ready.encode(dataset, spec.columns)
         results[name] = predict(trainer, encoded, spec.metrics)
     return results
 

@@ -8,6 +8,7 @@ arXiv:1910.10683.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from moe_runner.config import TextTask
 from moe_runner.runs.run import Run
 from moe_runner.tasks import metrics
 from moe_runner.tasks.base import TaskData
+from moe_runner.tasks.cache import cached_map, tokenizer_content
 from moe_runner.training.trainer import RunTrainer
 
 LABEL_TOKENS = 8  # most tokens of a generated label
@@ -54,7 +56,9 @@ class TextToText:
         self.backbone = load_text_to_text(run.model, weights)
         self.collator = DataCollatorForSeq2Seq(self.backbone.processor, self.backbone.model)
 
-    def encode(self, dataset: Dataset, columns: tuple[str, ...]) -> Dataset:
+    def encode(
+        self, dataset: Dataset, columns: tuple[str, ...], cache: Path | None = None
+    ) -> Dataset:
         """Tokenize "<task> <column>: <text> ..." and the answer."""
         tokenizer = self.backbone.processor
 
@@ -65,13 +69,15 @@ class TextToText:
             encoded = tokenizer(sources, truncation=True, max_length=self.max_length)
             return {**encoded, "labels": tokenizer(text_target=answers)["input_ids"]}
 
-        return dataset.map(
-            encode,
-            batched=True,
-            remove_columns=dataset.column_names,
-            keep_in_memory=True,
-            load_from_cache_file=False,
-        )
+        key = {
+            "form": "text_to_text",
+            "tokenizer": tokenizer_content(tokenizer),
+            "task": self.name,
+            "columns": columns,
+            "max_length": self.max_length,
+            "step": STEP,
+        }
+        return cached_map(dataset, encode, key, cache)
 
     def answer(self, label: float) -> str:
         """Write a label as the text that is to be generated."""
