@@ -148,7 +148,9 @@ def fake_hub(tmp_path):
             path = self.path.partition("?")[0]
             if path.startswith("/api/datasets/"):
                 repository = "/".join(path.split("/")[3:5])
-                names = [n.removeprefix(f"{repository}/") for n in files if n.startswith(repository)]
+                names = [
+                    n.removeprefix(f"{repository}/") for n in files if n.startswith(repository)
+                ]
                 tree = [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in names]
                 self.answer(json.dumps(tree).encode(), Content_Type="application/json")
             elif path.startswith("/datasets/"):
@@ -173,7 +175,9 @@ def fake_hub(tmp_path):
                 ):
                     lfs = {"oid": self.digest(name, body), "size": len(body), "pointerSize": 1}
                     size = len(body)
-                    infos.append({"type": "file", "path": name, "size": size, "oid": "", "lfs": lfs})
+                    infos.append(
+                        {"type": "file", "path": name, "size": size, "oid": "", "lfs": lfs}
+                    )
             self.answer(json.dumps(infos).encode(), Content_Type="application/json")
 
         def digest(self, name: str, body: bytes) -> str:

@@ -186,7 +186,9 @@ def build_table(results: Sequence[dict[str, Any]], gaps: dict[str, str], title: 
             cell = cells[task, name]
             head = (task, " + ".join(cell.metrics)) if position == 0 else ("", "")
             further = f" ({by_set(cell.further, cell.set_metrics)})" if cell.further else ""
-            table.add_row(*head, name, score(cell) + further, by_set(cell.ood, cell.set_metrics), str(cell.n))
+            table.add_row(
+                *head, name, score(cell) + further, by_set(cell.ood, cell.set_metrics), str(cell.n)
+            )
         table.add_section()
     for task, reason in gaps.items():
         table.add_row(task, "", NOT_AVAILABLE, "", reason, "0")

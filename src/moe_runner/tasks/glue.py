@@ -56,7 +56,9 @@ def _task(
         ood=gluex.PAPER[name],
         recipe=recipe,
         about=About(
-            source=HUB_ID, licence=licence, rows=dict(zip(("train", *validation), rows, strict=False))
+            source=HUB_ID,
+            licence=licence,
+            rows=dict(zip(("train", *validation), rows, strict=False)),
         ),
     )
 

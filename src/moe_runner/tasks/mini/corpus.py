@@ -21,9 +21,7 @@ _MAX_LINES = 6
 Line = tuple[str, str, str]
 
 
-def documents(
-    *, count: int, seed: int, kinds: Sequence[str] | None = None
-) -> Iterator[list[str]]:
+def documents(*, count: int, seed: int, kinds: Sequence[str] | None = None) -> Iterator[list[str]]:
     """Yield documents of 2 to 6 sentences each.
 
     Args:

@@ -31,9 +31,7 @@ class PerplexityTrainer(RunTrainer):
         found = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         perplexity = math.exp(min(found.metrics[f"{prefix}_loss"], 700.0))
-        found.metrics.update(
-            {f"{prefix}_perplexity": perplexity, f"{prefix}_primary": perplexity}
-        )
+        found.metrics.update({f"{prefix}_perplexity": perplexity, f"{prefix}_primary": perplexity})
         return found
 
 
@@ -48,7 +46,7 @@ class LanguageModelling:
 
     @staticmethod
     def collator(blocks: list[dict[str, Any]]) -> dict[str, Any]:
-        """Make a batch, int64 (B, block_size); the labels are the tokens, which the model shifts."""
+        """Make a batch, int64 (B, block_size); the labels are the tokens: the model shifts them."""
         batch = default_data_collator(blocks)
         return {**batch, "labels": batch["input_ids"].clone()}
 
