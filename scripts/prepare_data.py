@@ -1,7 +1,7 @@
 """Download the data of a task into a folder, or check a local copy, with checksums.
 
-`python scripts/prepare_data.py glue --folder /data/glue`        then: moe-run task=glue task.data_dir=/data/glue
-`python scripts/prepare_data.py gluex --folder /data/glue`       with the out-of-domain sets, in /data/glue/ood
+`python scripts/prepare_data.py glue --folder /data/glue`    then: moe-run task.data_dir=...
+`python scripts/prepare_data.py gluex --folder /data/glue`     with the OOD sets, in /data/glue/ood
 `python scripts/prepare_data.py wikitext2 --folder /data/wikitext`
 
 What is in the folder already is checked, what is not comes from the Hugging Face Hub. The folder's
@@ -226,8 +226,8 @@ def read_sums(file: Path) -> dict[str, str]:
     """Read a file of `sha256sum`: name -> digest; empty if there is none."""
     if not file.is_file():
         return {}
-    lines = (line.split(maxsplit=1) for line in file.read_text(encoding="utf-8").splitlines())
-    return {name.lstrip("*").removeprefix("./"): digest for digest, name in lines}
+    lines = [line.split(maxsplit=1) for line in file.read_text(encoding="utf-8").splitlines()]
+    return {name.lstrip("*").removeprefix("./"): digest for digest, name in filter(None, lines)}
 
 
 def sha256(file: Path) -> str:

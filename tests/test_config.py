@@ -201,6 +201,14 @@ PROBLEMS = [
         "task.max_length=300 is more than the 256 positions of model=bert_tiny; use at most 256",
     ),
     (
+        {"task__train_fraction": 0.0},
+        "task.train_fraction=0.0 is not a share; use more than 0 and at most 1",
+    ),
+    (
+        {"task__train_fraction": 1.5},
+        "task.train_fraction=1.5 is not a share; use more than 0 and at most 1",
+    ),
+    (
         {"tuning__name": "lora", "tuning__rank": 8, "tuning__alpha": 16},
         "tuning.dropout=null does not go with tuning=lora; give a number",
     ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -47,7 +46,7 @@ def tasks(words: Sequence[str]) -> None:
         raise ConfigError(*problems)
     console = Console()
     if not console.is_terminal:
-        console = Console(width=120)
+        console = Console(width=150)
     console.print(build_table(names or list(suites.SUITES), places))
     console.print(
         "missing data come from the Hub where it answers (moe-run does it, or python "
@@ -63,17 +62,23 @@ def build_table(names: Sequence[str], places: Mapping[str, str]) -> Table:
         places: folders by option name.
     """
     table = Table(caption="rows: training / validation, as published", caption_justify="left")
-    for column in ("task=", "metric", "rows", "source", "licence", "on this machine"):
-        table.add_column(column, no_wrap=column in ("task=", "rows", "source"))
+    for column in ("suite", "task=", "metric", "rows", "source", "licence", "on this machine"):
+        table.add_column(column, no_wrap=column in ("suite", "task=", "rows", "source"))
     options_of = option_files()
     for suite in names:
         kind = TASKS[suite]
         members = suites.SUITES[suite].TASKS
-        options = replace(kind(suite=suite, members=tuple(members)), **places)
+        options = kind(
+            suite=suite,
+            members=tuple(members),
+            data_dir=places.get("data_dir"),
+            ood_dir=places.get("ood_dir"),
+        )
         for name, spec in members.items():
             about = spec.about
             option = options_of.get((suite, name), f"{suite} task.members=[{name}]")
             table.add_row(
+                suite if name == next(iter(members)) else "",
                 option,
                 " + ".join(spec.metrics),
                 rows(spec),
@@ -87,7 +92,7 @@ def build_table(names: Sequence[str], places: Mapping[str, str]) -> Table:
 
 def option_files() -> dict[tuple[str, str], str]:
     """Find the option that stands for one member of a suite: (suite, member) -> `glue/cola`."""
-    found = {}
+    found: dict[tuple[str, str], str] = {}
     for file in sorted((CONF / "task").rglob("*.yaml")):
         tree: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
         if len(tree["members"]) == 1:

@@ -270,9 +270,7 @@ def read_tables(
     """
     from moe_runner.tasks.cache import cached_batches
 
-    files, tables = source.files, lambda: _parquet_tables(source.files)
-    if source.hub is not None:
-        files, tables = _open_hub(source.hub)
+    files, tables = _open(source)
     if cache is not None and files:
         key = {"files": content_hash(files, cache / "hashes.json"), **key}
     else:
@@ -414,12 +412,15 @@ def _parquet_tables(files: Sequence[Path]) -> Iterator[Any]:
             raise ValueError(f"{file} cannot be read as parquet: {reason}") from error
 
 
-def _open_hub(place: HubSplit) -> tuple[tuple[Path, ...], Callable[[], Iterable[Any]]]:
-    """Open a split of the Hub, from the cache where it is there.
+def _open(source: Source) -> tuple[tuple[Path, ...], Callable[[], Iterable[Any]]]:
+    """Open parquet files, or a split of the Hub, from the cache where it is there.
 
     Returns:
-        Its files on this machine, and a function that gives the rows as pyarrow tables.
+        The files on this machine, and a function that gives their rows as pyarrow tables.
     """
+    place, files = source.hub, source.files
+    if place is None:
+        return files, lambda: _parquet_tables(files)
     files = hub.cached_dataset(place.hub_id, place.config, place.split, place.revision)
     if files and files[0].suffix == ".parquet":
         return files, lambda: _parquet_tables(files)

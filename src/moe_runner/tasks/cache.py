@@ -47,8 +47,8 @@ def cached_map(
     Args:
         dataset: what is read, wherever it lies; its content is part of the key.
         function: columns of some rows -> new columns. Batches come in order.
-        key: all that the result depends on beside the data, as plain values: the form, the settings,
-            and `tokenizer_content`.
+        key: all that the result depends on beside the data, as plain values: the form, the
+            settings, and `tokenizer_content`.
         cache: `paths.cache`; None: the result is made anew, in memory.
         keep: columns that stay as they are; the others are dropped.
         features: of the result; None: inferred from the first batch.
@@ -61,15 +61,18 @@ def cached_map(
         "remove_columns": [name for name in dataset.column_names if name not in keep],
         "features": features,
         "load_from_cache_file": False,
-        "new_fingerprint": uuid.uuid4().hex,  # else datasets pickles the function to hash it
     }
+    # The fingerprints are given, or datasets would pickle the function to hash it.
     if cache is None or not len(dataset):
-        return dataset.map(function, keep_in_memory=True, **options)
+        fingerprint = uuid.uuid4().hex
+        return dataset.map(function, keep_in_memory=True, new_fingerprint=fingerprint, **options)
+    key = {"data": content(dataset), **key}
+    fingerprint = key_hash(key)
 
     def write(file: Path) -> None:
-        dataset.map(function, cache_file_name=str(file), **options)
+        dataset.map(function, cache_file_name=str(file), new_fingerprint=fingerprint, **options)
 
-    return cached({"data": content(dataset), **key}, write, cache)
+    return cached(key, write, cache)
 
 
 def cached_batches(
@@ -117,14 +120,13 @@ def cached(key: Mapping[str, Any], write: Callable[[Path], None], cache: Path) -
     """
     from datasets import Dataset
 
-    text = canonical_json({"version": VERSION, **key})
-    file = cache / FOLDER / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.arrow"
+    file = cache / FOLDER / f"{key_hash(key)}.arrow"
     found = read_entry(file)
     if found is not None:
         return found
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_suffix(".lock")):
-        found = read_entry(file)  # another process may have made it meanwhile
+        found = read_entry(file, warn=True)  # another process may have made it meanwhile
         if found is not None:
             return found
         temporary = file.with_name(f".{file.stem}.{uuid.uuid4().hex}.arrow")
@@ -138,11 +140,17 @@ def cached(key: Mapping[str, Any], write: Callable[[Path], None], cache: Path) -
     return Dataset.from_file(str(file))
 
 
-def read_entry(file: Path) -> Dataset | None:
+def key_hash(key: Mapping[str, Any]) -> str:
+    """Hash a key to 32 hex digits."""
+    text = canonical_json({"version": VERSION, **key})
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def read_entry(file: Path, *, warn: bool = False) -> Dataset | None:
     """Open an entry.
 
     Returns:
-        The data set; None if there is none or it is damaged (said in the log).
+        The data set; None if there is none or it is damaged (said in the log with `warn`).
     """
     from datasets import Dataset
 
@@ -154,7 +162,8 @@ def read_entry(file: Path) -> Dataset | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:  # ArrowInvalid is a ValueError
-        log.warning("the cached data %s are damaged (%s); making them anew", file, error)
+        if warn:
+            log.warning("the cached data %s are damaged (%s); making them anew", file, error)
         return None
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,8 +144,8 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     for key, source in found.items():
         limit = options.limit if key == "train" else options.eval_limit
         if source.generated:
-            lines = mini_text(key.removeprefix("ood/"), options.data_seed)
-            data[key] = _first(_dataset(lambda lines=lines: lines, {}, None), limit)
+            lines = partial(mini_text, key.removeprefix("ood/"), options.data_seed)
+            data[key] = _first(_dataset(lines, {}, None), limit)
         else:
             part = PARTS[key] if _is_one_file(options) and key in PARTS else (0.0, 1.0)
             data[key] = _first(_read(source, part, name in CONFIGS, cache), limit)
@@ -200,17 +201,17 @@ def _text_source(options: Task, name: str, split: str) -> Source:
     folder = Path(options.data_dir).expanduser()
     if folder.is_file():
         return Source(files=(folder,))
-    names = [f"{split}.txt", f"{SHORT[split]}.txt", f"wiki.{SHORT[split]}.raw"]
-    for place in (folder, folder / name, folder / config):
+    names = dict.fromkeys([f"{split}.txt", f"{SHORT[split]}.txt", f"wiki.{SHORT[split]}.raw"])
+    for within in (folder, folder / name, folder / config):
         for file in names:
-            if (place / file).is_file():
-                return Source(files=(place / file,))
+            if (within / file).is_file():
+                return Source(files=(within / file,))
     if files := find_parquet(folder / config, split):
         return Source(files=files)
     state = "lacks a split" if folder.is_dir() else "is neither a folder nor a text file"
     return Source(
-        problem=f"task.data_dir={options.data_dir} {state}: looked for {', '.join(dict.fromkeys(names))} "
-        f"and {config}/{split}-*-of-*.parquet (all parts); put it there, or use task={MINI}"
+        problem=f"task.data_dir={options.data_dir} {state}: looked for {', '.join(names)} and "
+        f"{config}/{split}-*-of-*.parquet (all parts); put it there, or use task={MINI}"
     )
 
 
@@ -243,7 +244,7 @@ def _read(
         key: dict[str, Any] = {"part": part, "wikitext": wikitext}
         if cache is not None:
             key["lines of"] = content_hash([file], cache / "hashes.json")
-        data = _dataset(lambda: _lines(file, part, wikitext), key, cache)
+        data = _dataset(partial(_lines, file, part, wikitext), key, cache)
     if not len(data):
         raise ValueError(f"{source.origin} has no line of text; expected at least one")
     return data
@@ -296,7 +297,7 @@ def _text_column(table: Any, origin: str) -> Any:
 
 
 def _lines(file: Path, part: tuple[float, float], wikitext: bool) -> Iterator[str]:
-    """Yield lines of a text file with their ends, which become `\\n`.
+    """Yield lines of a text file with their ends, which become one line feed.
 
     Raises:
         ValueError: if a line is not UTF-8; gives its number.

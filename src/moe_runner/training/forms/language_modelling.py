@@ -46,7 +46,7 @@ class LanguageModelling:
 
     @staticmethod
     def collator(blocks: list[dict[str, Any]]) -> dict[str, Any]:
-        """Make a batch, int64 (B, block_size); the labels are the tokens, which the model shifts."""
+        """Make a batch, int64 (B, block_size); the labels are the tokens: the model shifts them."""
         batch = default_data_collator(blocks)
         return {**batch, "labels": batch["input_ids"].clone()}
 
