@@ -8,7 +8,7 @@ from typing import Any
 
 from moe_runner import tasks
 from moe_runner.backbones.weights import find_weights
-from moe_runner.config import ConfigError, Dense, Settings, Trainer
+from moe_runner.config import ConfigError, Dense, DomainBedTask, Settings, Trainer
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
 from moe_runner.tasks.base import Recipe
@@ -41,10 +41,13 @@ def make_plan(settings: Settings) -> Plan:
     """
     memo = Path(settings.paths.cache) / "hashes.json"
     weights = find_weights(settings.model)
+    if isinstance(settings.task, DomainBedTask) and settings.task.image_size is None:
+        task = replace(settings.task, image_size=weights.image_size())
+        settings = replace(settings, task=task)
     problems = [] if weights.problem is None else [weights.problem]
     gaps: dict[str, str] = {}
     members: list[str] = []
-    for name in settings.task.members:
+    for name in tasks.members(settings.task):
         missing = [s.problem for s in tasks.sources(settings.task, name).values() if s.problem]
         if missing and settings.task.skip_missing:
             gaps[name] = "; ".join(missing)
@@ -134,7 +137,14 @@ def resolve(trainer: Trainer, recipe: Recipe, tuning: str) -> Trainer:
     """
     own = {
         name: getattr(recipe, name)
-        for name in ("max_steps", "batch_size", "eval_batch_size", "eval_steps", "weight_decay")
+        for name in (
+            "max_steps",
+            "batch_size",
+            "eval_batch_size",
+            "eval_steps",
+            "weight_decay",
+            "schedule",
+        )
         if getattr(trainer, name) is None
     }
     patience = recipe.patience if trainer.patience is None else trainer.patience
@@ -147,6 +157,15 @@ def resolve(trainer: Trainer, recipe: Recipe, tuning: str) -> Trainer:
         raise ConfigError(
             f"trainer.accumulate={trainer.accumulate} does not divide "
             f"trainer.batch_size={resolved.batch_size}; batch_size is the size of one update"
+        )
+    multiple = recipe.batch_multiple * trainer.accumulate
+    if resolved.batch_size % multiple:
+        near = max(resolved.batch_size // multiple, 1) * multiple
+        micro = f" in {trainer.accumulate} micro-batches" if trainer.accumulate > 1 else ""
+        raise ConfigError(
+            f"trainer.batch_size={resolved.batch_size}{micro} does not divide by the "
+            f"{recipe.batch_multiple} training domains; use a multiple of {multiple}, for example "
+            f"{near}"
         )
     return resolved
 
