@@ -178,9 +178,9 @@ def absolute(path: str | None) -> str | None:
 def show_plan(plan: Plan, store: Store) -> None:
     """Print the runs of a plan and which of them are done."""
     for run in plan.runs:
-        print(
-            f"{run.id}  {store.status(run.id).state:<11}  {run.label}, {run.trainer.epochs} epochs"
-        )
+        steps = run.trainer.max_steps
+        length = f"{run.trainer.epochs} epochs" if steps is None else f"{steps} updates"
+        print(f"{run.id}  {store.status(run.id).state:<11}  {run.label}, {length}")
     for name, reason in plan.gaps.items():
         print(f"{'':16}  skipped      {name}: {reason}")
     done = sum(store.status(run.id).state == "done" for run in plan.runs)
