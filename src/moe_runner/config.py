@@ -51,6 +51,7 @@ def later(default: Any) -> Any:
 # ------------------------------------------------------------------------------------- methods
 
 Backend = Literal["auto", "masked", "sorted", "grouped_mm"]
+Schedule = Literal["linear", "cosine", "constant"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,9 +295,11 @@ class InstructTask(Task):
 class DomainBedTask(Task):
     """Images from several domains, some of which are held out: DomainBed."""
 
-    image_size: int = 224  # pixels
+    pairs: bool = runtime(False)  # also the members that hold out pairs of the members' domains
+    image_size: int | None = None  # pixels a side; None: those that the backbone was trained on
     augment: bool = True  # DomainBed's augmentations
     holdout: float = 0.2  # of each domain, for validation
+    drop_path: float = 0.1  # share of the blocks' outputs that are dropped in the last layer
     skip_corrupt: bool = runtime(False)  # leave out files that are no images, and count them
 
 
@@ -364,7 +367,7 @@ class Trainer:
     eval_batch_size: int | None = None
     eval_steps: int | None = later(None)  # updates between evaluations; None: one per epoch
     weight_decay: float | None = None
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Schedule | None = None  # None: the task's own
     warmup_ratio: float = 0.0
     max_grad_norm: float = 1.0
     patience: int | None = None  # evaluations without a better primary metric; 0: never stop
@@ -797,6 +800,7 @@ def value_problems(parts: Mapping[str, Any]) -> list[str]:
         (block_problems, "tuning", "method"),
         (protocol_problems, "protocol", "method"),
         (export_problems, "export", "method"),
+        (checkpoint_problems, "task", "method"),
     ]
     problems: list[str] = []
     for check, one, other in checks:
@@ -825,7 +829,7 @@ NOT_NEGATIVE = {
 SHARES = {"task": "train_fraction"}  # above 0, to 1
 FRACTIONS = {
     "tuning": "dropout",
-    "task": "holdout",
+    "task": "holdout drop_path",
     "trainer": "warmup_ratio",
     "protocol": "expert_dropout jitter",
 }
@@ -890,6 +894,8 @@ def task_problems(task: Task, model: Model) -> list[str]:
             f"use a model of the family {join(families)}"
         )
         return problems
+    if getattr(task, "holdout", 1.0) == 0:
+        problems.append("task.holdout=0.0 leaves nothing to select by; use for example 0.2")
     for name in ("max_length", "block_size"):
         length = getattr(task, name, None)
         if length and model.max_positions and length > model.max_positions:
@@ -900,6 +906,17 @@ def task_problems(task: Task, model: Model) -> list[str]:
     if getattr(task, "block_size", None) == 1:
         problems.append("task.block_size=1 leaves no token to predict; use 2 or more")
     return problems
+
+
+def checkpoint_problems(task: Task, method: Method) -> list[str]:
+    """Check that the checkpoints of DomainBed, which select the model, have its final form."""
+    at = getattr(method, "convert_at", "both")
+    if isinstance(task, DomainBedTask) and at != "both":
+        return [
+            f"method.convert_at={at} does not go with task={task.suite}, whose selection rules "
+            "read every checkpoint as it is trained; use method.convert_at=both"
+        ]
+    return []
 
 
 def tuning_problems(tuning: Tuning, model: Model) -> list[str]:

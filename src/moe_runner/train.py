@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from moe_runner.arguments import check_arguments, parse_config
 from moe_runner.config import CONF, ConfigError, Settings
-from moe_runner.report.summary import headline, print_table
+from moe_runner.report.summary import headline, print_results, print_table
 from moe_runner.runs.environment import environment
 from moe_runner.runs.log import logged_to
 from moe_runner.runs.run import Run, read_run
@@ -72,7 +72,7 @@ def main() -> None:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     if session.table_at_end:
-        print_table(session.results, session.gaps)
+        print_results(session.results, session.gaps)
         print(session.where)
     for line in session.failed:
         print(f"failed: {line}", file=sys.stderr)
@@ -125,7 +125,7 @@ def run_plan(plan: Plan, settings: Settings, session: Session) -> float:
     session.table_at_end = one_of_many_jobs()
     if not session.table_at_end and not settings.quiet:
         baselines, hint = stored_baselines(plan, store)
-        print_table([*baselines, *results], plan.gaps)
+        print_results([*baselines, *results], plan.gaps)
         print("\n".join(line for line in (hint, session.where) if line))
     complete = len(results) == len(plan.runs)
     return math.fsum(r["primary"] for r in results) / len(results) if complete else math.nan

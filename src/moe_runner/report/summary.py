@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from moe_runner.report import domainbed
 from moe_runner.tasks.metrics import lower_is_better, shown
 
 NOT_AVAILABLE = "not available"
@@ -234,10 +235,27 @@ def headline(result: dict[str, Any]) -> str:
     )
 
 
-def print_table(results: Sequence[dict[str, Any]], gaps: dict[str, str], title: str = "") -> None:
-    """Print the table on the standard output, wide enough for a file where that is none."""
+def print_results(results: Sequence[dict[str, Any]], gaps: dict[str, str]) -> None:
+    """Print what a command ends with: a table of tasks, and one per data set of DomainBed."""
+    of_domains = [result for result in results if domainbed.is_domainbed(result)]
+    if not of_domains:
+        print_table(results, gaps)
+        return
+    print_table([result for result in results if not domainbed.is_domainbed(result)], {})
+    for suite in dict.fromkeys(result["axes"]["suite"] for result in of_domains):
+        rows = [result for result in of_domains if result["axes"]["suite"] == suite]
+        for table in domainbed.build_tables(group(rows), gaps):
+            wide_console().print(table)
+        gaps = {}
+
+
+def wide_console() -> Console:
+    """Write to the standard output, wide enough for a file where that is none."""
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    return console if console.is_terminal else Console(width=120)
+
+
+def print_table(results: Sequence[dict[str, Any]], gaps: dict[str, str], title: str = "") -> None:
+    """Print the table of tasks."""
     if results or gaps:
-        console.print(build_table(results, gaps, title))
+        wide_console().print(build_table(results, gaps, title))

@@ -11,6 +11,7 @@ from moe_runner.backbones.weights import Weights, find_weights
 from moe_runner.config import (
     ConfigError,
     Dense,
+    DomainBedTask,
     LanguageModellingTask,
     Model,
     Settings,
@@ -111,10 +112,13 @@ def list_runs(settings: Settings, inventory: Inventory) -> Listed:
         process.
     """
     weights, fingerprint = inventory.weights_of(settings.model)
+    if isinstance(settings.task, DomainBedTask) and settings.task.image_size is None:
+        task = replace(settings.task, image_size=weights.image_size())
+        settings = replace(settings, task=task)
     problems = [] if weights.problem is None else [weights.problem]
     gaps: dict[str, str] = {}
     runs: list[Run] = []
-    for name in settings.task.members:
+    for name in tasks.members(settings.task):
         missing, data = inventory.data_of(settings.task, name)
         if missing and settings.task.skip_missing:
             gaps[name] = "; ".join(missing)
@@ -195,7 +199,14 @@ def resolve(trainer: Trainer, recipe: Recipe, tuning: str) -> Trainer:
     """
     own = {
         name: getattr(recipe, name)
-        for name in ("max_steps", "batch_size", "eval_batch_size", "eval_steps", "weight_decay")
+        for name in (
+            "max_steps",
+            "batch_size",
+            "eval_batch_size",
+            "eval_steps",
+            "weight_decay",
+            "schedule",
+        )
         if getattr(trainer, name) is None
     }
     patience = recipe.patience if trainer.patience is None else trainer.patience
@@ -208,6 +219,15 @@ def resolve(trainer: Trainer, recipe: Recipe, tuning: str) -> Trainer:
         raise ConfigError(
             f"trainer.accumulate={trainer.accumulate} does not divide "
             f"trainer.batch_size={resolved.batch_size}; batch_size is the size of one update"
+        )
+    multiple = recipe.batch_multiple * trainer.accumulate
+    if resolved.batch_size % multiple:
+        near = max(resolved.batch_size // multiple, 1) * multiple
+        micro = f" in {trainer.accumulate} micro-batches" if trainer.accumulate > 1 else ""
+        raise ConfigError(
+            f"trainer.batch_size={resolved.batch_size}{micro} does not divide by the "
+            f"{recipe.batch_multiple} training domains; use a multiple of {multiple}, for example "
+            f"{near}"
         )
     return resolved
 
@@ -227,9 +247,9 @@ def absolute(path: str | None) -> str | None:
 def show_plan(plan: Plan, store: Store) -> None:
     """Print the runs of a plan and which of them are done."""
     for run in plan.runs:
-        print(
-            f"{run.id}  {store.status(run.id).state:<11}  {run.label}, {run.trainer.epochs} epochs"
-        )
+        steps = run.trainer.max_steps
+        length = f"{run.trainer.epochs} epochs" if steps is None else f"{steps} updates"
+        print(f"{run.id}  {store.status(run.id).state:<11}  {run.label}, {length}")
     for name, reason in plan.gaps.items():
         print(f"{'':16}  skipped      {name}: {reason}")
     done = sum(store.status(run.id).state == "done" for run in plan.runs)

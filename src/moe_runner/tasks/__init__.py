@@ -3,9 +3,9 @@
 from pathlib import Path
 from types import ModuleType
 
-from moe_runner.config import Task, TextTask
+from moe_runner.config import DomainBedTask, Task, TextTask
 from moe_runner.runs.identity import content_hash
-from moe_runner.tasks import glue, glue_mini, language_modelling
+from moe_runner.tasks import domainbed, domainbed_mini, glue, glue_mini, language_modelling
 from moe_runner.tasks.base import FormName, HubSplit, OODSpec, Source, TaskData, TaskSpec, fraction
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "fingerprint",
     "form",
     "load",
+    "members",
     "sources",
     "spec",
 ]
@@ -25,6 +26,8 @@ __all__ = [
 SUITES: dict[str, ModuleType] = {
     "glue": glue,
     "glue_mini": glue_mini,
+    "domainbed": domainbed,
+    "domainbed_mini": domainbed_mini,
     "language_modelling": language_modelling,
 }
 
@@ -40,6 +43,34 @@ def spec(suite: str, name: str) -> TaskSpec:
         The spec.
     """
     return SUITES[suite].TASKS[name]
+
+
+def members(options: Task) -> tuple[str, ...]:
+    """List the member tasks that are meant.
+
+    Args:
+        options: the task's options.
+
+    Returns:
+        `options.members`; with `pairs` also those that hold out one of their domains and another,
+        which leave-one-domain-out selection needs.
+    """
+    if not isinstance(options, DomainBedTask) or not options.pairs:
+        return options.members
+    known = SUITES[options.suite].TASKS
+    wanted = {
+        (name.partition("/")[0], domain)
+        for name in options.members
+        if name in known
+        for domain in known[name].ood
+    }
+    pairs = [
+        name
+        for name, member in known.items()
+        if len(member.ood) == 2
+        and any((name.partition("/")[0], domain) in wanted for domain in member.ood)
+    ]
+    return tuple(dict.fromkeys([*options.members, *pairs]))
 
 
 def form(of: TaskSpec, family: str) -> FormName:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from moe_runner import hub
-from moe_runner.config import ConfigError, Task, not_an_option
+from moe_runner.config import ConfigError, Schedule, Task, not_an_option
 from moe_runner.runs.identity import content_hash
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class Recipe:
     eval_batch_size: int = 64
     eval_steps: int | None = None  # None: an evaluation per epoch
     weight_decay: float = 0.0
+    schedule: Schedule = "linear"
+    batch_multiple: int = 1  # a batch takes as many examples of each of so many sources
     patience: int = 0  # evaluations without a better primary metric before training stops; 0: never
 
 
@@ -129,6 +131,18 @@ class TaskData:
     validation: dict[str, Dataset | None]
     ood: dict[str, Dataset | None]
     ood_specs: dict[str, OODSpec]
+    skipped: dict[str, int] = field(default_factory=dict)  # examples left out, by where they were
+
+    def for_run(self, seed: int) -> TaskData:
+        """Do what depends on the run's seed, such as a split; most tasks have nothing to do.
+
+        Args:
+            seed: of the run.
+
+        Returns:
+            The data of the run.
+        """
+        return self
 
 
 def chosen_ood(

@@ -39,6 +39,7 @@ from moe_runner.training.tuning import apply_tuning
 log = logging.getLogger(__name__)
 
 RESULT_SCHEMA = 1
+CURVE = ("step", "epoch", "loss", "primary", "domains")  # of every evaluation
 PROBE_EXAMPLES = 128  # of the validation set, to see which choices of experts change
 
 
@@ -82,6 +83,7 @@ def build(run: Run, resources: Resources) -> Prepared:
     silence_libraries()
     prepare(run.seed, resources.threads)
     data = tasks.load(run.task, run.task_name, resources.data_cache)
+    data = data.for_run(run.seed)
     form = FORMS[run.form](run, data, find_weights(run.model))
     backbone = form.backbone
     # LoRA2EMoE trains the dense model
@@ -198,9 +200,7 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
         "ood_metrics": ood,
         "best_epoch": best["epoch"],
         "selection": f"best epoch on {spec.validation[0]}, the set that is reported",
-        "learning_curve": [
-            {key: line[key] for key in ("step", "epoch", "loss", "primary")} for line in curve
-        ],
+        "learning_curve": [{key: line[key] for key in CURVE if key in line} for line in curve],
         **counted,
         "converted_layers": [f"{s.stack}:{s.layer}" for s in ready.conversion.sites],
         "clusters": clusters(ready.conversion),
@@ -216,6 +216,7 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
         "device": str(resources.device),
         "threads": torch.get_num_threads(),
         "data": dict(run.data),
+        "skipped": data.skipped,
         "weights": run.weights,
     }
 
@@ -267,11 +268,12 @@ def speed(trainer: RunTrainer, run: Run, resumed_at: int, seconds: float) -> dic
     """Divide what this attempt trained on by its time, evaluations left out, padding too."""
     steps = trainer.state.global_step
     updates = steps - resumed_at
-    tokens = trainer.state.num_input_tokens_seen * updates / max(steps, 1)
+    tokens = trainer.tokens_seen() * updates / max(steps, 1)
     assert run.trainer.batch_size is not None  # resolved
     return {
         "examples_per_second": updates * run.trainer.batch_size / seconds,
         "tokens_per_second": tokens / seconds,
+        "data_share_of_time": trainer.data_seconds / seconds,
     }
 
 
@@ -295,6 +297,7 @@ def make_trainer(
     every = "epoch" if options.eval_steps is None else "steps"
     if options.save_steps is not None:
         callbacks.append(SaveEvery(options.save_steps))
+    own = {"include_num_input_tokens_seen": "non_padding", **ready.form.arguments()}
     arguments = training_arguments(
         lower_is_better=lower_is_better(ready.data.spec.metrics),
         eval_strategy=every,
@@ -321,10 +324,9 @@ def make_trainer(
         use_cpu=device.type == "cpu",
         dataloader_num_workers=options.workers,
         dataloader_pin_memory=device.type == "cuda",
-        include_num_input_tokens_seen="non_padding",
         report_to=["wandb"] if resources.logger.name == "wandb" else [],
         run_name=run.label,
-        **ready.form.arguments(),
+        **own,
     )
     return ready.form.trainer(
         folder=folder,

@@ -46,6 +46,7 @@ class RunTrainer(Trainer):
         self.metric_names = metric_names
         self.lr_scales = lr_scales
         self.evaluation_seconds = 0.0  # within training
+        self.data_seconds = 0.0  # in which training waited for a batch
         self.auxiliary: list[Tensor] = []  # losses of the micro-batches since the last log
         # The losses are means over a micro-batch: the Trainer must divide by their number. It
         # infers otherwise from the **kwargs of the models' signatures.
@@ -92,6 +93,7 @@ class RunTrainer(Trainer):
         started = time.monotonic()
         with count_load(self.model) as loads:
             found = super().evaluate(*args, **kwargs)
+        further = self.further_figures()
         self.evaluation_seconds += time.monotonic() - started
         line = {
             "step": self.state.global_step,
@@ -100,9 +102,25 @@ class RunTrainer(Trainer):
             **{name: float(found[f"eval_{name}"]) for name in (*self.metric_names, "primary")},
             "loss": float(found["eval_loss"]),
             **summarise(loads),
+            **further,
             "load": [load.tolist() for load in loads],
         }
         self.folder.log_metrics(line)
+        return found
+
+    def further_figures(self) -> dict[str, Any]:
+        """Measure what an evaluation is to record besides; nothing, unless a form has more."""
+        return {}
+
+    def tokens_seen(self) -> int:
+        """Count the tokens that were trained on, padding left out."""
+        return int(self.state.num_input_tokens_seen)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Take the batches of an update, and the time for it."""
+        started = time.monotonic()
+        found = super().get_batch_samples(*args, **kwargs)
+        self.data_seconds += time.monotonic() - started
         return found
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
