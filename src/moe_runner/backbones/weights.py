@@ -12,7 +12,7 @@ from moe_runner.config import Model
 from moe_runner.runs.identity import content_hash
 
 ASSETS = Path(__file__).parents[1] / "assets"
-BUNDLED = ("bert", "gpt2", "llama")  # families with a <family>_tiny
+BUNDLED = ("bert", "gpt2", "llama", "switch")  # families with a <family>_tiny
 # What decides the numbers: weights, sizes and tokenizer, not the model card.
 CONTENT = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
 

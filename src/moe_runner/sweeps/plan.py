@@ -8,7 +8,7 @@ from typing import Any
 
 from moe_runner import tasks
 from moe_runner.backbones.weights import Weights, find_weights
-from moe_runner.config import ConfigError, Dense, Model, Settings, Task, Trainer
+from moe_runner.config import ConfigError, Dense, Model, Settings, Task, TextTask, Trainer
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
 from moe_runner.tasks.base import Recipe
@@ -106,6 +106,8 @@ def list_runs(settings: Settings, inventory: Inventory) -> Listed:
     runs: list[Run] = []
     for name in settings.task.members:
         missing, data = inventory.data_of(settings.task, name)
+        if unable := tasks.form_problem(settings.task, name, settings.model):
+            missing = [unable]
         if missing and settings.task.skip_missing:
             gaps[name] = "; ".join(missing)
             continue
@@ -130,8 +132,13 @@ def runs_of_task(settings: Settings, name: str, data: dict[str, str], weights: s
     ood = tuple(
         chosen for chosen in settings.task.ood if chosen == "all" or f"ood/{chosen}" in data
     )
-    rates = learning_rates(settings, spec.recipe)
-    trainer = resolve(trainer, spec.recipe, tuning.name)
+    form = tasks.form(spec, settings.model.family)
+    recipe = tasks.recipe(spec, form)
+    task = settings.task
+    if isinstance(task, TextTask) and task.max_length is None:
+        task = replace(task, max_length=recipe.max_length)
+    rates = learning_rates(settings, recipe)
+    trainer = resolve(trainer, recipe, tuning.name)
     return [
         Run(
             method=settings.method,
@@ -139,7 +146,7 @@ def runs_of_task(settings: Settings, name: str, data: dict[str, str], weights: s
             model=replace(settings.model, path=absolute(settings.model.path)),
             tuning=tuning,
             task=replace(
-                settings.task,
+                task,
                 members=(name,),
                 ood=ood,
                 data_dir=absolute(settings.task.data_dir),
@@ -147,7 +154,7 @@ def runs_of_task(settings: Settings, name: str, data: dict[str, str], weights: s
             ),
             trainer=replace(trainer, learning_rate=float(f"{rate:.12g}")),
             seed=seed,
-            form=tasks.form(spec, settings.model.family),
+            form=form,
             data=data,
             weights=weights,
         )

@@ -38,6 +38,7 @@ class Recipe:
     eval_steps: int | None = None  # None: an evaluation per epoch
     weight_decay: float = 0.0
     patience: int = 0  # evaluations without a better primary metric before training stops; 0: never
+    max_length: int = 128  # tokens of a text that is classified
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +48,15 @@ class TaskSpec:
     name: str
     form: FormName = "classification"  # how a backbone meets it, see training/forms
     columns: tuple[str, ...]  # what the model reads: one or two text columns
-    labels: tuple[str, ...] = ()  # class names in label order; () for a regression
+    labels: tuple[str, ...] = ()  # class names in label order; () for a regression or free text
+    free_text: bool = False  # the answer is a text, not a class or a score
+    template: str | None = None  # of what is read in text_to_text; None: "<name> <column>: ..."
+    parts: Mapping[str, TaskSpec] = field(default_factory=dict)  # of a mixture; see `group`
     metrics: tuple[str, ...]  # the primary number is their mean
     validation: tuple[str, ...]  # splits; the first one selects the best epoch
     ood: tuple[str, ...] = ()  # the out-of-domain sets that `task.ood=[all]` means
     recipe: Recipe
+    recipes: Mapping[FormName, Recipe] = field(default_factory=dict)  # of forms with their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +109,9 @@ class TaskData:
     """The examples of a task, independent of any tokenizer.
 
     Every data set has the columns of its spec and, where the task has answers, `label`: ClassLabel,
-    float32 for a regression, string for a generated text. None: not available.
+    float32 for a regression, string for a generated text. Evaluation sets may also have
+    `references`, all the right answers of a question (list of strings), and `group`, which examples
+    are scored together (string). None: not available.
     """
 
     spec: TaskSpec
@@ -180,6 +187,31 @@ def hub_source(place: HubSplit, remedy: str) -> Source:
     return Source(hub=place, problem=problem)
 
 
+def split_source(options: Task, name: str, place: HubSplit, *, instead: str) -> Source:
+    """Say where a split is: in `task.data_dir` if that is given, else on the Hub.
+
+    Args:
+        options: the task's options.
+        name: of the folder in `data_dir`.
+        place: on the Hub; its split is what is looked for.
+        instead: a task that needs no data, for the remedy; "" if there is none.
+
+    Returns:
+        The source, with a problem if it can't be had.
+    """
+    other = f", or task={instead}" if instead else ""
+    if options.data_dir is None:
+        return hub_source(place, f"use task.data_dir=<folder>{other}")
+    folder, split = Path(options.data_dir).expanduser(), place.split
+    if files := find_parquet(folder / name, split):
+        return Source(files=files)
+    state = "lacks a split" if folder.is_dir() else "is not a folder"
+    return Source(
+        problem=f"task.data_dir={options.data_dir} {state}: looked for {name}/{split}.parquet and "
+        f"{name}/{split}-*-of-*.parquet (all parts); put it there{other}"
+    )
+
+
 def check(sources: Mapping[str, Source]) -> None:
     """Stop if a needed split can't be had.
 
@@ -212,17 +244,29 @@ def read(
     Raises:
         ValueError: if the columns or the labels are not what they should be; names the file.
     """
+    if not source.available:
+        return None
+    return tidy(*read_table(source), columns, labels, limit)
+
+
+def read_table(source: Source) -> tuple[Any, str]:
+    """Read one split as it is.
+
+    Args:
+        source: where it is; available.
+
+    Returns:
+        A pyarrow table, and what names it in errors.
+    """
     # Heavy, so here; pyarrow instead of load_dataset("parquet"), which copies all to its cache.
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not source.available:
-        return None
     if source.hub is not None:
-        return tidy(_read_hub(source.hub), str(source.hub), columns, labels, limit)
+        return _read_hub(source.hub), str(source.hub)
     tables = [pq.read_table(file).replace_schema_metadata(None) for file in source.files]
     table = pa.concat_tables(tables, promote_options="permissive")
-    return tidy(table, " + ".join(map(str, source.files)), columns, labels, limit)
+    return table, " + ".join(map(str, source.files))
 
 
 def tidy(
@@ -274,11 +318,17 @@ def tidy(
         raise ValueError(
             f"{origin} has the label {outside}; expected {least} to {most}{names_of_labels}"
         )
-    if limit is not None and limit < len(table):
-        table = table.take(sorted(random.Random(0).sample(range(len(table)), limit)))
+    table = some_rows(table, limit)
     features: dict[str, Any] = dict.fromkeys(text, Value("string"))
     features["label"] = ClassLabel(names=list(labels)) if labels else Value("float32")
     return Dataset(table.cast(Features(features).arrow_schema))
+
+
+def some_rows(table: Any, limit: int | None) -> Any:
+    """Keep a random subset of so many rows of a table, the same every time, in order."""
+    if limit is None or limit >= len(table):
+        return table
+    return table.take(sorted(random.Random(0).sample(range(len(table)), limit)))
 
 
 def _column(table: Any, name: str, kind: Any, origin: str) -> Any:
