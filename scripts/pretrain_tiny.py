@@ -32,7 +32,11 @@ import transformers
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokens
 
 from measure_keys import arrays, clustering_table, processor
@@ -44,7 +48,10 @@ HELD_OUT_SEED = 10_000_019  # documents of this seed are measured on, never trai
 PROSE_SHARE = 0.25  # of the documents
 CHUNK = 2048  # documents that are made, tokenized and sorted by length together
 IGNORED = -100  # label of a position that has no loss
-MASKED = 0.15  # of the tokens of a masked language model
+MASKED = 0.15  # of the tokens of a masked language model, or missing in span corruption
+MEAN_SPAN = 3  # tokens
+NUM_SENTINELS = 32  # spans of a row
+LAST_SENTENCE = 0.25  # of the rows of span corruption: the last sentence is missing
 
 Document = list[str]
 Batch = dict[str, Tensor]
@@ -58,8 +65,8 @@ class Family:
         model: builds a model with random weights from the sizes of conf/model/<name>.yaml.
         tokenizer: trains a tokenizer on texts, given the size of its vocabulary.
         batches: turns documents into batches of about `tokens` tokens, for ever.
-        loss: mean cross-entropy of a batch.
-        keys: first FFN weight of every layer, (d_ff, d_model); the gate's if gated.
+        loss: mean cross-entropy of a batch; in training with the losses of the routers.
+        keys: first FFN weight of every dense layer, (d_ff, d_model); the gate's if gated.
         automatic: name of the class that loads the weights.
         learning_rate: its peak.
         steps: default number of updates.
@@ -125,6 +132,24 @@ def train_wordpiece(texts: Iterator[str], vocab_size: int) -> Tokens:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return transformers.BertTokenizer(vocab=tokenizer.get_vocab(), do_lower_case=True)
+
+
+def train_t5_unigram(texts: Iterator[str], vocab_size: int) -> Tokens:
+    """Train a Unigram tokenizer of T5's kind; sentinels are the last tokens, <extra_id_0> last."""
+    shell = transformers.T5Tokenizer(extra_ids=0).backend_tokenizer
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = shell.pre_tokenizer
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size - NUM_SENTINELS,
+        special_tokens=["<pad>", "</s>", "<unk>"],
+        unk_token="<unk>",
+        initial_alphabet=[chr(code) for code in range(33, 127)],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    vocab = [(piece, score) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
+    vocab += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(NUM_SENTINELS))]
+    return transformers.T5Tokenizer(vocab=vocab, extra_ids=NUM_SENTINELS)
 
 
 def _train_bytes(texts: Iterator[str], vocab_size: int, special: list[str]) -> Tokenizer:
@@ -274,6 +299,73 @@ def causal_batches(
             yield {"input_ids": ids, "labels": ids}
 
 
+def span_batches(
+    chunks: Iterator[list[Document]], tokenizer: Tokens, rng: Random, tokens: int
+) -> Iterator[Batch]:
+    """Yield batches for span corruption: what is left, with sentinels; the spans, with the same.
+
+    A row is a document, or, one in 16, several. Of three rows in four 15% of the tokens are missing
+    in spans of 3 on average, as T5 has it; of the rest the last sentence. Lengths are alike in a
+    batch.
+
+    Source: T5, arXiv:1910.10683, section 3.1.4.
+    """
+    for chunk in chunks:
+        counts = [len(document) for document in chunk]
+        flat = tokenizer([s for d in chunk for s in d], add_special_tokens=False)["input_ids"]
+        sentences = iter(flat)
+        texts = [[next(sentences) for _ in range(n)] for n in counts]
+        texts += [sum(rng.sample(texts, rng.randint(2, 6)), []) for _ in range(len(texts) // 16)]
+        rows = [_corrupted(text, tokenizer, rng) for text in texts]
+        rows.sort(key=lambda row: len(row[0]))
+        groups: list[list[tuple[list[int], list[int]]]] = [[]]
+        for row in rows:
+            if len(row[0]) * (len(groups[-1]) + 1) > tokens:
+                groups.append([])
+            groups[-1].append(row)
+        rng.shuffle(groups)
+        for group in groups:
+            ids = _rectangle([source for source, _ in group], tokenizer.pad_token_id)
+            yield {
+                "input_ids": ids,
+                "attention_mask": (ids != tokenizer.pad_token_id).long(),
+                "labels": _rectangle([target for _, target in group], IGNORED),
+            }
+
+
+def _corrupted(text: list[list[int]], tokenizer: Tokens, rng: Random) -> tuple[list[int], ...]:
+    whole = sum(text, [])
+    if rng.random() < LAST_SENTENCE:
+        kept, missing = [len(whole) - len(text[-1])], [len(text[-1])]
+    else:
+        num_missing = max(1, round(MASKED * len(whole)))
+        num_spans = min(max(1, round(num_missing / MEAN_SPAN)), NUM_SENTINELS)
+        kept = _parts(len(whole) - num_missing, num_spans, rng)
+        missing = _parts(num_missing, num_spans, rng)
+    first = tokenizer.convert_tokens_to_ids("<extra_id_0>")
+    source: list[int] = []
+    target: list[int] = []
+    place = 0
+    for number, (before, length) in enumerate(zip(kept, missing, strict=True)):
+        start, sentinel = place + before, first - number
+        source += [*whole[place:start], sentinel]
+        target += [sentinel, *whole[start : start + length]]
+        place = start + length
+    end = tokenizer.eos_token_id
+    return [*source, *whole[place:], end], [*target, end]
+
+
+def _parts(total: int, count: int, rng: Random) -> list[int]:
+    """Draw how a number is the sum of `count` positive ones, each way with the same probability."""
+    cuts = sorted(rng.sample(range(1, total), count - 1))
+    return [b - a for a, b in itertools.pairwise([0, *cuts, total])]
+
+
+def _rectangle(rows: list[list[int]], filler: int) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([row + [filler] * (width - len(row)) for row in rows])
+
+
 # Families
 
 
@@ -327,6 +419,36 @@ def build_llama(sizes: dict[str, Any], tokenizer: Tokens) -> PreTrainedModel:
     )
 
 
+def build_switch(sizes: dict[str, Any], tokenizer: Tokens) -> PreTrainedModel:
+    """Return a Switch Transformer with random weights.
+
+    As T5 1.1 it is pretrained without dropout; the file says 0.1, for tuning.
+    """
+    model = transformers.SwitchTransformersForConditionalGeneration(
+        transformers.SwitchTransformersConfig(
+            vocab_size=sizes["vocab_size"],
+            d_model=sizes["d_model"],
+            d_kv=sizes["d_model"] // 4,
+            d_ff=sizes["d_ff"],
+            num_layers=sizes["num_layers"],
+            num_decoder_layers=sizes["num_layers"],
+            num_sparse_encoder_layers=1,
+            num_sparse_decoder_layers=1,
+            num_heads=4,
+            num_experts=8,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            decoder_start_token_id=tokenizer.pad_token_id,
+        )
+    )
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "dropout", None), float):  # of the attention
+            module.dropout = 0.0
+    return model
+
+
 def masked_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Return the loss of BERT; the head sees the masked positions only, which saves a third."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
@@ -338,6 +460,17 @@ def masked_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
 def causal_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Return the loss of a causal language model."""
     return model(**batch).loss
+
+
+def switch_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Return the loss of a Switch Transformer; in training with its routers' losses."""
+    return model(**batch, output_router_logits=model.training).loss
+
+
+def switch_keys(model: PreTrainedModel) -> list[Tensor]:
+    """Return the keys of the dense layers, the encoder's first."""
+    blocks = [*model.encoder.block, *model.decoder.block]
+    return [b.layer[-1].mlp.wi.weight for b in blocks if not b.layer[-1].is_sparse]
 
 
 FAMILIES = {
@@ -370,6 +503,16 @@ FAMILIES = {
         automatic="AutoModelForCausalLM",
         learning_rate=3e-3,
         steps=4000,
+    ),
+    "switch_tiny": Family(
+        model=build_switch,
+        tokenizer=train_t5_unigram,
+        batches=span_batches,
+        loss=switch_loss,
+        keys=switch_keys,
+        automatic="AutoModelForSeq2SeqLM",
+        learning_rate=5e-3,
+        steps=4500,
     ),
 }
 
@@ -418,15 +561,22 @@ def mean_loss(model: PreTrainedModel, family: Family, batches: list[Batch]) -> f
 
 
 def finetuning_step(folder: Path) -> float:
-    """Return the time in ms of a fine-tuning step of 32 x 16 tokens: 2 threads, fastest of 60."""
+    """Return the time in ms of a fine-tuning step of 32 x 16 tokens: 2 threads, fastest of 60.
+
+    A Switch Transformer generates two tokens where the others have a classifier.
+    """
     torch.set_num_threads(2)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).train()
+    config = transformers.AutoConfig.from_pretrained(folder)
+    generates = config.is_encoder_decoder
+    automatic = AutoModelForSeq2SeqLM if generates else AutoModelForSequenceClassification
+    model = automatic.from_pretrained(folder, dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     ids = torch.randint(5, model.config.vocab_size, (32, 16))
+    labels = ids[:, :2].contiguous() if generates else torch.arange(32) % 2
     times = []
     for _ in range(60):
         started = time.perf_counter()
-        model(input_ids=ids, labels=torch.arange(32) % 2).loss.backward()
+        model(input_ids=ids, labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.perf_counter() - started)
@@ -448,13 +598,13 @@ and tests of moe-runner. It has the form of the real model (configuration, token
 training has shaped) and none of its knowledge.
 
 - **Command:** `{command}`
-- **Size:** {num_layers} layers, d_model {d_model}, d_ff {d_ff}, 4 heads, vocabulary {vocab_size},
-  {max_positions} positions; fp16 safetensors, {megabytes:.2f} MB with the tokenizer.
+- **Size:** {layers}, d_model {d_model}, d_ff {d_ff}, 4 heads, vocabulary {vocab_size},
+  {positions} positions; fp16 safetensors, {megabytes:.2f} MB with the tokenizer.
 - **Tokenizer:** {tokenizer}
 - **Objective:** {objective}
 - **Training:** {steps:,} steps of about {tokens_per_step:,} tokens, {num_tokens:,} tokens in all;
   AdamW (betas 0.9 and 0.98, weight decay 0.1), peak learning rate {learning_rate:g}, warm-up over
-  6% of the steps, then linear decay; dropout as in the configuration; fp32; seed {seed}.
+  6% of the steps, then linear decay; {dropout}; fp32; seed {seed}.
 - **Time:** {cpu_minutes:.1f} CPU minutes of training on {threads} thread(s), {minutes:.1f} minutes
   by the clock of a machine with other work to do ({processor}; torch {torch_version}).
 - **Fine-tuning step** of 32 x 16 tokens, same machine, 2 threads: {step_ms:.0f} ms (fastest of 60).
@@ -500,12 +650,28 @@ CAUSAL_OBJECTIVE = (
     "next-token prediction on rows of 64 tokens (one batch in eight: 256), filled with\n"
     "  documents that are each closed by the end token; a row begins where a document does."
 )
+SPAN_OBJECTIVE = (
+    "span corruption, as T5 has it: 15% of the tokens are missing in spans of 3 on average\n"
+    "  and are generated after their sentinels; of one row in four the last sentence is missing.\n"
+    "  The routers' losses are added in training (load balance and z, 0.001 each)."
+)
+OBJECTIVES = {
+    "bert_tiny": MASKED_OBJECTIVE,
+    "gpt2_tiny": CAUSAL_OBJECTIVE,
+    "llama_tiny": CAUSAL_OBJECTIVE,
+    "switch_tiny": SPAN_OBJECTIVE,
+}
+SWITCH_LAYERS = (
+    "encoder and decoder of 3 layers, the second of each with 8 experts and a top-1 router"
+)
 TOKENIZERS = {
     "bert_tiny": "lower-case WordPiece with [PAD] [UNK] [CLS] [SEP] [MASK], trained on the text.",
     "gpt2_tiny": "byte-level BPE trained on the text. Padding is `<pad>`, a token of its own;\n"
     "  begin and end are `<|endoftext|>`; like GPT-2's, it adds neither by itself.",
     "llama_tiny": "byte-level BPE trained on the text. Padding is `<pad>`, a token of its own;\n"
     "  like Llama's, it puts `<s>` before a text and does not add `</s>`.",
+    "switch_tiny": "Unigram trained on the text, with T5's `<pad>`, `</s>`, `<unk>` and 32\n"
+    "  sentinels, `<extra_id_0>` to `<extra_id_31>`; like T5's, it adds `</s>`.",
 }
 
 
@@ -559,7 +725,8 @@ def main() -> None:
     cpu_minutes = (time.process_time() - cpu_started) / 60
 
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer.model_max_length = sizes["max_positions"]
+    if sizes["max_positions"]:
+        tokenizer.model_max_length = sizes["max_positions"]
     tokenizer.save_pretrained(out)
     model.half().save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)  # safetensors makes it private
@@ -574,10 +741,13 @@ def main() -> None:
         kind=type(model).__name__,
         parameters=model.num_parameters(),
         command=" ".join(["python scripts/pretrain_tiny.py", args.name, *given]),
-        **{k: sizes[k] for k in ("num_layers", "d_model", "d_ff", "vocab_size", "max_positions")},
+        **{k: sizes[k] for k in ("d_model", "d_ff", "vocab_size")},
+        layers=f"{sizes['num_layers']} layers" if family.loss is not switch_loss else SWITCH_LAYERS,
+        positions=sizes["max_positions"] or "relative",
+        dropout="no dropout" if family.loss is switch_loss else "dropout as in the configuration",
         megabytes=sum(file.stat().st_size for file in out.iterdir()) / 1e6,
         tokenizer=TOKENIZERS[args.name],
-        objective=MASKED_OBJECTIVE if family.loss is masked_loss else CAUSAL_OBJECTIVE,
+        objective=OBJECTIVES[args.name],
         steps=steps,
         tokens_per_step=args.tokens_per_step,
         num_tokens=num_tokens,

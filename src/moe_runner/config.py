@@ -258,7 +258,7 @@ class Task:
 class TextTask(Task):
     """Texts, or pairs of texts, with a class or a score: GLUE, SuperGLUE."""
 
-    max_length: int = 128  # tokens
+    max_length: int | None = None  # tokens; None: 128, or the form's own number (see Recipe)
     train_fraction: float = later(1.0)  # of the training examples, drawn with data_seed
 
 
@@ -306,9 +306,12 @@ class DomainBedTask(Task):
 TASKS: dict[str, type[Task]] = {
     "glue": TextTask,
     "glue_mini": TextTask,
+    "glue_multitask": TextTask,
     "superglue": TextTask,
     "summarisation": GenerationTask,
+    "summarisation_mini": GenerationTask,
     "squad": GenerationTask,
+    "squad_mini": GenerationTask,
     "language_modelling": LanguageModellingTask,
     "instruct": InstructTask,
     "domainbed": DomainBedTask,
@@ -735,8 +738,7 @@ T5_SIZES = {
     "d_ff": "d_ff",
     "num_layers": "num_layers",  # of each stack; num_decoder_layers is the same in all T5
     "vocab_size": "vocab_size",
-    "max_positions": "n_positions",  # positions are relative, so newer files leave it out
-}
+}  # positions are relative: n_positions of older files is no limit
 SIZES = {  # model_type of Hugging Face -> family, names of the sizes
     "bert": ("bert", BERT_SIZES),
     "gpt2": ("gpt2", GPT2_SIZES),

@@ -13,7 +13,7 @@ from moe_runner.config import Model
 from moe_runner.runs.identity import content_hash
 
 ASSETS = Path(__file__).parents[1] / "assets"
-BUNDLED = ("bert", "gpt2", "llama", "vit")  # families with a <family>_tiny
+BUNDLED = ("bert", "gpt2", "llama", "switch", "vit")  # families with a <family>_tiny
 DEIT_SIZE = 224  # pixels a side
 # What decides the numbers: weights, sizes and tokenizer, not the model card.
 CONTENT = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")

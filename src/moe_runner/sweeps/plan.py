@@ -16,6 +16,7 @@ from moe_runner.config import (
     Model,
     Settings,
     Task,
+    TextTask,
     Trainer,
 )
 from moe_runner.runs.run import Run
@@ -120,6 +121,8 @@ def list_runs(settings: Settings, inventory: Inventory) -> Listed:
     runs: list[Run] = []
     for name in tasks.members(settings.task):
         missing, data = inventory.data_of(settings.task, name)
+        if unable := tasks.form_problem(settings.task, name, settings.model):
+            missing = [unable]
         if missing and settings.task.skip_missing:
             gaps[name] = "; ".join(missing)
             continue
@@ -144,9 +147,13 @@ def runs_of_task(settings: Settings, name: str, data: dict[str, str], weights: s
     ood = tuple(
         chosen for chosen in settings.task.ood if chosen == "all" or f"ood/{chosen}" in data
     )
-    rates = learning_rates(settings, spec.recipe)
-    trainer = resolve(trainer, spec.recipe, tuning.name)
+    form = tasks.form(spec, settings.model.family)
+    recipe = tasks.recipe(spec, form)
     task = with_block_size(settings.task, settings.model)
+    if isinstance(task, TextTask) and task.max_length is None:
+        task = replace(task, max_length=recipe.max_length)
+    rates = learning_rates(settings, recipe)
+    trainer = resolve(trainer, recipe, tuning.name)
     return [
         Run(
             method=settings.method,
@@ -162,7 +169,7 @@ def runs_of_task(settings: Settings, name: str, data: dict[str, str], weights: s
             ),
             trainer=replace(trainer, learning_rate=float(f"{rate:.12g}")),
             seed=seed,
-            form=tasks.form(spec, settings.model.family),
+            form=form,
             data=data,
             weights=weights,
         )

@@ -3,10 +3,31 @@
 from pathlib import Path
 from types import ModuleType
 
-from moe_runner.config import DomainBedTask, Task, TextTask
+from moe_runner.config import DomainBedTask, Model, Task, TextTask, join
 from moe_runner.runs.identity import content_hash
-from moe_runner.tasks import domainbed, domainbed_mini, glue, glue_mini, language_modelling
-from moe_runner.tasks.base import FormName, HubSplit, OODSpec, Source, TaskData, TaskSpec, fraction
+from moe_runner.tasks import (
+    domainbed,
+    domainbed_mini,
+    glue,
+    glue_mini,
+    glue_multitask,
+    language_modelling,
+    squad,
+    squad_mini,
+    summarisation,
+    summarisation_mini,
+    superglue,
+)
+from moe_runner.tasks.base import (
+    FormName,
+    HubSplit,
+    OODSpec,
+    Recipe,
+    Source,
+    TaskData,
+    TaskSpec,
+    fraction,
+)
 
 __all__ = [
     "SUITES",
@@ -17,8 +38,10 @@ __all__ = [
     "TaskSpec",
     "fingerprint",
     "form",
+    "form_problem",
     "load",
     "members",
+    "recipe",
     "sources",
     "spec",
 ]
@@ -29,7 +52,14 @@ SUITES: dict[str, ModuleType] = {
     "domainbed": domainbed,
     "domainbed_mini": domainbed_mini,
     "language_modelling": language_modelling,
+    "glue_multitask": glue_multitask,
+    "squad": squad,
+    "squad_mini": squad_mini,
+    "summarisation": summarisation,
+    "summarisation_mini": summarisation_mini,
+    "superglue": superglue,
 }
+GENERATE = ("t5", "switch")  # families that answer by a text
 
 
 def spec(suite: str, name: str) -> TaskSpec:
@@ -83,9 +113,32 @@ def form(of: TaskSpec, family: str) -> FormName:
     Returns:
         The form: T5 and Switch Transformers answer a classification by a text, as in HyperMoE.
     """
-    if of.form == "classification" and family in ("t5", "switch"):
+    if of.form == "classification" and family in GENERATE:
         return "text_to_text"
     return of.form
+
+
+def recipe(of: TaskSpec, form: FormName) -> Recipe:
+    """Say how a task is trained in a form where the user gives nothing."""
+    return of.recipes.get(form, of.recipe)
+
+
+def form_problem(options: Task, name: str, model: Model) -> str | None:
+    """Say why a backbone cannot do a task; None if it can."""
+    if form(spec(options.suite, name), model.family) != "text_to_text":
+        return None
+    if model.family in GENERATE:
+        return None
+    able = [
+        member
+        for member in options.members
+        if form(spec(options.suite, member), model.family) != "text_to_text"
+    ]
+    instead = f", or task.members=[{','.join(able)}]" if able else ""
+    return (
+        f"model={model.name} is of the family {model.family} and task={options.suite}/{name} is "
+        f"answered by a text; use a model of the family {join(GENERATE)}{instead}"
+    )
 
 
 def sources(options: Task, name: str) -> dict[str, Source]:

@@ -42,6 +42,7 @@ class Recipe:
     schedule: Schedule = "linear"
     batch_multiple: int = 1  # a batch takes as many examples of each of so many sources
     patience: int = 0  # evaluations without a better primary metric before training stops; 0: never
+    max_length: int = 128  # tokens of a text that is classified
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +61,16 @@ class TaskSpec:
     name: str
     form: FormName = "classification"  # how a backbone meets it, see training/forms
     columns: tuple[str, ...]  # what the model reads: one or two text columns
-    labels: tuple[str, ...] = ()  # class names in label order; () for a regression
+    labels: tuple[str, ...] = ()  # class names in label order; () for a regression or free text
+    free_text: bool = False  # the answer is a text, not a class or a score
+    template: str | None = None  # of what is read in text_to_text; None: "<name> <column>: ..."
+    parts: Mapping[str, TaskSpec] = field(default_factory=dict)  # of a mixture; see `group`
     metrics: tuple[str, ...]  # the primary number is their mean
     validation: tuple[str, ...]  # splits; the first one selects the best epoch
     ood: tuple[str, ...] = ()  # the out-of-domain sets that `task.ood=[all]` means
     recipe: Recipe
     about: About = About()
+    recipes: Mapping[FormName, Recipe] = field(default_factory=dict)  # of forms with their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +128,9 @@ class TaskData:
     """The examples of a task, independent of any tokenizer.
 
     Every data set has the columns of its spec and, where the task has answers, `label`: ClassLabel,
-    float32 for a regression, string for a generated text. None: not available.
+    float32 for a regression, string for a generated text. Evaluation sets may also have
+    `references`, all the right answers of a question (list of strings), and `group`, which examples
+    are scored together (string). None: not available.
     """
 
     spec: TaskSpec
@@ -211,6 +218,31 @@ def hub_source(place: HubSplit, remedy: str) -> Source:
     return Source(hub=place, problem=problem)
 
 
+def split_source(options: Task, name: str, place: HubSplit, *, instead: str) -> Source:
+    """Say where a split is: in `task.data_dir` if that is given, else on the Hub.
+
+    Args:
+        options: the task's options.
+        name: of the folder in `data_dir`.
+        place: on the Hub; its split is what is looked for.
+        instead: a task that needs no data, for the remedy; "" if there is none.
+
+    Returns:
+        The source, with a problem if it can't be had.
+    """
+    other = f", or task={instead}" if instead else ""
+    if options.data_dir is None:
+        return hub_source(place, f"use task.data_dir=<folder>{other}")
+    folder, split = Path(options.data_dir).expanduser(), place.split
+    if files := find_parquet(folder / name, split):
+        return Source(files=files)
+    state = "lacks a split" if folder.is_dir() else "is not a folder"
+    return Source(
+        problem=f"task.data_dir={options.data_dir} {state}: looked for {name}/{split}.parquet and "
+        f"{name}/{split}-*-of-*.parquet (all parts); put it there{other}"
+    )
+
+
 def check(sources: Mapping[str, Source]) -> None:
     """Stop if a needed split can't be had.
 
@@ -292,6 +324,21 @@ def read_tables(
     return cached_batches(
         lambda: (convert(table, source.origin) for table in tables()), features, key, cache
     )
+
+
+def read_table(source: Source) -> tuple[Any, str]:
+    """Read one split as it is, into memory.
+
+    Args:
+        source: where it is; available.
+
+    Returns:
+        A pyarrow table, and what names it in errors.
+    """
+    import pyarrow as pa  # heavy, so here
+
+    _, tables = _open(source)
+    return pa.concat_tables(tables(), promote_options="permissive"), source.origin
 
 
 def tidy(
@@ -387,6 +434,13 @@ def _checked(
             f"{origin} has the label {outside}; expected {least} to {most}{names_of_labels}"
         )
     return table.cast(_features(columns[0], labels).arrow_schema)
+
+
+def some_rows(table: Any, limit: int | None) -> Any:
+    """Keep a random subset of so many rows of a table, the same every time, in order."""
+    if limit is None or limit >= len(table):
+        return table
+    return table.take(sorted(random.Random(0).sample(range(len(table)), limit)))
 
 
 def _column(table: Any, name: str, kind: Any, origin: str) -> Any:

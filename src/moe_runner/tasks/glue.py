@@ -18,9 +18,8 @@ from moe_runner.tasks.base import (
     TaskSpec,
     check,
     chosen_ood,
-    find_parquet,
-    hub_source,
     read,
+    split_source,
 )
 from moe_runner.tasks.gluex import ood_names
 
@@ -28,6 +27,14 @@ __all__ = ["TASKS", "load", "ood_names", "sources"]
 
 HUB_ID = "nyu-mll/glue"
 RECIPE = Recipe(epochs={"full": 10, "lora": 20, "lora_block": 20}, patience=4)
+HYPERMOE = Recipe(  # as text to text: PROTOCOL.md II.2
+    epochs={"full": 10, "lora": 10, "lora_block": 10},
+    learning_rate=1e-5,
+    batch_size=8,
+    eval_batch_size=8,
+    weight_decay=0.1,
+    max_length=256,
+)
 LARGE = replace(RECIPE, epochs={"full": 3, "lora": 5, "lora_block": 5})
 PARAPHRASE = ("not_equivalent", "equivalent")
 DUPLICATE = ("not_duplicate", "duplicate")
@@ -60,6 +67,7 @@ def _task(
             licence=licence,
             rows=dict(zip(("train", *validation), rows, strict=False)),
         ),
+        recipes={"text_to_text": HYPERMOE},
     )
 
 
@@ -203,19 +211,10 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
 
 def _glue_source(options: Task, name: str, split: str) -> Source:
     """Say where a split of a GLUE task is: in `task.data_dir` if that is given, else on the Hub."""
-    if options.data_dir is None:
-        place = HubSplit(
-            hub_id=options.hub_id or HUB_ID, config=name, split=split, revision=options.revision
-        )
-        return hub_source(place, f"use task.data_dir=<folder>, or task=glue_mini/{name}")
-    folder = Path(options.data_dir).expanduser()
-    if files := find_parquet(folder / name, split):
-        return Source(files=files)
-    state = "lacks a split" if folder.is_dir() else "is not a folder"
-    return Source(
-        problem=f"task.data_dir={options.data_dir} {state}: looked for {name}/{split}.parquet and "
-        f"{name}/{split}-*-of-*.parquet (all parts); put it there, or use task=glue_mini/{name}"
+    place = HubSplit(
+        hub_id=options.hub_id or HUB_ID, config=name, split=split, revision=options.revision
     )
+    return split_source(options, name, place, instead=f"glue_mini/{name}")
 
 
 def _optional(source: Source) -> Source:

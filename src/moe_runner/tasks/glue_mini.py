@@ -9,18 +9,31 @@ from typing import TYPE_CHECKING
 
 from moe_runner.config import Task
 from moe_runner.tasks import glue, gluex
-from moe_runner.tasks.base import About, OODSpec, Source, TaskData, TaskSpec, chosen_ood, tidy
+from moe_runner.tasks.base import (
+    About,
+    OODSpec,
+    Recipe,
+    Source,
+    TaskData,
+    TaskSpec,
+    chosen_ood,
+    tidy,
+)
 from moe_runner.tasks.mini.glue import OOD_NAMES, SIZES, VERSION, generate
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 RECIPE = replace(glue.RECIPE, epochs={"full": 4, "lora": 8, "lora_block": 8})  # ours
+TEXT_RECIPE = Recipe(  # ours
+    epochs=RECIPE.epochs, learning_rate=1e-5, batch_size=16, eval_batch_size=64, max_length=256
+)
 TASKS: dict[str, TaskSpec] = {
     name: replace(
         spec,
         ood=(OOD_NAMES[name],),
         recipe=RECIPE,
+        recipes={"text_to_text": TEXT_RECIPE},
         about=About(source="generated", licence="MIT", rows=SIZES[name]),
     )
     for name, spec in glue.TASKS.items()

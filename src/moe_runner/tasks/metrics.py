@@ -7,7 +7,8 @@ command line reads specs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -52,12 +53,86 @@ def spearman(predicted: ndarray, labels: ndarray) -> float:
     return float(spearmanr(predicted, labels).statistic)
 
 
+def macro_f1(predicted: ndarray, labels: ndarray) -> float:
+    """Return the mean F1 score of the classes that occur, 0 to 1."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predicted, average="macro", zero_division=0))
+
+
+def group_exact_match(predicted: ndarray, labels: ndarray, groups: Sequence[str]) -> float:
+    """Return the share of groups without a mistake, 0 to 1: MultiRC's EM over questions."""
+    right = dict.fromkeys(groups, True)
+    for group, hit in zip(groups, predicted == labels, strict=True):
+        right[group] = right[group] and bool(hit)
+    return sum(right.values()) / len(right)
+
+
+def rouge(given: Sequence[str], right: Sequence[Sequence[str]], name: str) -> float:
+    """Return the mean F score of ROUGE, with Porter's stemmer, 0 to 1; of references the best.
+
+    Args:
+        given: texts.
+        right: of each text, its references.
+        name: rouge1, rouge2 (words, pairs of words) or rougeL (longest common subsequence).
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer([name], use_stemmer=True)
+    scores = [
+        scorer.score_multi(references, text)[name].fmeasure
+        for text, references in zip(given, right, strict=True)
+    ]
+    return float(sum(scores) / len(scores))
+
+
+def squad(given: Sequence[str], right: Sequence[Sequence[str]], name: str) -> float:
+    """Return SQuAD's mean exact match or F1 of words, 0 to 1; of the right answers the best.
+
+    Args:
+        given: answers.
+        right: of each answer, all right ones.
+        name: exact_match or f1.
+    """
+    from torchmetrics.functional.text import squad as compute_squad
+
+    predictions: list[Any] = [
+        {"id": str(i), "prediction_text": text} for i, text in enumerate(given)
+    ]
+    targets: list[Any] = [
+        {"id": str(i), "answers": {"text": list(texts), "answer_start": [0] * len(texts)}}
+        for i, texts in enumerate(right)
+    ]
+    return float(compute_squad(predictions, targets)[name]) / 100
+
+
+def exact_match(given: Sequence[str], right: Sequence[Sequence[str]]) -> float:
+    """Return SQuAD's exact match; see `squad`."""
+    return squad(given, right, "exact_match")
+
+
+def token_f1(given: Sequence[str], right: Sequence[Sequence[str]]) -> float:
+    """Return SQuAD's F1 of words; see `squad`."""
+    return squad(given, right, "f1")
+
+
 METRICS: dict[str, Callable[[ndarray, ndarray], float]] = {
     "matthews": matthews,
     "accuracy": accuracy,
     "f1": f1,
     "pearson": pearson,
     "spearman": spearman,
+    "macro_f1": macro_f1,
+}
+GROUPED: dict[str, Callable[[ndarray, ndarray, Sequence[str]], float]] = {
+    "group_exact_match": group_exact_match,
+}
+TEXTS: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]]], float]] = {
+    "rouge1": partial(rouge, name="rouge1"),
+    "rouge2": partial(rouge, name="rouge2"),
+    "rougeL": partial(rouge, name="rougeL"),
+    "exact_match": exact_match,
+    "token_f1": token_f1,
 }
 
 
@@ -118,13 +193,19 @@ def compute(predictions: ndarray, labels: ndarray, metrics: Sequence[str]) -> di
     return compare(decode(predictions), np.asarray(labels), metrics)
 
 
-def compare(predicted: ndarray, labels: ndarray, metrics: Sequence[str]) -> dict[str, float]:
+def compare(
+    predicted: ndarray,
+    labels: ndarray,
+    metrics: Sequence[str],
+    groups: Sequence[str] | None = None,
+) -> dict[str, float]:
     """Score classes or scores.
 
     Args:
         predicted: (n,).
         labels: (n,), at least one.
-        metrics: keys of `METRICS`.
+        metrics: keys of `METRICS` or `GROUPED`.
+        groups: what each example is scored together with; for metrics of `GROUPED`.
 
     Returns:
         Metric -> value.
@@ -134,12 +215,39 @@ def compare(predicted: ndarray, labels: ndarray, metrics: Sequence[str]) -> dict
     """
     if predicted.shape != labels.shape:
         raise ValueError(f"{predicted.shape[0]} predictions for labels of shape {labels.shape}")
-    return {name: METRICS[name](predicted, labels) for name in metrics}
+    return {
+        name: METRICS[name](predicted, labels)
+        if name in METRICS
+        else GROUPED[name](predicted, labels, groups or ())
+        for name in metrics
+    }
+
+
+def compare_texts(
+    given: Sequence[str], right: Sequence[Sequence[str]], metrics: Sequence[str]
+) -> dict[str, float]:
+    """Score texts.
+
+    Args:
+        given: at least one.
+        right: of each text, all right ones.
+        metrics: keys of `TEXTS`.
+
+    Returns:
+        Metric -> value.
+    """
+    return {name: TEXTS[name](given, right) for name in metrics}
 
 
 def primary(values: Mapping[str, float]) -> float:
-    """Return the one number of a task, the mean of its metrics (as EMoE averages them)."""
-    return sum(values.values()) / len(values)
+    """Return the one number of a task, the mean of its metrics (as EMoE averages them).
+
+    Of a mixture, whose metrics are named "<task>/<metric>", the mean of its tasks' numbers.
+    """
+    tasks: dict[str, list[float]] = {}
+    for name, value in values.items():
+        tasks.setdefault(name.rpartition("/")[0], []).append(value)
+    return sum(sum(own) / len(own) for own in tasks.values()) / len(tasks)
 
 
 def _constant(values: ndarray) -> bool:

@@ -1,0 +1,118 @@
+"""Reading texts that are answered by a text.
+
+Heavy imports (datasets, pyarrow) stay inside the functions that read data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from moe_runner.config import Task
+from moe_runner.tasks.base import Source, chosen_ood, read_table, some_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def ood_names(task_name: str) -> tuple[str, ...]:
+    """List the sets that a task can be evaluated on besides its own: none."""
+    return ()
+
+
+def no_ood(options: Task, name: str) -> None:
+    """Stop if an out-of-domain set is asked for.
+
+    Raises:
+        ConfigError: with the name that was given.
+    """
+    chosen_ood(options, name, ood_names, ())
+
+
+def read_texts(
+    source: Source,
+    columns: Mapping[str, str],
+    target: str,
+    *,
+    limit: int | None = None,
+    first: int | None = None,
+) -> Dataset:
+    """Read a split whose answers are texts.
+
+    Args:
+        source: where it is; available.
+        columns: what the task calls a column -> what the files call it.
+        target: the column of the answer: a text, or SQuAD's {text: [...], answer_start: [...]}.
+        limit: keep a random subset of so many examples, the same every time, in order.
+        first: keep so many examples from the start.
+
+    Returns:
+        The columns, `label` (the answer, or the first one) and `references` (all of them).
+
+    Raises:
+        ValueError: if a column is missing, holds no texts or lacks some; names the file.
+    """
+    table, origin = read_table(source)
+    return texts(table, origin, columns, target, limit=limit, first=first)
+
+
+def texts(
+    table: Any,
+    origin: str,
+    columns: Mapping[str, str],
+    target: str,
+    *,
+    limit: int | None = None,
+    first: int | None = None,
+) -> Dataset:
+    """Check a table and turn it into a data set; see `read_texts`.
+
+    Args:
+        table: a pyarrow table.
+        origin: names the table in errors.
+        columns: as for `read_texts`.
+        target: as for `read_texts`.
+        limit: as for `read_texts`.
+        first: as for `read_texts`.
+
+    Raises:
+        ValueError: as for `read_texts`.
+    """
+    from datasets import Dataset, Features, List, Value
+
+    expected = [*columns.values(), target]
+    if not set(expected) <= set(table.column_names):
+        raise ValueError(
+            f"{origin} has the columns {', '.join(table.column_names)}; "
+            f"expected {', '.join(expected)}"
+        )
+    table = some_rows(table.select(expected), limit)
+    if first is not None:
+        table = table.slice(0, first)
+    if not len(table):
+        raise ValueError(f"{origin} has no row; expected at least one")
+    found = {new: _strings(table[old].to_pylist(), old, origin) for new, old in columns.items()}
+    references = [_answers(value, target, origin) for value in table[target].to_pylist()]
+    features = {name: Value("string") for name in (*columns, "label")}
+    return Dataset.from_dict(
+        {**found, "label": [answers[0] for answers in references], "references": references},
+        features=Features({**features, "references": List(Value("string"))}),
+    )
+
+
+def _strings(values: list[Any], column: str, origin: str) -> list[str]:
+    for value in values:
+        if not isinstance(value, str):
+            kind = "empty values" if value is None else f"values of type {type(value).__name__}"
+            raise ValueError(f"{origin} has {kind} in the column {column}; expected texts")
+    return values
+
+
+def _answers(value: Any, column: str, origin: str) -> list[str]:
+    """List the right answers of one example, each once, in their order."""
+    given = value.get("text") if isinstance(value, dict) else [value]
+    if not given:
+        raise ValueError(
+            f"{origin} has a question without an answer in the column {column}; SQuAD 1.1 has none"
+        )
+    return list(dict.fromkeys(_strings(given, column, origin)))

@@ -1,0 +1,101 @@
+"""The suite `squad`: SQuAD 1.1, answered by a generated text, scored by exact match and F1.
+
+Settings as in HyperMoE's experiments (PROTOCOL.md II.2): the learning rate is the library's
+default, since the authors' own value is not passed on.
+"""
+
+from pathlib import Path
+
+from moe_runner.config import Task
+from moe_runner.tasks.base import HubSplit, Recipe, Source, TaskData, TaskSpec, check, split_source
+from moe_runner.tasks.free_text import no_ood, ood_names, read_texts
+
+__all__ = ["TASKS", "load", "ood_names", "sources"]
+
+HUB_ID = "rajpurkar/squad"
+COLUMNS = ("question", "context")
+RECIPE = Recipe(
+    epochs={"full": 10, "lora": 10, "lora_block": 10},
+    learning_rate=5e-5,
+    batch_size=8,
+    eval_batch_size=8,
+)
+
+
+def questions(name: str, recipe: Recipe = RECIPE) -> TaskSpec:
+    """Say what a task of answering questions about a text is."""
+    return TaskSpec(
+        name=name,
+        form="text_to_text",
+        columns=COLUMNS,
+        free_text=True,
+        template="question: {question} context: {context}",
+        metrics=("exact_match", "token_f1"),
+        validation=("validation",),
+        recipe=recipe,
+    )
+
+
+TASKS = {"squad": questions("squad")}
+
+
+def sources(options: Task, name: str) -> dict[str, Source]:
+    """Find out where both splits are, without reading them.
+
+    Args:
+        options: the task's options.
+        name: the member task.
+
+    Returns:
+        "train" and "validation"; with a problem if they can't be had.
+
+    Raises:
+        ConfigError: for an out-of-domain set: there are none.
+    """
+    no_ood(options, name)
+    return {
+        split: split_source(
+            options,
+            name,
+            HubSplit(
+                hub_id=options.hub_id or HUB_ID,
+                config="plain_text",
+                split=split,
+                revision=options.revision,
+            ),
+            instead="squad_mini",
+        )
+        for split in ("train", "validation")
+    }
+
+
+def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
+    """Read the data of a task.
+
+    Args:
+        options: the task's options.
+        name: the member task.
+        cache: `paths.cache`; only what is encoded is kept there.
+
+    Returns:
+        The data; a question of the validation set may have several right answers.
+
+    Raises:
+        ConfigError: if a split can't be had, or for an out-of-domain set.
+        ValueError: if the columns of a file are not what they should be.
+    """
+    found = sources(options, name)
+    check(found)
+    columns = {column: column for column in COLUMNS}
+    limits = {"train": options.limit, "validation": options.eval_limit}
+    read = {
+        split: read_texts(found[split], columns, "answers", limit=limit)
+        for split, limit in limits.items()
+    }
+    return TaskData(
+        spec=TASKS[name],
+        train=read["train"],
+        validation={"validation": read["validation"]},
+        ood={},
+        ood_specs={},
+    )

@@ -1,0 +1,124 @@
+"""The suite `summarisation`: XSum and CNN/DailyMail, from local parquet files or the Hub.
+
+Settings as in HyperMoE's experiments (PROTOCOL.md II.2): the first 1,600 validation examples are
+evaluated, by ROUGE-1, -2 and -L.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe_runner.config import Task
+from moe_runner.tasks.base import HubSplit, Recipe, Source, TaskData, TaskSpec, check, split_source
+from moe_runner.tasks.free_text import no_ood, ood_names, read_texts
+
+__all__ = ["TASKS", "load", "ood_names", "sources"]
+
+ROUGE = ("rouge1", "rouge2", "rougeL")
+RECIPE = Recipe(
+    epochs={"full": 10, "lora": 10, "lora_block": 10},
+    learning_rate=3e-5,
+    batch_size=8,
+    eval_batch_size=2,
+    weight_decay=0.1,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a data set is on the Hub, and its columns."""
+
+    hub_id: str
+    config: str
+    document: str
+    summary: str
+
+
+PLACES: Mapping[str, Place] = {
+    "xsum": Place(
+        hub_id="EdinburghNLP/xsum", config="default", document="document", summary="summary"
+    ),
+    "cnn_dailymail": Place(
+        hub_id="abisee/cnn_dailymail", config="3.0.0", document="article", summary="highlights"
+    ),
+}
+
+
+def summaries(name: str, recipe: Recipe = RECIPE) -> TaskSpec:
+    """Say what a task of summarising is."""
+    return TaskSpec(
+        name=name,
+        form="text_to_text",
+        columns=("document",),
+        free_text=True,
+        template="summarize: {document}",
+        metrics=ROUGE,
+        validation=("validation",),
+        recipe=recipe,
+    )
+
+
+TASKS = {name: summaries(name) for name in PLACES}
+
+
+def sources(options: Task, name: str) -> dict[str, Source]:
+    """Find out where both splits are, without reading them.
+
+    Args:
+        options: the task's options.
+        name: the member task.
+
+    Returns:
+        "train" and "validation"; with a problem if they can't be had.
+
+    Raises:
+        ConfigError: for an out-of-domain set: there are none.
+    """
+    no_ood(options, name)
+    place = PLACES[name]
+    return {
+        split: split_source(
+            options,
+            name,
+            HubSplit(
+                hub_id=options.hub_id or place.hub_id,
+                config=place.config,
+                split=split,
+                revision=options.revision,
+            ),
+            instead="summarisation_mini",
+        )
+        for split in ("train", "validation")
+    }
+
+
+def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
+    """Read the data of a task; of the validation set the first `eval_limit` examples.
+
+    Args:
+        options: the task's options.
+        name: the member task.
+        cache: `paths.cache`; only what is encoded is kept there.
+
+    Returns:
+        The data.
+
+    Raises:
+        ConfigError: if a split can't be had, or for an out-of-domain set.
+        ValueError: if the columns of a file are not what they should be.
+    """
+    found = sources(options, name)
+    check(found)
+    place = PLACES[name]
+    columns = {"document": place.document}
+    return TaskData(
+        spec=TASKS[name],
+        train=read_texts(found["train"], columns, place.summary, limit=options.limit),
+        validation={
+            "validation": read_texts(
+                found["validation"], columns, place.summary, first=options.eval_limit
+            )
+        },
+        ood={},
+        ood_specs={},
+    )

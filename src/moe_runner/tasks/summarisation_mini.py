@@ -1,0 +1,75 @@
+"""The suite `summarisation_mini`: synthetic texts with summaries, generated; no files."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moe_runner.config import Task
+from moe_runner.tasks import summarisation
+from moe_runner.tasks.base import Recipe, Source, TaskData
+from moe_runner.tasks.free_text import no_ood, ood_names, texts
+from moe_runner.tasks.mini.texts import VERSION
+from moe_runner.tasks.mini.texts import summaries as generate
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["TASKS", "load", "ood_names", "sources"]
+
+NAME = "summarisation_mini"
+RECIPE = Recipe(  # ours
+    epochs={"full": 4, "lora": 8, "lora_block": 8},
+    learning_rate=1e-5,
+    batch_size=32,
+    eval_batch_size=50,
+)
+TASKS = {NAME: summarisation.summaries(NAME, RECIPE)}
+
+
+def sources(options: Task, name: str) -> dict[str, Source]:
+    """Say what is generated, from which version and seed.
+
+    Args:
+        options: the task's options.
+        name: the member task.
+
+    Returns:
+        "train" and "validation"; both available.
+
+    Raises:
+        ConfigError: for an out-of-domain set: there are none.
+    """
+    no_ood(options, name)
+    source = Source(generated=f"{NAME} v{VERSION} seed {options.data_seed}")
+    return dict.fromkeys(["train", "validation"], source)
+
+
+def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
+    """Generate the data of a task.
+
+    Args:
+        options: the task's options.
+        name: the member task.
+        cache: `paths.cache`; only what is encoded is kept there.
+
+    Returns:
+        The data; the same for the same version and `data_seed`.
+
+    Raises:
+        ConfigError: for an out-of-domain set.
+    """
+    import pyarrow as pa  # heavy, so here
+
+    no_ood(options, name)
+    columns = {"document": "document"}
+
+    def made(split: str, limit: int | None) -> "Dataset":
+        table = pa.table(generate(split, seed=options.data_seed))
+        return texts(table, f"{NAME}/{split}", columns, "summary", limit=limit)
+
+    return TaskData(
+        spec=TASKS[name],
+        train=made("train", options.limit),
+        validation={"validation": made("validation", options.eval_limit)},
+        ood={},
+        ood_specs={},
+    )

@@ -1,0 +1,217 @@
+"""The suite `superglue`: eight tasks of SuperGLUE, from local parquet files or the Hub.
+
+ReCoRD is answered by a text (an entity), the others by a class; COPA, MultiRC, ReCoRD and WSC are
+read by backbones that generate text only. The epochs where a head classifies are EMoE's for GLUE,
+those of text to text HyperMoE's (PROTOCOL.md II.2).
+
+Source: SuperGLUE, arXiv:1905.00537; the texts of ReCoRD and WSC after T5, arXiv:1910.10683.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_runner.config import Task
+from moe_runner.tasks import glue
+from moe_runner.tasks.base import (
+    HubSplit,
+    Source,
+    TaskData,
+    TaskSpec,
+    check,
+    read_table,
+    some_rows,
+    split_source,
+    tidy,
+)
+from moe_runner.tasks.free_text import no_ood, ood_names, texts
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["TASKS", "load", "ood_names", "sources"]
+
+HUB_ID = "aps/super_glue"
+FALSE_TRUE = ("False", "True")
+CONFIGS = {"wsc": "wsc.fixed"}  # on the Hub, where it is not the task's name
+
+
+def _task(
+    name: str,
+    columns: tuple[str, ...],
+    labels: tuple[str, ...],
+    metrics: tuple[str, ...] = ("accuracy",),
+    *,
+    classified: bool = False,
+) -> TaskSpec:
+    return TaskSpec(
+        name=name,
+        form="classification" if classified else "text_to_text",
+        columns=columns,
+        labels=labels,
+        free_text=not labels,
+        metrics=metrics,
+        validation=("validation",),
+        recipe=glue.RECIPE if classified else glue.HYPERMOE,
+        recipes={"text_to_text": glue.HYPERMOE},
+    )
+
+
+TASKS: dict[str, TaskSpec] = {
+    spec.name: spec
+    for spec in (
+        _task("boolq", ("question", "passage"), FALSE_TRUE, classified=True),
+        _task(
+            "cb",
+            ("premise", "hypothesis"),
+            ("entailment", "contradiction", "neutral"),
+            ("macro_f1", "accuracy"),
+            classified=True,
+        ),
+        _task("copa", ("premise", "choice1", "choice2", "question"), ("choice1", "choice2")),
+        _task(
+            "multirc", ("question", "answer", "paragraph"), FALSE_TRUE, ("f1", "group_exact_match")
+        ),
+        _task("record", ("query", "entities", "passage"), (), ("token_f1", "exact_match")),
+        _task("rte", ("premise", "hypothesis"), glue.ENTAILMENT, classified=True),
+        _task("wic", ("word", "sentence1", "sentence2"), FALSE_TRUE, classified=True),
+        _task("wsc", ("text",), FALSE_TRUE),
+    )
+}
+
+
+def sources(options: Task, name: str) -> dict[str, Source]:
+    """Find out where both splits are, without reading them.
+
+    Args:
+        options: the task's options.
+        name: the member task.
+
+    Returns:
+        "train" and "validation"; with a problem if they can't be had.
+
+    Raises:
+        ConfigError: for an out-of-domain set: there are none.
+    """
+    no_ood(options, name)
+    return {
+        split: split_source(
+            options,
+            name,
+            HubSplit(
+                hub_id=options.hub_id or HUB_ID,
+                config=CONFIGS.get(name, name),
+                split=split,
+                revision=options.revision,
+            ),
+            instead="",
+        )
+        for split in ("train", "validation")
+    }
+
+
+def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
+    """Read the data of a task.
+
+    Args:
+        options: the task's options.
+        name: the member task.
+        cache: `paths.cache`; only what is encoded is kept there.
+
+    Returns:
+        The data. Of MultiRC, `limit` counts answers and not questions.
+
+    Raises:
+        ConfigError: if a split can't be had, or for an out-of-domain set.
+        ValueError: if the columns or labels of a file are not what they should be.
+    """
+    found = sources(options, name)
+    check(found)
+    return TaskData(
+        spec=TASKS[name],
+        train=_read(name, found["train"], options.limit, training=True),
+        validation={
+            "validation": _read(name, found["validation"], options.eval_limit, training=False)
+        },
+        ood={},
+        ood_specs={},
+    )
+
+
+def _read(name: str, source: Source, limit: int | None, *, training: bool) -> Dataset:
+    """Read a split of a task."""
+    spec = TASKS[name]
+    table, origin = read_table(source)
+    if name == "record":
+        return _read_record(table, origin, limit, training=training)
+    if name == "multirc":
+        return _read_multirc(table, origin, limit)
+    if name == "wsc":
+        table = _with_marked_spans(table, origin)
+    return tidy(table, origin, [spec.columns], spec.labels, limit)
+
+
+def _read_multirc(table: Any, origin: str, limit: int | None) -> Dataset:
+    """Keep which question an answer belongs to: all of its answers are scored together."""
+    import pyarrow as pa
+
+    spec = TASKS["multirc"]
+    _expect(table, origin, (*spec.columns, "idx", "label"))
+    table = some_rows(table, limit)
+    groups = [f"{idx['paragraph']}/{idx['question']}" for idx in table["idx"].to_pylist()]
+    data = tidy(table, origin, [spec.columns], spec.labels)
+    return data.add_column("group", pa.array(groups))
+
+
+def _read_record(table: Any, origin: str, limit: int | None, *, training: bool) -> Dataset:
+    """Make an example of every query; in training one of each of its right answers, as T5 does."""
+    import pyarrow as pa
+
+    _expect(table, origin, ("passage", "query", "entities", "answers"))
+    rows = []
+    for row in some_rows(table, limit).to_pylist():
+        made = {
+            "query": row["query"],
+            "entities": ", ".join(dict.fromkeys(row["entities"])),
+            "passage": row["passage"].replace("\n@highlight\n", " "),
+        }
+        answers = list(dict.fromkeys(row["answers"]))
+        for given in [[answer] for answer in answers] if training else [answers]:
+            rows.append({**made, "answers": {"text": given}})
+    made_table = pa.Table.from_pylist(rows)
+    columns = {column: column for column in TASKS["record"].columns}
+    return texts(made_table, origin, columns, "answers")
+
+
+def _with_marked_spans(table: Any, origin: str) -> Any:
+    """Mark WSC's noun with # and its pronoun with * in the text, as T5 does."""
+    import pyarrow as pa
+
+    spans = ("span1_text", "span1_index", "span2_text", "span2_index")
+    _expect(table, origin, ("text", *spans, "label"))
+    marked = []
+    for row in table.to_pylist():
+        words = row["text"].split()
+        for sign, number in (("*", 2), ("#", 1)):
+            span, start = row[f"span{number}_text"], row[f"span{number}_index"]
+            end = start + len(span.split())
+            here = " ".join(words[start:end])
+            if not here.lower().startswith(span.lower()):
+                raise ValueError(
+                    f"{origin} has the text {row['text'][:60]!r}..., in which word {start} is not "
+                    f"{span!r}"
+                )
+            word = f"{sign} {here[: len(span)]} {sign}{here[len(span) :]}"
+            words[start:end] = [word, *[""] * (end - start - 1)]
+        marked.append(" ".join(word for word in words if word))
+    return pa.table({"text": marked, "label": table["label"]})
+
+
+def _expect(table: Any, origin: str, columns: tuple[str, ...]) -> None:
+    """Stop if a column is missing."""
+    if not set(columns) <= set(table.column_names):
+        raise ValueError(
+            f"{origin} has the columns {', '.join(table.column_names)}; "
+            f"expected {', '.join(columns)}"
+        )
