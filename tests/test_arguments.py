@@ -262,7 +262,11 @@ def test_help_names_every_global_key_and_group(tmp_path):
     )
     command = [sys.executable, "app.py", "--help"]
     text = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    keys = [key for key in option_keys({"method": [], "task": []}) if "." not in key or key.startswith("paths.")]
+    keys = [
+        key
+        for key in option_keys({"method": [], "task": []})
+        if "." not in key or key.startswith("paths.")
+    ]
     assert len(keys) > 5
     for name in (*keys, *GROUPS):
         assert re.search(rf"\b{re.escape(name)}[=:]", text), name

@@ -306,6 +306,7 @@ TASKS: dict[str, type[Task]] = {
     "squad": GenerationTask,
     "language_modelling": LanguageModellingTask,
     "instruct": InstructTask,
+    "instruct_mini": InstructTask,
     "domainbed": DomainBedTask,
     "domainbed_mini": DomainBedTask,
 }
@@ -362,12 +363,13 @@ class Trainer:
     eval_batch_size: int | None = None
     eval_steps: int | None = later(None)  # updates between evaluations; None: one per epoch
     weight_decay: float | None = None
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_ratio: float = 0.0
+    schedule: Literal["linear", "cosine", "constant"] | None = None
+    warmup_ratio: float | None = None
     max_grad_norm: float = 1.0
     patience: int | None = None  # evaluations without a better primary metric; 0: never stop
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     length_grouping: bool = False
+    gradient_checkpointing: bool = runtime(False)  # computes activations twice, keeps fewer
     deterministic: bool = runtime(False)  # CUDA: deterministic kernels
     save_steps: int | None = runtime(None)  # None: a checkpoint at the end of every epoch
     workers: int = runtime(0)
@@ -806,7 +808,8 @@ POSITIVE = {  # section ("" is the root) -> names
     "method": "router_dim width embedding_dim layer_dim",
     "tuning": "learning_rate rank alpha new_modules_lr_scale",
     "protocol": "capacity_factor rest_lr_scale sequence_capacity",
-    "task": "max_length limit eval_limit target_length answer_length beams block_size image_size",
+    "task": "max_length limit eval_limit target_length answer_length beams block_size image_size "
+    "validation_size",
     "trainer": "learning_rate epochs max_steps batch_size accumulate eval_batch_size eval_steps "
     "save_steps",
 }
@@ -814,7 +817,7 @@ NOT_NEGATIVE = {
     "": "seed",
     "method": "cluster_seed balance_loss noise",
     "protocol": "gate_noise fixed_gate_balance_loss",
-    "task": "data_seed min_length no_repeat_ngram validation_size shots",
+    "task": "data_seed min_length no_repeat_ngram shots",
     "trainer": "weight_decay max_grad_norm workers patience",
 }
 FRACTIONS = {

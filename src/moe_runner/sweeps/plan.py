@@ -9,6 +9,7 @@ from typing import Any
 from moe_runner import tasks
 from moe_runner.backbones.weights import find_weights
 from moe_runner.config import ConfigError, Dense, Settings, Trainer
+from moe_runner.runs.processes import world_size
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
 from moe_runner.tasks.base import Recipe
@@ -130,11 +131,12 @@ def resolve(trainer: Trainer, recipe: Recipe, tuning: str) -> Trainer:
         The trainer; epochs are 1 where only the number of updates is given.
 
     Raises:
-        ConfigError: if the micro-batches are not of equal size.
+        ConfigError: if the micro-batches, over all processes, are not of equal size.
     """
+    names = ("max_steps", "batch_size", "eval_batch_size", "eval_steps", "weight_decay")
     own = {
         name: getattr(recipe, name)
-        for name in ("max_steps", "batch_size", "eval_batch_size", "eval_steps", "weight_decay")
+        for name in (*names, "schedule", "warmup_ratio")
         if getattr(trainer, name) is None
     }
     patience = recipe.patience if trainer.patience is None else trainer.patience
@@ -147,6 +149,13 @@ def resolve(trainer: Trainer, recipe: Recipe, tuning: str) -> Trainer:
         raise ConfigError(
             f"trainer.accumulate={trainer.accumulate} does not divide "
             f"trainer.batch_size={resolved.batch_size}; batch_size is the size of one update"
+        )
+    if resolved.batch_size % (trainer.accumulate * world_size()):
+        times = f" times trainer.accumulate={trainer.accumulate}" if trainer.accumulate > 1 else ""
+        raise ConfigError(
+            f"WORLD_SIZE={world_size()}{times} does not divide "
+            f"trainer.batch_size={resolved.batch_size}; batch_size is the size of one update over "
+            "all processes"
         )
     return resolved
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from types import ModuleType
 
 from moe_runner.config import Task
-from moe_runner.tasks import glue, glue_mini
+from moe_runner.tasks import glue, glue_mini, instruct, instruct_mini
 from moe_runner.tasks.base import FormName, HubSplit, OODSpec, Source, TaskData, TaskSpec
 
 __all__ = [
@@ -21,7 +21,12 @@ __all__ = [
     "spec",
 ]
 
-SUITES: dict[str, ModuleType] = {"glue": glue, "glue_mini": glue_mini}
+SUITES: dict[str, ModuleType] = {
+    "glue": glue,
+    "glue_mini": glue_mini,
+    "instruct": instruct,
+    "instruct_mini": instruct_mini,
+}
 
 
 def spec(suite: str, name: str) -> TaskSpec:

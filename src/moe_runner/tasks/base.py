@@ -37,6 +37,8 @@ class Recipe:
     eval_batch_size: int = 64
     eval_steps: int | None = None  # None: an evaluation per epoch
     weight_decay: float = 0.0
+    schedule: Literal["linear", "cosine", "constant"] = "linear"  # of the learning rate
+    warmup_ratio: float = 0.0  # of the updates
     patience: int = 0  # evaluations without a better primary metric before training stops; 0: never
 
 

@@ -3,6 +3,7 @@
 from moe_runner.tasks.base import FormName
 from moe_runner.training.forms.base import Form
 from moe_runner.training.forms.classification import Classification
+from moe_runner.training.forms.instruct import Instruct
 from moe_runner.training.forms.language_modelling import LanguageModelling
 from moe_runner.training.forms.text_to_text import TextToText
 
@@ -12,4 +13,5 @@ FORMS: dict[FormName, type[Form]] = {
     "classification": Classification,
     "text_to_text": TextToText,
     "language_modelling": LanguageModelling,
+    "instruct": Instruct,
 }
