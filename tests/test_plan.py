@@ -154,5 +154,5 @@ def test_an_ood_set_of_one_member_is_left_out_of_the_others(settings, shared_dat
 
 
 def test_micro_batches_of_unequal_size_are_refused(settings):
-    with pytest.raises(ConfigError, match="accumulate=5 does not divide trainer.batch_size=32"):
+    with pytest.raises(ConfigError, match="batch_size=32 does not divide by trainer.accumulate=5"):
         make_plan(settings("trainer.accumulate=5"))

@@ -314,6 +314,7 @@ TASKS: dict[str, type[Task]] = {
     "squad_mini": GenerationTask,
     "language_modelling": LanguageModellingTask,
     "instruct": InstructTask,
+    "instruct_mini": InstructTask,
     "domainbed": DomainBedTask,
     "domainbed_mini": DomainBedTask,
 }
@@ -371,11 +372,12 @@ class Trainer:
     eval_steps: int | None = later(None)  # updates between evaluations; None: one per epoch
     weight_decay: float | None = None
     schedule: Schedule | None = None  # None: the task's own
-    warmup_ratio: float = 0.0
+    warmup_ratio: float | None = None
     max_grad_norm: float = 1.0
     patience: int | None = None  # evaluations without a better primary metric; 0: never stop
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     length_grouping: bool = False
+    gradient_checkpointing: bool = runtime(False)  # computes activations twice, keeps fewer
     deterministic: bool = runtime(False)  # CUDA: deterministic kernels
     save_steps: int | None = runtime(None)  # None: a checkpoint at the end of every epoch
     workers: int = runtime(0)
@@ -817,7 +819,8 @@ POSITIVE = {  # section ("" is the root) -> names
     "method": "router_dim width embedding_dim layer_dim",
     "tuning": "learning_rate rank alpha new_modules_lr_scale",
     "protocol": "capacity_factor rest_lr_scale sequence_capacity",
-    "task": "max_length limit eval_limit target_length answer_length beams block_size image_size",
+    "task": "max_length limit eval_limit target_length answer_length beams block_size image_size "
+    "validation_size",
     "trainer": "learning_rate epochs max_steps batch_size accumulate eval_batch_size eval_steps "
     "save_steps",
 }
@@ -825,7 +828,7 @@ NOT_NEGATIVE = {
     "": "seed",
     "method": "cluster_seed balance_loss noise",
     "protocol": "gate_noise fixed_gate_balance_loss",
-    "task": "data_seed min_length no_repeat_ngram validation_size shots",
+    "task": "data_seed min_length no_repeat_ngram shots",
     "trainer": "weight_decay max_grad_norm workers patience",
 }
 SHARES = {"task": "train_fraction"}  # above 0, to 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from moe_runner.config import (
     TextTask,
     Trainer,
 )
+from moe_runner.runs.processes import world_size
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
 from moe_runner.tasks.base import Recipe
@@ -202,7 +204,7 @@ def resolve(trainer: Trainer, recipe: Recipe, tuning: str) -> Trainer:
         The trainer; epochs are 1 where only the number of updates is given.
 
     Raises:
-        ConfigError: if the micro-batches are not of equal size.
+        ConfigError: if the micro-batches, over all processes, are not of equal size.
     """
     own = {
         name: getattr(recipe, name)
@@ -213,6 +215,7 @@ def resolve(trainer: Trainer, recipe: Recipe, tuning: str) -> Trainer:
             "eval_steps",
             "weight_decay",
             "schedule",
+            "warmup_ratio",
         )
         if getattr(trainer, name) is None
     }
@@ -222,19 +225,18 @@ def resolve(trainer: Trainer, recipe: Recipe, tuning: str) -> Trainer:
         own.pop("max_steps")  # the user's epochs win over the task's updates
     resolved = replace(trainer, patience=patience, epochs=epochs, **own)
     assert resolved.batch_size is not None
-    if resolved.batch_size % trainer.accumulate:
-        raise ConfigError(
-            f"trainer.accumulate={trainer.accumulate} does not divide "
-            f"trainer.batch_size={resolved.batch_size}; batch_size is the size of one update"
-        )
-    multiple = recipe.batch_multiple * trainer.accumulate
+    factors = {
+        f"the {recipe.batch_multiple} training domains": recipe.batch_multiple,
+        f"trainer.accumulate={trainer.accumulate}": trainer.accumulate,
+        f"WORLD_SIZE={world_size()}": world_size(),
+    }
+    multiple = math.prod(factors.values())
     if resolved.batch_size % multiple:
-        near = max(resolved.batch_size // multiple, 1) * multiple
-        micro = f" in {trainer.accumulate} micro-batches" if trainer.accumulate > 1 else ""
+        reasons = " times ".join(name for name, factor in factors.items() if factor > 1)
         raise ConfigError(
-            f"trainer.batch_size={resolved.batch_size}{micro} does not divide by the "
-            f"{recipe.batch_multiple} training domains; use a multiple of {multiple}, for example "
-            f"{near}"
+            f"trainer.batch_size={resolved.batch_size} does not divide by {reasons}; it is the "
+            f"size of one update: use a multiple of {multiple}, for example "
+            f"{max(resolved.batch_size // multiple, 1) * multiple}"
         )
     return resolved
 

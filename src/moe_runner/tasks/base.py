@@ -39,7 +39,8 @@ class Recipe:
     eval_batch_size: int = 64
     eval_steps: int | None = None  # None: an evaluation per epoch
     weight_decay: float = 0.0
-    schedule: Schedule = "linear"
+    schedule: Schedule = "linear"  # of the learning rate
+    warmup_ratio: float = 0.0  # of the updates
     batch_multiple: int = 1  # a batch takes as many examples of each of so many sources
     patience: int = 0  # evaluations without a better primary metric before training stops; 0: never
     max_length: int = 128  # tokens of a text that is classified

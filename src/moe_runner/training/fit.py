@@ -23,6 +23,7 @@ from moe_runner.backbones.weights import find_weights
 from moe_runner.config import Dense, EMoE, Logger, NoisyTuning
 from moe_runner.methods.conversion import Conversion, convert, count_parameters, merge
 from moe_runner.methods.saving import save_pretrained
+from moe_runner.runs.processes import world_size
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import RunFolder
 from moe_runner.tasks.base import OODSpec, TaskData
@@ -305,7 +306,7 @@ def make_trainer(
         eval_steps=options.eval_steps,
         save_steps=options.eval_steps or 500,  # unused where there is one per epoch
         output_dir=str(folder.checkpoint.resolve()),
-        per_device_train_batch_size=options.batch_size // options.accumulate,
+        per_device_train_batch_size=options.batch_size // (options.accumulate * world_size()),
         gradient_accumulation_steps=options.accumulate,
         per_device_eval_batch_size=options.eval_batch_size,
         learning_rate=options.learning_rate,
@@ -314,6 +315,9 @@ def make_trainer(
         weight_decay=options.weight_decay,
         lr_scheduler_type=options.schedule,
         warmup_steps=options.warmup_ratio,  # below 1: a fraction of the updates
+        activation_checkpointing=options.gradient_checkpointing,
+        # recomputed with gradients, as routers and frozen embeddings (LoRA) need it
+        activation_checkpointing_kwargs={"use_reentrant": False},
         max_grad_norm=options.max_grad_norm,
         bf16=options.precision == "bf16",
         fp16=options.precision == "fp16",
@@ -360,14 +364,17 @@ def predict(trainer: RunTrainer, dataset: Dataset, names: tuple[str, ...]) -> di
     """Compute metrics and routing figures on a data set.
 
     Returns:
-        The metrics by name, `primary`, `loss`, `examples` and the routing figures.
+        The metrics by name, those of parts ("accuracy/anatomy"), `primary`, `loss`, `examples` and
+        the routing figures.
     """
     trainer.metric_names = names
     with count_load(trainer.model) as loads:
         found = trainer.predict(dataset, metric_key_prefix="").metrics
     keys = (*names, "primary", "loss")
     values = {key: float(found[f"_{key}"]) for key in keys}
-    return {**values, "examples": len(dataset), **summarise(loads)}
+    parts = {key[1:]: float(value) for key, value in found.items() if "/" in key}
+    examples = int(found.get("_examples", len(dataset)))
+    return {**values, **parts, "examples": examples, **summarise(loads)}
 
 
 def probe_batches(

@@ -49,21 +49,30 @@ class RunTrainer(Trainer):
         self.data_seconds = 0.0  # in which training waited for a batch
         self.auxiliary: list[Tensor] = []  # losses of the micro-batches since the last log
         # The losses are means over a micro-batch: the Trainer must divide by their number. It
-        # infers otherwise from the **kwargs of the models' signatures.
+        # infers otherwise from the **kwargs of the models' signatures. A form with answers of
+        # different lengths says True: the loss is then a mean over all tokens of an update.
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
     ) -> Any:
         """Compute the task's loss; in training the routers' auxiliary losses are added to it."""
-        found = super().compute_loss(model, inputs, *args, **kwargs)
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not model.training:  # an evaluation reports the task's loss
             return found
         extra = auxiliary_loss(self.model)
         if extra is None:
             return found
         self.auxiliary.append(extra.detach())
+        if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
+            # The task's loss is divided by the tokens of the whole update already; the auxiliary
+            # losses are means over a micro-batch, so theirs is the mean over the update.
+            extra = extra / self.current_gradient_accumulation_steps
         if isinstance(found, tuple):
             return found[0] + extra, *found[1:]
         return found + extra

@@ -4,6 +4,7 @@ from moe_runner.tasks.base import FormName
 from moe_runner.training.forms.base import Form
 from moe_runner.training.forms.classification import Classification
 from moe_runner.training.forms.domain_generalisation import DomainGeneralisation
+from moe_runner.training.forms.instruct import Instruct
 from moe_runner.training.forms.language_modelling import LanguageModelling
 from moe_runner.training.forms.text_to_text import TextToText
 
@@ -14,4 +15,5 @@ FORMS: dict[FormName, type[Form]] = {
     "text_to_text": TextToText,
     "language_modelling": LanguageModelling,
     "domain_generalisation": DomainGeneralisation,
+    "instruct": Instruct,
 }
