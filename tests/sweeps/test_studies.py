@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -203,3 +206,57 @@ def test_clean_removes_checkpoints_of_finished_runs_only(conf, plan, capsys):
 def test_a_wrong_word_of_moe_report_is_one_line(words, problem, conf):
     with pytest.raises(store_commands.ConfigError, match=problem):
         store_commands.tables([*words, f"output={conf.parent}"])
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+PROBE = """
+<pre id="probe"></pre>
+<script>
+  const shown = () => [...body.rows].filter(row => !row.hidden);
+  const column = number => shown().map(row => row.cells[number].textContent);
+  const found = {all: shown().length};
+  search.value = "emoe RTE";
+  search.dispatchEvent(new Event("input"));
+  found.searched = shown().length;
+  found.count = count.textContent;
+  search.value = "";
+  search.dispatchEvent(new Event("input"));
+  const button = document.querySelectorAll("#runs th button")[8];
+  button.click();
+  found.seeds = column(8);
+  button.click();
+  found.reversed = column(8);
+  document.querySelector("#probe").textContent = JSON.stringify(found);
+</script>
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium: apt-get install chromium")
+def test_the_list_of_runs_can_be_searched_and_sorted_in_a_browser(conf, cfg, plan, tmp_path):
+    store = Store(conf.parent / "out")
+    studies.carry_out_study("small", cfg, launcher(store, plan.jobs).launch)
+    page = (conf.parent / "out" / "reports" / "mini" / "index.html").read_text()
+    probed = tmp_path / "probed.html"
+    probed.write_text(page.replace("</html>", f"{PROBE}</html>"))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    command = [str(BROWSER), *options, "--dump-dom", probed.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    match = re.search(r'<pre id="probe">(.*?)</pre>', dom)
+    assert match is not None
+    found = json.loads(match[1])
+    assert found["all"] == 8
+    assert found["searched"] == 2
+    assert found["count"] == "2 of 8"
+    assert found["seeds"] == ["0"] * 4 + ["1"] * 4
+    assert found["reversed"] == ["1"] * 4 + ["0"] * 4
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex: apt-get install texlive")
+def test_the_latex_compiles(conf, cfg, plan, tmp_path):
+    store = Store(conf.parent / "out")
+    studies.carry_out_study("small", cfg, launcher(store, plan.jobs).launch)
+    file = conf.parent / "out" / "reports" / "mini" / "tables.tex"
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", str(file)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "tables.pdf").stat().st_size > 1000
