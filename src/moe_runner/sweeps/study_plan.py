@@ -121,8 +121,8 @@ def show_study_plans(plans: Sequence[StudyPlan], store: Store) -> None:
     if plans[0].profile == "paper":
         print(
             f"EMoE's first version says it tuned {PAPER_MODELS} models. The protocol explains the "
-            "order of magnitude (3 rates x 3 seeds a cell, 12 or 30 runs a DomainBed cell), but not "
-            "the exact number, which is not recoverable: the two counts cannot match."
+            "order of magnitude (3 rates x 3 seeds a cell, 12 or 30 runs a DomainBed cell); the "
+            "exact number is not recoverable, so the two counts cannot match."
         )
 
 
@@ -154,4 +154,4 @@ def short(number: float) -> str:
     ):
         if number >= factor:
             return f"{number / factor:.3g} {prefix}"
-    return f"{number:.2g} "
+    return f"{number:.3g} "
