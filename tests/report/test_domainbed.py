@@ -61,7 +61,9 @@ OF_A_AND_C = pair("a+c", [(0, 0, 0.3), (0, 0, 0.6), (0, 0, 0.9)])
 
 
 def test_training_domain_takes_the_checkpoint_that_is_best_on_the_other_domains():
-    assert select([OF_A], "training_domain") == {"a": {0: Choice(pytest.approx(0.8), 0.2, 200, 1e-3)}}
+    assert select([OF_A], "training_domain") == {
+        "a": {0: Choice(pytest.approx(0.8), 0.2, 200, 1e-3)}
+    }
 
 
 def test_training_domain_takes_the_rate_that_is_best_on_the_other_domains():

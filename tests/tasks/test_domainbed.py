@@ -216,7 +216,9 @@ def test_corrupt_images_are_left_out_and_counted_on_demand(with_corrupt, tmp_pat
 
 def test_a_domain_that_is_too_small_to_split_is_told(tmp_path):
     root = write_domains(tmp_path / "data", counts=(10, 10, 10, 1))
-    with pytest.raises(ValueError, match="domain sketch has 2 readable images, too few to hold out"):
+    with pytest.raises(
+        ValueError, match="domain sketch has 2 readable images, too few to hold out"
+    ):
         load(options(data_dir=str(root)), tmp_path)
 
 
@@ -321,7 +323,9 @@ def test_rotated_mnist_is_made_from_the_hubs_cache(tmp_path, monkeypatch):
     (repository / "refs/main").write_text("abc")
     write_mnist(repository / "snapshots/abc/mnist")
     given = options(["rotated_mnist/30"], holdout=0.3)
-    assert tasks.fingerprint(given, "rotated_mnist/30")["mnist/train"].startswith("hub ylecun/mnist")
+    assert tasks.fingerprint(given, "rotated_mnist/30")["mnist/train"].startswith(
+        "hub ylecun/mnist"
+    )
     check_rotated_mnist(given, tmp_path)
 
 
@@ -375,7 +379,9 @@ def test_rotated_digits_are_dealt_out_and_turned(digits):
     whole = [np.asarray(digits.read(i)) for i in range(1797)]
     for domain in (domains[0], domains[4]):
         number = int(domain.describe(3).split()[1])
-        expected = Image.fromarray(whole[number]).rotate(int(domain.name), Image.Resampling.BILINEAR)
+        expected = Image.fromarray(whole[number]).rotate(
+            int(domain.name), Image.Resampling.BILINEAR
+        )
         assert (np.asarray(domain.read(3)) == np.asarray(expected)).all()
         assert domain.labels[3] == digits.labels[number]
     dealt = [domain.describe(i).split()[1] for domain in domains for i in range(len(domain.labels))]
