@@ -45,4 +45,4 @@ def add_drop_path(model: PreTrainedModel, rate: float) -> None:
     layers: Any = model.base_model.layers
     for number, layer in enumerate(layers):
         share = rate * number / max(len(layers) - 1, 1)
-        layer.dropout = nn.Sequential(layer.dropout, DropPath(share))
+        layer.dropout = nn.Sequential(layer.dropout, DropPath(share)).train(layer.training)

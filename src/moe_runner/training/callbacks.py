@@ -117,18 +117,20 @@ class ShowProgress(TrainerCallback):
 
 
 class SaveEvery(TrainerCallback):
-    """Save a checkpoint every so many updates, besides the one of every epoch."""
+    """Save a checkpoint every so many updates, besides the one of every evaluation."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    def __init__(self, steps: int, eval_steps: int | None) -> None:
+        self.steps, self.eval_steps = steps, eval_steps
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Ask for a checkpoint, but not where an epoch ends: its own comes after the evaluation."""
-        end_of_epoch = state.epoch is None or float(state.epoch).is_integer()
+        """Ask for a checkpoint, but not before an evaluation: its own comes after it."""
+        evaluated = state.epoch is None or float(state.epoch).is_integer()
+        if self.eval_steps is not None:
+            evaluated = state.global_step % self.eval_steps == 0
         last = state.global_step >= state.max_steps
-        if state.global_step % self.steps == 0 and not end_of_epoch and not last:
+        if state.global_step % self.steps == 0 and not evaluated and not last:
             control.should_save = True
 
 

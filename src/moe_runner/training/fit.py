@@ -297,7 +297,7 @@ def make_trainer(
         callbacks.append(EvaluateAtEnd())
     every = "epoch" if options.eval_steps is None else "steps"
     if options.save_steps is not None:
-        callbacks.append(SaveEvery(options.save_steps))
+        callbacks.append(SaveEvery(options.save_steps, options.eval_steps))
     own = {"include_num_input_tokens_seen": "non_padding", **ready.form.arguments()}
     arguments = training_arguments(
         lower_is_better=lower_is_better(ready.data.spec.metrics),
