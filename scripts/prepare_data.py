@@ -14,10 +14,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -140,7 +141,8 @@ def look(options: Task) -> Findings:
         for split, source in lacking.items():
             where = found.optional if source.problem is None else found.missing
             where[f"{member} {split}"] = str(source.problem or source.absent)
-            place, train = elsewhere[split].hub, elsewhere["train"].hub
+            places = {name: each.hub for name, each in elsewhere.items()}
+            place, train = places.get(split), places.get("train")
             if place is not None:
                 own = train is not None and place.hub_id == train.hub_id  # mrpc's partner qqp
                 root = options.data_dir if own else f"{options.ood_dir}/{Path(split).name}"
@@ -181,11 +183,35 @@ def download(wanted: Mapping[str, Wanted]) -> None:
                 print(f"the Hub has no file {start}*.parquet in {place.hub_id}", file=sys.stderr)
             advance(key, 0, sum(info.size for info in infos))
             for info in infos:
-                file = Path(hf_hub_download(place.hub_id, info.path, local_dir=each.folder, **at))
+                file = Path(
+                    hf_hub_download(
+                        place.hub_id,
+                        info.path,
+                        local_dir=each.folder,
+                        tqdm_class=forwarding(lambda done, key=key: advance(key, done, 0)),
+                        **at,
+                    )
+                )
                 if info.lfs is not None and sha256(file) != info.lfs.sha256:
                     file.unlink()
                     raise OSError(f"{file} was damaged on the way and is removed; run this again")
-                advance(key, info.size, 0)
+
+
+def forwarding(advance: Callable[[int], object]) -> type:
+    """Make a bar of huggingface_hub that shows nothing and tells us how many bytes came."""
+    from huggingface_hub.utils import tqdm
+
+    class Forwarding(tqdm):
+        """See `forwarding`."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            """Pass on the bytes that came."""
+            advance(int(n or 0))
+
+    return Forwarding
 
 
 def check_sums(files: Sequence[Path], folder: Path) -> list[Path]:

@@ -190,6 +190,14 @@ def fake_hub(tmp_path):
     server.shutdown()
 
 
+def test_the_bar_counts_the_bytes_that_come(script):
+    came: list[int] = []
+    with script.forwarding(came.append)(total=5, desc="x") as bar:
+        bar.update(3)
+        bar.update(2)
+    assert came == [3, 2]
+
+
 def test_missing_files_come_from_the_hub(fake_hub, tmp_path, script):
     folder = tmp_path / "glue"
     online = {"HF_HUB_OFFLINE": "", "HF_ENDPOINT": fake_hub, "HF_HUB_DISABLE_XET": "1"}

@@ -250,7 +250,7 @@ class Task:
     ood_dir: str | None = runtime(None)
     limit: int | None = None  # training examples
     eval_limit: int | None = None  # examples of every evaluation set
-    data_seed: int = 0  # of generated data
+    data_seed: int = 0  # of generated data and of train_fraction
     skip_missing: bool = runtime(False)
 
 

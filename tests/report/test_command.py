@@ -57,6 +57,13 @@ def test_a_folder_is_looked_into(capsys, tmp_path):
     assert "glue/cola" not in rows
 
 
+def test_a_named_suite_shows_its_recipe(capsys):
+    rows = lines(capsys, "tasks", "language_modelling")
+    assert [
+        "wikitext2", "full 20, lora 20, lora_block 20", "1e-05", "-", "4", "4", "-", "0", "0",
+    ] in rows  # fmt: skip
+
+
 def test_a_copy_in_the_cache_of_the_hub_is_seen(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     folder = tmp_path / "datasets--nyu-mll--glue" / "snapshots" / "main" / "cola"

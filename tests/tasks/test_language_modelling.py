@@ -71,6 +71,25 @@ def test_parquet_in_the_layout_of_the_hub(tmp_path):
         tasks.load(options("wikitext2", tmp_path), "wikitext2")
 
 
+def test_a_copy_in_the_cache_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "datasets--Salesforce--wikitext" / "snapshots" / "main"
+    folder = snapshot / "wikitext-103-raw-v1"
+    folder.mkdir(parents=True)
+    for split, parts in (("train", 2), ("validation", 1)):
+        for i in range(parts):
+            file = folder / f"{split}-{i:05}-of-{parts:05}.parquet"
+            pq.write_table(pa.table({"text": [f"{split} {i}\n"]}), file)
+    for cache in (None, tmp_path / "cache", tmp_path / "cache"):
+        data = tasks.load(options("wikitext103"), "wikitext103", cache)
+        assert texts(data)["train"] == ["train 0\n", "train 1\n"]
+        assert texts(data)["test"] is None
+    assert tasks.fingerprint(options("wikitext103"), "wikitext103")["train"] == (
+        "hub Salesforce/wikitext config wikitext-103-raw-v1 split train at main"
+    )
+
+
 def test_one_file_is_split_by_lines_90_5_5(tmp_path):
     file = tmp_path / "book.txt"
     file.write_text("".join(LINES))

@@ -22,7 +22,8 @@ def tasks(words: Sequence[str]) -> None:
     """List every suite: metric, size, source, licence, and whether it is on this machine.
 
     moe-report tasks                               all suites
-    moe-report tasks glue data_dir=/data/glue      one, with a look into a folder
+    moe-report tasks glue                          one, and what null means in its `trainer`
+    moe-report tasks glue data_dir=/data/glue      with a look into a folder
 
     The local caches of Hugging Face and the given folder are looked at; nothing is downloaded.
 
@@ -48,6 +49,8 @@ def tasks(words: Sequence[str]) -> None:
     if not console.is_terminal:
         console = Console(width=150)
     console.print(build_table(names or list(suites.SUITES), places))
+    if names:
+        console.print(recipe_table(names))
     console.print(
         "missing data come from the Hub where it answers (moe-run does it, or python "
         "scripts/prepare_data.py <task>), or from task.data_dir=<folder>"
@@ -87,6 +90,30 @@ def build_table(names: Sequence[str], places: Mapping[str, str]) -> Table:
                 whereabouts(options, name, spec),
             )
         table.add_section()
+    return table
+
+
+def recipe_table(names: Sequence[str]) -> Table:
+    """Lay out what null means in `trainer` for the tasks of some suites.
+
+    Args:
+        names: keys of `SUITES`.
+    """
+    table = Table(
+        title="trainer.<key>=null means", title_justify="left",
+        caption="learning_rate -: tuning.learning_rate; both are multiplied by model.lr_scale",
+        caption_justify="left",
+    )  # fmt: skip
+    keys = ("learning_rate", "max_steps", "batch_size", "eval_batch_size", "eval_steps")
+    for column in ("task", "epochs", *keys, "weight_decay", "patience"):
+        table.add_column(column)
+    for suite in names:
+        for name, spec in suites.SUITES[suite].TASKS.items():
+            recipe = spec.recipe
+            epochs = ", ".join(f"{tuning} {count}" for tuning, count in recipe.epochs.items())
+            values = [getattr(recipe, key) for key in (*keys, "weight_decay", "patience")]
+            shown = ["-" if value is None else f"{value:g}" for value in values]
+            table.add_row(name, epochs or "-", *shown)
     return table
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -129,13 +130,15 @@ def cached(key: Mapping[str, Any], write: Callable[[Path], None], cache: Path) -
         found = read_entry(file, warn=True)  # another process may have made it meanwhile
         if found is not None:
             return found
-        temporary = file.with_name(f".{file.stem}.{uuid.uuid4().hex}.arrow")
+        temporary = file.with_name(f".{file.stem}") / file.name
+        shutil.rmtree(temporary.parent, ignore_errors=True)  # of a process that was killed
+        temporary.parent.mkdir()
         try:
             write(temporary)
             size = temporary.stat().st_size
             os.replace(temporary, file)
         finally:
-            temporary.unlink(missing_ok=True)
+            shutil.rmtree(temporary.parent)
         write_json(file.with_suffix(".json"), {"bytes": size, "made_from": key})
     return Dataset.from_file(str(file))
 
