@@ -38,6 +38,7 @@ def _mixture(suite: str, recipe: Recipe) -> TaskSpec:
         validation=("validation",),
         recipe=recipe,
         parts=parts,
+        about=next(iter(parts.values())).about,
     )
 
 

@@ -7,7 +7,16 @@ default, since the authors' own value is not passed on.
 from pathlib import Path
 
 from moe_runner.config import Task
-from moe_runner.tasks.base import HubSplit, Recipe, Source, TaskData, TaskSpec, check, split_source
+from moe_runner.tasks.base import (
+    About,
+    HubSplit,
+    Recipe,
+    Source,
+    TaskData,
+    TaskSpec,
+    check,
+    split_source,
+)
 from moe_runner.tasks.free_text import no_ood, ood_names, read_texts
 
 __all__ = ["TASKS", "load", "ood_names", "sources"]
@@ -22,7 +31,7 @@ RECIPE = Recipe(
 )
 
 
-def questions(name: str, recipe: Recipe = RECIPE) -> TaskSpec:
+def questions(name: str, about: About, recipe: Recipe = RECIPE) -> TaskSpec:
     """Say what a task of answering questions about a text is."""
     return TaskSpec(
         name=name,
@@ -33,10 +42,11 @@ def questions(name: str, recipe: Recipe = RECIPE) -> TaskSpec:
         metrics=("exact_match", "token_f1"),
         validation=("validation",),
         recipe=recipe,
+        about=about,
     )
 
 
-TASKS = {"squad": questions("squad")}
+TASKS = {"squad": questions("squad", About(source=HUB_ID, licence="CC BY-SA 4.0"))}
 
 
 def sources(options: Task, name: str) -> dict[str, Source]:

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_runner.config import Task
-from moe_runner.tasks.base import HubSplit, Recipe, Source, TaskData, TaskSpec, check, split_source
+from moe_runner.tasks.base import (
+    About,
+    HubSplit,
+    Recipe,
+    Source,
+    TaskData,
+    TaskSpec,
+    check,
+    split_source,
+)
 from moe_runner.tasks.free_text import no_ood, ood_names, read_texts
 
 __all__ = ["TASKS", "load", "ood_names", "sources"]
@@ -44,7 +53,7 @@ PLACES: Mapping[str, Place] = {
 }
 
 
-def summaries(name: str, recipe: Recipe = RECIPE) -> TaskSpec:
+def summaries(name: str, about: About, recipe: Recipe = RECIPE) -> TaskSpec:
     """Say what a task of summarising is."""
     return TaskSpec(
         name=name,
@@ -55,10 +64,14 @@ def summaries(name: str, recipe: Recipe = RECIPE) -> TaskSpec:
         metrics=ROUGE,
         validation=("validation",),
         recipe=recipe,
+        about=about,
     )
 
 
-TASKS = {name: summaries(name) for name in PLACES}
+TASKS = {
+    name: summaries(name, About(source=place.hub_id, licence="see its card on the Hub"))
+    for name, place in PLACES.items()
+}
 
 
 def sources(options: Task, name: str) -> dict[str, Source]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from moe_runner.config import Task
 from moe_runner.tasks import summarisation
-from moe_runner.tasks.base import Recipe, Source, TaskData
+from moe_runner.tasks.base import GENERATED, Recipe, Source, TaskData
 from moe_runner.tasks.free_text import no_ood, ood_names, texts
 from moe_runner.tasks.mini.texts import VERSION
 from moe_runner.tasks.mini.texts import summaries as generate
@@ -22,7 +22,7 @@ RECIPE = Recipe(  # ours
     batch_size=32,
     eval_batch_size=50,
 )
-TASKS = {NAME: summarisation.summaries(NAME, RECIPE)}
+TASKS = {NAME: summarisation.summaries(NAME, GENERATED, RECIPE)}
 
 
 def sources(options: Task, name: str) -> dict[str, Source]:

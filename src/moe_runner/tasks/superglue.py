@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from moe_runner.config import Task
 from moe_runner.tasks import glue
 from moe_runner.tasks.base import (
+    About,
     HubSplit,
     Source,
     TaskData,
@@ -55,6 +56,7 @@ def _task(
         validation=("validation",),
         recipe=glue.RECIPE if classified else glue.HYPERMOE,
         recipes={"text_to_text": glue.HYPERMOE},
+        about=About(source=HUB_ID, licence="each set's own"),
     )
 
 
