@@ -96,7 +96,9 @@ def squad(given: Sequence[str], right: Sequence[Sequence[str]], name: str) -> fl
     """
     from torchmetrics.functional.text import squad as compute_squad
 
-    predictions: list[Any] = [{"id": str(i), "prediction_text": text} for i, text in enumerate(given)]
+    predictions: list[Any] = [
+        {"id": str(i), "prediction_text": text} for i, text in enumerate(given)
+    ]
     targets: list[Any] = [
         {"id": str(i), "answers": {"text": list(texts), "answer_start": [0] * len(texts)}}
         for i, texts in enumerate(right)
