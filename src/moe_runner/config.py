@@ -21,6 +21,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 T = TypeVar("T")
 
+PACKAGED = Path(__file__).parent / "conf"  # in the wheel; in a checkout it is at the top level
+CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"  # the option files
 MISSING = "???"  # what a config says where the user must give a value
 
 
@@ -49,6 +51,7 @@ def later(default: Any) -> Any:
 # ------------------------------------------------------------------------------------- methods
 
 Backend = Literal["auto", "masked", "sorted", "grouped_mm"]
+Schedule = Literal["linear", "cosine", "constant"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +250,7 @@ class Task:
     ood_dir: str | None = runtime(None)
     limit: int | None = None  # training examples
     eval_limit: int | None = None  # examples of every evaluation set
-    data_seed: int = 0  # of generated data
+    data_seed: int = 0  # of generated data and of train_fraction
     skip_missing: bool = runtime(False)
 
 
@@ -275,7 +278,7 @@ class GenerationTask(Task):
 class LanguageModellingTask(Task):
     """Running text, packed into blocks."""
 
-    block_size: int = 1024  # tokens
+    block_size: int | None = None  # tokens; None: 1024, or the model's positions if fewer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,9 +295,11 @@ class InstructTask(Task):
 class DomainBedTask(Task):
     """Images from several domains, some of which are held out: DomainBed."""
 
-    image_size: int = 224  # pixels
+    pairs: bool = runtime(False)  # also the members that hold out pairs of the members' domains
+    image_size: int | None = None  # pixels a side; None: those that the backbone was trained on
     augment: bool = True  # DomainBed's augmentations
     holdout: float = 0.2  # of each domain, for validation
+    drop_path: float = 0.1  # share of the blocks' outputs that are dropped in the last layer
     skip_corrupt: bool = runtime(False)  # leave out files that are no images, and count them
 
 
@@ -309,6 +314,7 @@ TASKS: dict[str, type[Task]] = {
     "squad_mini": GenerationTask,
     "language_modelling": LanguageModellingTask,
     "instruct": InstructTask,
+    "instruct_mini": InstructTask,
     "domainbed": DomainBedTask,
     "domainbed_mini": DomainBedTask,
 }
@@ -365,12 +371,13 @@ class Trainer:
     eval_batch_size: int | None = None
     eval_steps: int | None = later(None)  # updates between evaluations; None: one per epoch
     weight_decay: float | None = None
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_ratio: float = 0.0
+    schedule: Schedule | None = None  # None: the task's own
+    warmup_ratio: float | None = None
     max_grad_norm: float = 1.0
     patience: int | None = None  # evaluations without a better primary metric; 0: never stop
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     length_grouping: bool = False
+    gradient_checkpointing: bool = runtime(False)  # computes activations twice, keeps fewer
     deterministic: bool = runtime(False)  # CUDA: deterministic kernels
     save_steps: int | None = runtime(None)  # None: a checkpoint at the end of every epoch
     workers: int = runtime(0)
@@ -415,6 +422,7 @@ class Settings:
     profile: Literal["mini", "paper"] = "mini"
     dry_run: bool = False
     rerun: bool = False
+    quiet: bool = False
     debug: bool = False
 
 
@@ -796,6 +804,7 @@ def value_problems(parts: Mapping[str, Any]) -> list[str]:
         (block_problems, "tuning", "method"),
         (protocol_problems, "protocol", "method"),
         (export_problems, "export", "method"),
+        (checkpoint_problems, "task", "method"),
     ]
     problems: list[str] = []
     for check, one, other in checks:
@@ -810,7 +819,8 @@ POSITIVE = {  # section ("" is the root) -> names
     "method": "router_dim width embedding_dim layer_dim",
     "tuning": "learning_rate rank alpha new_modules_lr_scale",
     "protocol": "capacity_factor rest_lr_scale sequence_capacity",
-    "task": "max_length limit eval_limit target_length answer_length beams block_size image_size",
+    "task": "max_length limit eval_limit target_length answer_length beams block_size image_size "
+    "validation_size",
     "trainer": "learning_rate epochs max_steps batch_size accumulate eval_batch_size eval_steps "
     "save_steps",
 }
@@ -818,12 +828,13 @@ NOT_NEGATIVE = {
     "": "seed",
     "method": "cluster_seed balance_loss noise",
     "protocol": "gate_noise fixed_gate_balance_loss",
-    "task": "data_seed min_length no_repeat_ngram validation_size shots",
+    "task": "data_seed min_length no_repeat_ngram shots",
     "trainer": "weight_decay max_grad_norm workers patience",
 }
+SHARES = {"task": "train_fraction"}  # above 0, to 1
 FRACTIONS = {
     "tuning": "dropout",
-    "task": "holdout",
+    "task": "holdout drop_path",
     "trainer": "warmup_ratio",
     "protocol": "expert_dropout jitter",
 }
@@ -837,6 +848,8 @@ def out_of_range(section: str, name: str, value: Any) -> str | None:
         return "is not positive; use a number above 0"
     if name in NOT_NEGATIVE.get(section, "").split() and value < 0:
         return "is negative; use 0 or more"
+    if name in SHARES.get(section, "").split() and not 0 < value <= 1:
+        return "is not a share; use more than 0 and at most 1"
     if name in FRACTIONS.get(section, "").split() and not 0 <= value < 1:
         return "is not a fraction; use 0 or more and less than 1"
     return None
@@ -886,6 +899,8 @@ def task_problems(task: Task, model: Model) -> list[str]:
             f"use a model of the family {join(families)}"
         )
         return problems
+    if getattr(task, "holdout", 1.0) == 0:
+        problems.append("task.holdout=0.0 leaves nothing to select by; use for example 0.2")
     for name in ("max_length", "block_size"):
         length = getattr(task, name, None)
         if length and model.max_positions and length > model.max_positions:
@@ -893,7 +908,20 @@ def task_problems(task: Task, model: Model) -> list[str]:
                 f"task.{name}={length} is more than the {model.max_positions} positions "
                 f"of model={model.name}; use at most {model.max_positions}"
             )
+    if getattr(task, "block_size", None) == 1:
+        problems.append("task.block_size=1 leaves no token to predict; use 2 or more")
     return problems
+
+
+def checkpoint_problems(task: Task, method: Method) -> list[str]:
+    """Check that the checkpoints of DomainBed, which select the model, have its final form."""
+    at = getattr(method, "convert_at", "both")
+    if isinstance(task, DomainBedTask) and at != "both":
+        return [
+            f"method.convert_at={at} does not go with task={task.suite}, whose selection rules "
+            "read every checkpoint as it is trained; use method.convert_at=both"
+        ]
+    return []
 
 
 def tuning_problems(tuning: Tuning, model: Model) -> list[str]:

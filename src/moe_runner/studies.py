@@ -9,10 +9,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from moe_runner.config import ConfigError
+from moe_runner.config import CONF, ConfigError
+from moe_runner.report.render import FORMATS, render
+from moe_runner.report.store_commands import last_line
 from moe_runner.report.study_table import print_study
 from moe_runner.runs.store import Store
-from moe_runner.sweeps.compose import CONF
+from moe_runner.sweeps.monitor import Monitor
 from moe_runner.sweeps.study import as_overrides, read_study, study_names
 from moe_runner.sweeps.study_plan import StudyPlan, plan_study, show_study_plans
 
@@ -48,11 +50,12 @@ def carry_out_study(name: str, cfg: DictConfig, launch: Launch) -> int:
         if not job.problems and (cfg.rerun or store.result(job.run.id) is None)
     }
     if jobs:
-        own = {key: cfg[key] for key in GLOBAL} | {"logger": cfg.logger.name}
+        own = {key: cfg[key] for key in GLOBAL} | {"logger": cfg.logger.name, "quiet": True}
         own |= {"paths.output": cfg.paths.output, "paths.cache": cfg.paths.cache}
         batch = [as_overrides({**job.choices, **own}) for job in jobs.values()]
-        launch(batch, initial_job_idx=0)
-    return report(plans, store)
+        with Monitor({run_id: job.run for run_id, job in jobs.items()}, store):
+            launch(batch, initial_job_idx=0)
+    return report(plans, store, Path(cfg.paths.output) / "reports" / cfg.profile)
 
 
 def plan_studies(names: Sequence[str], cfg: DictConfig) -> list[StudyPlan]:
@@ -61,8 +64,8 @@ def plan_studies(names: Sequence[str], cfg: DictConfig) -> list[StudyPlan]:
     return [plan_study(read_study(CONF, each), cfg.profile, common) for each in names]
 
 
-def report(plans: Sequence[StudyPlan], store: Store) -> int:
-    """Print the tables of studies and what failed; 1 if a run is not done, else 0."""
+def report(plans: Sequence[StudyPlan], store: Store, folder: Path) -> int:
+    """Print the tables of studies, render them, say what failed; 1 if a run is not done, else 0."""
     failed: dict[str, str] = {}
     for plan in plans:
         results = {job.run.id: store.result(job.run.id) for job in plan.jobs}
@@ -70,7 +73,10 @@ def report(plans: Sequence[StudyPlan], store: Store) -> int:
         for job in plan.jobs:
             if results[job.run.id] is None:
                 state = store.status(job.run.id).state
-                failed[job.run.id] = f"{job.run.label}: {'; '.join(job.problems) or state}"
+                reason = last_line(store, job.run.id) if state == "failed" else state
+                failed[job.run.id] = f"{job.run.label}: {'; '.join(job.problems) or reason}"
+    render(plans, store, folder, FORMATS)
+    print(f"tables, plots and a page of all: {folder}/index.html")
     for line in failed.values():
         print(f"not done: {line}", file=sys.stderr)
     return 1 if failed else 0

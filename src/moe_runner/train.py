@@ -20,13 +20,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from moe_runner.arguments import check_arguments, parse_config
-from moe_runner.config import ConfigError, Settings
-from moe_runner.report.summary import headline, print_table
+from moe_runner.config import CONF, ConfigError, Settings
+from moe_runner.report.summary import headline, print_results, print_table
 from moe_runner.runs.environment import environment
 from moe_runner.runs.log import logged_to
 from moe_runner.runs.run import Run, read_run
 from moe_runner.runs.store import RunBusy, RunDone, RunFolder, Store, StoreError
-from moe_runner.sweeps.compose import CONF
 from moe_runner.sweeps.plan import Plan, make_plan, show_plan, stored_baselines
 
 log = logging.getLogger("moe_runner.train")  # also when run as __main__
@@ -73,7 +72,7 @@ def main() -> None:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     if session.table_at_end:
-        print_table(session.results, session.gaps)
+        print_results(session.results, session.gaps)
         print(session.where)
     for line in session.failed:
         print(f"failed: {line}", file=sys.stderr)
@@ -91,6 +90,9 @@ def run_job(cfg: DictConfig, session: Session) -> float:
         The mean primary metric of the runs, for a sweeper that optimises it; NaN if one failed.
     """
     debug = bool(cfg.get("debug"))
+    if cfg.get("quiet"):
+        for handler in logging.getLogger().handlers:  # the run's own run.log is on our logger
+            handler.setLevel(logging.ERROR)
     try:
         settings = parse_config(cfg)
         if settings.evaluate is not None:
@@ -121,9 +123,9 @@ def run_plan(plan: Plan, settings: Settings, session: Session) -> float:
     session.gaps |= plan.gaps
     session.where = f"results: {store.root}/<id>/result.json"
     session.table_at_end = one_of_many_jobs()
-    if not session.table_at_end:
+    if not session.table_at_end and not settings.quiet:
         baselines, hint = stored_baselines(plan, store)
-        print_table([*baselines, *results], plan.gaps)
+        print_results([*baselines, *results], plan.gaps)
         print("\n".join(line for line in (hint, session.where) if line))
     complete = len(results) == len(plan.runs)
     return math.fsum(r["primary"] for r in results) / len(results) if complete else math.nan
@@ -206,6 +208,8 @@ def find_resources(settings: Settings) -> Any:
         logger=settings.logger,
         keep_model=settings.keep_model == "best",
         export=settings.export,
+        quiet=settings.quiet,
+        data_cache=Path(settings.paths.cache),
     )
 
 

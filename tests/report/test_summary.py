@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from moe_runner.report.summary import aggregate, build_table, mean_ranks
+from moe_runner.report.summary import aggregate, build_table, headline, mean_ranks
 
 
 def result(
@@ -106,3 +106,26 @@ def test_tasks_of_two_suites_stay_apart():
     assert "glue/cola" in shown
     assert "glue_mini/cola" in shown
     assert "±" not in shown
+
+
+def test_a_perplexity_is_shown_as_it_is_and_the_lower_one_is_better():
+    def of(method: str, perplexity: float, test: float, other: float) -> dict:
+        found = result(method=method, task="text", primary=perplexity)
+        sets = {"test": {"perplexity": test, "primary": test, "loss": 1.0}}
+        ood = {"other": {"perplexity": other, "primary": other}, "choice": {"primary": other / 100}}
+        own = {"id_metrics": {"validation": {"primary": perplexity}, **sets}, "ood_metrics": ood}
+        return {**found, **own, "metrics": ["perplexity"], "best_epoch": 2.0, "wall_seconds": 1.0}
+
+    results = [of("dense", 62.237, 61.5, 90.0), of("moe", 60.0, 59.0, 80.0)]
+    shown = text(results, {})
+    assert "62.24 (test 61.50)" in shown
+    assert "other 90.00, choice 90.0" in shown
+    assert headline(results[0]) == (
+        "perplexity 62.24 at epoch 2; out of domain: other 90.00, choice 90.0; 1 s"
+    )
+    cells = {("text", row["axes"]["method"]): aggregate([row]) for row in results}
+    # moe has the better (lower) perplexity and the worse share of right choices
+    assert mean_ranks(cells) == {"dense": 1.5, "moe": 1.5}
+    rates = [of("moe", 70.0, 1.0, 1.0), of("moe", 60.0, 1.0, 1.0)]
+    rates[1]["axes"]["learning_rate"] = 1.0
+    assert aggregate(rates).mean == 60.0

@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
-from moe_runner.config import ConfigError
+from moe_runner.config import CONF, ConfigError
 from moe_runner.report.published import published_tables
-from moe_runner.sweeps.compose import CONF, compose_settings
+from moe_runner.sweeps.compose import compose_settings
 from moe_runner.sweeps.plan import Inventory, list_runs
 from moe_runner.sweeps.study import PROFILES, as_overrides, expand, read_study, study_names
 from moe_runner.sweeps.study_plan import plan_study

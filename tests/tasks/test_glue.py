@@ -1,3 +1,4 @@
+import itertools
 import random
 import shutil
 import subprocess
@@ -187,6 +188,37 @@ def test_limits_take_a_random_subset_in_order(tmp_path, cola):
     assert data.train["sentence"][:] == expected
     assert len(data.validation["validation"]) == 3
     assert len(tasks.load(replace(cola, limit=1000), "cola").train) == 100
+
+
+def test_fractions_are_random_nested_and_of_the_training_set_alone(tmp_path, cola):
+    sentences = [f"{i:03}" for i in range(100)]
+    write(tmp_path / "cola" / "train.parquet", sentence=sentences, label=[0, 1] * 50)
+
+    def drawn(**changes) -> list[str]:
+        data = tasks.load(replace(cola, **changes), "cola")
+        assert len(data.validation["validation"]) == 4
+        return data.train["sentence"][:]
+
+    parts = [drawn(train_fraction=share) for share in (0.001, 0.1, 0.5, 1.0)]
+    assert [len(part) for part in parts] == [1, 10, 50, 100]
+    for small, large in itertools.pairwise(parts):
+        assert set(small) < set(large)
+        assert large == sorted(large)
+    assert parts[1] != sentences[:10]
+    assert drawn(train_fraction=0.1) == parts[1]
+    assert drawn(train_fraction=0.1, data_seed=1) != parts[1]
+    limited = drawn(limit=10)
+    assert set(drawn(limit=10, train_fraction=0.5)) < set(limited)
+    assert len(drawn(limit=10, train_fraction=0.5)) == 5
+
+
+def test_a_file_that_is_not_parquet_is_named(tmp_path, cola):
+    file = tmp_path / "cola" / "train.parquet"
+    file.write_bytes(b"not parquet")
+    with pytest.raises(ValueError, match="cannot be read as parquet") as error:
+        tasks.load(cola, "cola")
+    assert str(error.value).startswith(f"{file} cannot be read as parquet: ")
+    assert "\n" not in str(error.value)
 
 
 def test_mismatched_may_be_missing_and_matched_may_not(tmp_path):

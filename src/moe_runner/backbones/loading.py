@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -64,6 +66,76 @@ def load_classifier(options: Model, weights: Weights, labels: tuple[str, ...]) -
     inside = {id(parameter) for parameter in model.base_model.parameters()}
     outside = {name for name, p in model.named_parameters() if id(p) not in inside}
     return Backbone(model, frozenset(outside | set(info["missing_keys"])), tokenizer)
+
+
+def load_image_classifier(
+    options: Model, weights: Weights, labels: tuple[str, ...], image_size: int
+) -> Backbone:
+    """Load a backbone for image classification, with a new head; see `load_classifier`.
+
+    Args:
+        options: the backbone's options.
+        weights: where it is.
+        labels: class names in label order.
+        image_size: pixels a side; positions are interpolated where the backbone had another.
+
+    Returns:
+        The model in fp32, on the CPU; the processor holds mean and std of the channels.
+
+    Raises:
+        ConfigError: if the weights can't be had, or the patches do not fit the size.
+    """
+    if weights.problem is not None:
+        raise ConfigError(weights.problem)
+    processor = AutoImageProcessor.from_pretrained(backend="pil", **weights.location)
+    config = AutoConfig.from_pretrained(
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+        problem_type="single_label_classification",
+        **weights.location,
+    )
+    if image_size % config.patch_size:
+        raise ConfigError(
+            f"task.image_size={image_size} does not divide by the {config.patch_size} pixels of a "
+            f"patch of model={options.name}; use a multiple of {config.patch_size}"
+        )
+    model, info = AutoModelForImageClassification.from_pretrained(
+        config=config,
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # the pretrained head has other classes
+        **weights.location,
+    )
+    if image_size != config.image_size:
+        resize_positions(model, image_size)
+    inside = {id(parameter) for parameter in model.base_model.parameters()}
+    outside = {name for name, p in model.named_parameters() if id(p) not in inside}
+    new = outside | set(info["missing_keys"])
+    torch.nn.init.zeros_(model.classifier.bias)
+    return Backbone(model, frozenset(new), processor)
+
+
+def resize_positions(model: PreTrainedModel, image_size: int) -> None:
+    """Interpolate the positions of a ViT's patches (bicubic), in place.
+
+    Args:
+        model: with an image classification head.
+        image_size: pixels a side, from now on.
+    """
+    embeddings: Any = model.base_model.embeddings
+    patches: Any = embeddings.patch_embeddings
+    positions = embeddings.position_embeddings.data  # (1, special + patches, d_model)
+    special = positions.shape[1] - patches.num_patches
+    old, new = (size // model.config.patch_size for size in (model.config.image_size, image_size))
+    grid = positions[:, special:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, size=(new, new), mode="bicubic")
+    grid = grid.permute(0, 2, 3, 1).reshape(1, new * new, -1)
+    resized = torch.cat([positions[:, :special], grid], dim=1)
+    embeddings.position_embeddings = torch.nn.Parameter(resized)
+    patches.num_patches = new * new
+    patches.image_size = embeddings.image_size = (image_size, image_size)
+    model.config.image_size = image_size
 
 
 def load_causal(options: Model, weights: Weights) -> Backbone:

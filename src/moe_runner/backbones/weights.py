@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from moe_runner.config import Model
 from moe_runner.runs.identity import content_hash
 
 ASSETS = Path(__file__).parents[1] / "assets"
-BUNDLED = ("bert", "gpt2", "llama", "switch")  # families with a <family>_tiny
+BUNDLED = ("bert", "gpt2", "llama", "switch", "vit")  # families with a <family>_tiny
+DEIT_SIZE = 224  # pixels a side
 # What decides the numbers: weights, sizes and tokenizer, not the model card.
 CONTENT = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
 
@@ -43,6 +45,19 @@ class Weights:
             return {"pretrained_model_name_or_path": str(local)}
         assert self.hub_id is not None
         return {"pretrained_model_name_or_path": self.hub_id, "revision": self.revision}
+
+    def image_size(self) -> int:
+        """Read how many pixels a side the images have that the backbone was trained on.
+
+        Returns:
+            The `image_size` of its config.json; 224, that of DeiT, where there is none on disk yet.
+        """
+        local = self.folder or self.cached
+        file = None if local is None else local / "config.json"
+        if file is None or not file.is_file():
+            return DEIT_SIZE
+        size = json.loads(file.read_text(encoding="utf-8")).get("image_size", DEIT_SIZE)
+        return int(size[0] if isinstance(size, list) else size)
 
     def fingerprint(self, memo: Path | None = None) -> str:
         """Name the content: the hash of a folder's files, or the Hub's name and revision.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from moe_runner.report import domainbed
 from moe_runner.tasks.metrics import lower_is_better, shown
 
 NOT_AVAILABLE = "not available"
@@ -27,6 +28,7 @@ class Cell:
         ood: mean of each out-of-domain set's primary metric; None: not available.
         further: the same for the other validation splits (MNLI mismatched).
         metrics: names of the task's metrics.
+        set_metrics: names of what each of the other sets was scored by.
     """
 
     mean: float
@@ -36,6 +38,7 @@ class Cell:
     ood: dict[str, float | None]
     further: dict[str, float | None]
     metrics: tuple[str, ...]
+    set_metrics: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def base_name(axes: dict[str, Any]) -> str:
@@ -105,6 +108,12 @@ def aggregate(results: Sequence[dict[str, Any]]) -> Cell:
         means([result["ood_metrics"] for result in chosen]),
         means([dict(list(result["id_metrics"].items())[1:]) for result in chosen]),
         tuple(chosen[0]["metrics"]),
+        {
+            name: tuple(values)
+            for result in chosen
+            for name, values in {**result["id_metrics"], **result["ood_metrics"]}.items()
+            if values is not None
+        },
     )
 
 
@@ -144,8 +153,9 @@ def mean_ranks(cells: dict[tuple[str, str], Cell]) -> dict[str, float]:
             known = {name: score for name, score in scores.items() if score is not None}
             if len(known) < len(rows):
                 continue
+            lower = any(lower_is_better(cell.set_metrics.get(ood, ())) for cell in rows.values())
             for name, score in known.items():
-                better = sum(other > score for other in known.values())
+                better = sum(other < score if lower else other > score for other in known.values())
                 equal = sum(other == score for other in known.values())
                 ranks[name].append(better + (equal + 1) / 2)
     return {name: statistics.fmean(values) for name, values in ranks.items() if values}
@@ -176,8 +186,10 @@ def build_table(results: Sequence[dict[str, Any]], gaps: dict[str, str], title: 
         for position, name in enumerate(n for n in systems if (task, n) in cells):
             cell = cells[task, name]
             head = (task, " + ".join(cell.metrics)) if position == 0 else ("", "")
-            further = f" ({by_set(cell.further)})" if cell.further else ""
-            table.add_row(*head, name, score(cell) + further, by_set(cell.ood), str(cell.n))
+            further = f" ({by_set(cell.further, cell.set_metrics)})" if cell.further else ""
+            table.add_row(
+                *head, name, score(cell) + further, by_set(cell.ood, cell.set_metrics), str(cell.n)
+            )
         table.add_section()
     for task, reason in gaps.items():
         table.add_row(task, "", NOT_AVAILABLE, "", reason, "0")
@@ -200,11 +212,11 @@ def score(cell: Cell) -> str:
     return f"{shown(cell.mean, cell.metrics)}{spread}"
 
 
-def by_set(scores: dict[str, float | None]) -> str:
-    """Show each set with its score in percent."""
+def by_set(scores: dict[str, float | None], metrics: dict[str, tuple[str, ...]]) -> str:
+    """Show each set with its score, in percent unless its metric is no fraction."""
     return ", ".join(
         f"{name.removeprefix('validation_')} "
-        + (NOT_AVAILABLE if value is None else f"{100 * value:.1f}")
+        + (NOT_AVAILABLE if value is None else shown(value, metrics.get(name, ())))
         for name, value in scores.items()
     )
 
@@ -212,7 +224,7 @@ def by_set(scores: dict[str, float | None]) -> str:
 def headline(result: dict[str, Any]) -> str:
     """Sum up a result in one line."""
     ood = [
-        f"{name} {100 * values['primary']:.1f}" if values else f"{name} not available"
+        f"{name} {shown(values['primary'], list(values))}" if values else f"{name} not available"
         for name, values in result["ood_metrics"].items()
     ]
     figures = "+".join(result["metrics"])
@@ -223,10 +235,27 @@ def headline(result: dict[str, Any]) -> str:
     )
 
 
-def print_table(results: Sequence[dict[str, Any]], gaps: dict[str, str], title: str = "") -> None:
-    """Print the table on the standard output, wide enough for a file where that is none."""
+def print_results(results: Sequence[dict[str, Any]], gaps: dict[str, str]) -> None:
+    """Print what a command ends with: a table of tasks, and one per data set of DomainBed."""
+    of_domains = [result for result in results if domainbed.is_domainbed(result)]
+    if not of_domains:
+        print_table(results, gaps)
+        return
+    print_table([result for result in results if not domainbed.is_domainbed(result)], {})
+    for suite in dict.fromkeys(result["axes"]["suite"] for result in of_domains):
+        rows = [result for result in of_domains if result["axes"]["suite"] == suite]
+        for table in domainbed.build_tables(group(rows), gaps):
+            wide_console().print(table)
+        gaps = {}
+
+
+def wide_console() -> Console:
+    """Write to the standard output, wide enough for a file where that is none."""
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    return console if console.is_terminal else Console(width=120)
+
+
+def print_table(results: Sequence[dict[str, Any]], gaps: dict[str, str], title: str = "") -> None:
+    """Print the table of tasks."""
     if results or gaps:
-        console.print(build_table(results, gaps, title))
+        wide_console().print(build_table(results, gaps, title))

@@ -15,9 +15,6 @@ from typing import Any
 from moe_runner.arguments import load
 from moe_runner.config import ConfigError, Settings, not_an_option, parse
 
-PACKAGED = Path(__file__).parents[1] / "conf"  # in the wheel; in a checkout it is at the top level
-CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[3] / "conf"
-
 
 def compose_settings(conf: Path, overrides: Mapping[str, Any]) -> Settings:
     """Compose and validate one config.

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from moe_runner import tasks
 from moe_runner.backbones.weights import Weights, find_weights
-from moe_runner.config import ConfigError, Dense, Model, Settings, Task, TextTask, Trainer
+from moe_runner.config import (
+    ConfigError,
+    Dense,
+    DomainBedTask,
+    LanguageModellingTask,
+    Model,
+    Settings,
+    Task,
+    TextTask,
+    Trainer,
+)
+from moe_runner.runs.processes import world_size
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
 from moe_runner.tasks.base import Recipe
+
+BLOCK_SIZE = 1024  # tokens; HyperMoE's code
 
 
 @dataclass(frozen=True)
@@ -101,10 +115,13 @@ def list_runs(settings: Settings, inventory: Inventory) -> Listed:
         process.
     """
     weights, fingerprint = inventory.weights_of(settings.model)
+    if isinstance(settings.task, DomainBedTask) and settings.task.image_size is None:
+        task = replace(settings.task, image_size=weights.image_size())
+        settings = replace(settings, task=task)
     problems = [] if weights.problem is None else [weights.problem]
     gaps: dict[str, str] = {}
     runs: list[Run] = []
-    for name in settings.task.members:
+    for name in tasks.members(settings.task):
         missing, data = inventory.data_of(settings.task, name)
         if unable := tasks.form_problem(settings.task, name, settings.model):
             missing = [unable]
@@ -134,7 +151,7 @@ def runs_of_task(settings: Settings, name: str, data: dict[str, str], weights: s
     )
     form = tasks.form(spec, settings.model.family)
     recipe = tasks.recipe(spec, form)
-    task = settings.task
+    task = with_block_size(settings.task, settings.model)
     if isinstance(task, TextTask) and task.max_length is None:
         task = replace(task, max_length=recipe.max_length)
     rates = learning_rates(settings, recipe)
@@ -187,11 +204,19 @@ def resolve(trainer: Trainer, recipe: Recipe, tuning: str) -> Trainer:
         The trainer; epochs are 1 where only the number of updates is given.
 
     Raises:
-        ConfigError: if the micro-batches are not of equal size.
+        ConfigError: if the micro-batches, over all processes, are not of equal size.
     """
     own = {
         name: getattr(recipe, name)
-        for name in ("max_steps", "batch_size", "eval_batch_size", "eval_steps", "weight_decay")
+        for name in (
+            "max_steps",
+            "batch_size",
+            "eval_batch_size",
+            "eval_steps",
+            "weight_decay",
+            "schedule",
+            "warmup_ratio",
+        )
         if getattr(trainer, name) is None
     }
     patience = recipe.patience if trainer.patience is None else trainer.patience
@@ -200,12 +225,27 @@ def resolve(trainer: Trainer, recipe: Recipe, tuning: str) -> Trainer:
         own.pop("max_steps")  # the user's epochs win over the task's updates
     resolved = replace(trainer, patience=patience, epochs=epochs, **own)
     assert resolved.batch_size is not None
-    if resolved.batch_size % trainer.accumulate:
+    factors = {
+        f"the {recipe.batch_multiple} training domains": recipe.batch_multiple,
+        f"trainer.accumulate={trainer.accumulate}": trainer.accumulate,
+        f"WORLD_SIZE={world_size()}": world_size(),
+    }
+    multiple = math.prod(factors.values())
+    if resolved.batch_size % multiple:
+        reasons = " times ".join(name for name, factor in factors.items() if factor > 1)
         raise ConfigError(
-            f"trainer.accumulate={trainer.accumulate} does not divide "
-            f"trainer.batch_size={resolved.batch_size}; batch_size is the size of one update"
+            f"trainer.batch_size={resolved.batch_size} does not divide by {reasons}; it is the "
+            f"size of one update: use a multiple of {multiple}, for example "
+            f"{max(resolved.batch_size // multiple, 1) * multiple}"
         )
     return resolved
+
+
+def with_block_size(task: Task, model: Model) -> Task:
+    """Choose the block of language modelling where the user gave none: HyperMoE's, if it fits."""
+    if not isinstance(task, LanguageModellingTask) or task.block_size is not None:
+        return task
+    return replace(task, block_size=min(BLOCK_SIZE, model.max_positions or BLOCK_SIZE))
 
 
 def absolute(path: str | None) -> str | None:
@@ -216,9 +256,9 @@ def absolute(path: str | None) -> str | None:
 def show_plan(plan: Plan, store: Store) -> None:
     """Print the runs of a plan and which of them are done."""
     for run in plan.runs:
-        print(
-            f"{run.id}  {store.status(run.id).state:<11}  {run.label}, {run.trainer.epochs} epochs"
-        )
+        steps = run.trainer.max_steps
+        length = f"{run.trainer.epochs} epochs" if steps is None else f"{steps} updates"
+        print(f"{run.id}  {store.status(run.id).state:<11}  {run.label}, {length}")
     for name, reason in plan.gaps.items():
         print(f"{'':16}  skipped      {name}: {reason}")
     done = sum(store.status(run.id).state == "done" for run in plan.runs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from moe_runner.config import ConfigError
+from moe_runner.config import CONF, ConfigError
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
-from moe_runner.sweeps.compose import CONF, compose_settings
+from moe_runner.sweeps.compose import compose_settings
+from moe_runner.sweeps.cost import SUSTAINED_TFLOPS, estimate
 from moe_runner.sweeps.plan import Inventory, list_runs
 from moe_runner.sweeps.study import Profile, Study, expand
 
@@ -94,28 +95,63 @@ def single(choices: Mapping[str, Any], run: Run) -> dict[str, Any]:
 
 def show_study_plans(plans: Sequence[StudyPlan], store: Store) -> None:
     """Print a line per study, the distinct runs of all, and what is missing here."""
-    table = Table(title=f"profile={plans[0].profile}", title_justify="left")
-    for name in ("study", "runs", "done", "can run here", "missing here"):
-        table.add_column(name, justify="left" if name in ("study", "missing here") else "right")
-    every: dict[str, Job] = {}
-    done = {
-        job.run.id for plan in plans for job in plan.jobs if store.result(job.run.id) is not None
-    }
+    table = Table(
+        title=f"profile={plans[0].profile}",
+        title_justify="left",
+        caption="parameters, disk: of the largest run; FLOPs, hours: of all training, texts as "
+        f"long as allowed, one device with {SUSTAINED_TFLOPS:.0f} TFLOP/s sustained (assumed, as "
+        "of an A100); >: size of some data not known; ready: weights and data are here",
+        caption_justify="left",
+    )
+    for name in ("study", "runs", "done", "ready", "parameters", "FLOPs", "hours", "disk"):
+        table.add_column(name, justify="left" if name == "study" else "right", no_wrap=True)
+    every = {job.run.id: job for plan in plans for job in plan.jobs}
+    done = {run_id for run_id in every if store.result(run_id) is not None}
     for plan in plans:
-        every |= {job.run.id: job for job in plan.jobs}
-        own = sum(job.run.id in done for job in plan.jobs)
-        ready = sum(not job.problems for job in plan.jobs)
-        missing = dict.fromkeys([*plan.gaps, *(p for job in plan.jobs for p in job.problems)])
-        first = next(iter(missing), "")
-        more = f" (+ {len(missing) - 1} more)" if len(missing) > 1 else ""
-        table.add_row(plan.study.name, str(len(plan.jobs)), str(own), str(ready), first + more)
+        table.add_row(plan.study.name, *counted(plan.jobs, done))
     table.add_section()
-    ready = sum(not job.problems for job in every.values())
-    table.add_row("distinct runs", str(len(every)), str(len(done)), str(ready), "")
+    table.add_row("distinct runs", *counted(list(every.values()), done))
     console = Console()
-    (console if console.is_terminal else Console(width=140)).print(table)
+    (console if console.is_terminal else Console(width=120)).print(table)
+    for plan in plans:
+        missing = dict.fromkeys([*plan.gaps, *(p for job in plan.jobs for p in job.problems)])
+        if missing:
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            print(f"{plan.study.name} lacks: {next(iter(missing))}{more}")
     if plans[0].profile == "paper":
         print(
-            f"EMoE says it tuned {PAPER_MODELS} models; which ones is not recoverable, so the two "
-            "counts cannot match."
+            f"EMoE's first version says it tuned {PAPER_MODELS} models. The protocol explains the "
+            "order of magnitude (3 rates x 3 seeds a cell, 12 or 30 runs a DomainBed cell); the "
+            "exact number is not recoverable, so the two counts cannot match."
         )
+
+
+def counted(jobs: Sequence[Job], done: Set[str]) -> list[str]:
+    """Count some runs and what they cost, as cells of a table."""
+    costs = [estimate(job.run) for job in jobs]
+    known = [cost for cost in costs if cost.flops is not None]
+    sign = "" if len(known) == len(costs) else ">"
+    return [
+        str(len(jobs)),
+        str(sum(job.run.id in done for job in jobs)),
+        str(sum(not job.problems for job in jobs)),
+        short(max((cost.parameters for cost in costs), default=0.0)),
+        sign + short(sum(cost.flops or 0.0 for cost in known)),
+        sign + short(sum(cost.hours or 0.0 for cost in known)),
+        short(max((cost.disk for cost in costs), default=0.0)) + "B",
+    ]
+
+
+def short(number: float) -> str:
+    """Write a number with three digits and a prefix: 1.23 G."""
+    for factor, prefix in (
+        (1e18, "E"),
+        (1e15, "P"),
+        (1e12, "T"),
+        (1e9, "G"),
+        (1e6, "M"),
+        (1e3, "k"),
+    ):
+        if number >= factor:
+            return f"{number / factor:.3g} {prefix}"
+    return f"{number:.3g} "

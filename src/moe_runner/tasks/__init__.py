@@ -3,18 +3,33 @@
 from pathlib import Path
 from types import ModuleType
 
-from moe_runner.config import Model, Task, join
+from moe_runner.config import DomainBedTask, Model, Task, TextTask, join
+from moe_runner.runs.identity import content_hash
 from moe_runner.tasks import (
+    domainbed,
+    domainbed_mini,
     glue,
     glue_mini,
     glue_multitask,
+    instruct,
+    instruct_mini,
+    language_modelling,
     squad,
     squad_mini,
     summarisation,
     summarisation_mini,
     superglue,
 )
-from moe_runner.tasks.base import FormName, HubSplit, OODSpec, Recipe, Source, TaskData, TaskSpec
+from moe_runner.tasks.base import (
+    FormName,
+    HubSplit,
+    OODSpec,
+    Recipe,
+    Source,
+    TaskData,
+    TaskSpec,
+    fraction,
+)
 
 __all__ = [
     "SUITES",
@@ -27,6 +42,7 @@ __all__ = [
     "form",
     "form_problem",
     "load",
+    "members",
     "recipe",
     "sources",
     "spec",
@@ -35,6 +51,11 @@ __all__ = [
 SUITES: dict[str, ModuleType] = {
     "glue": glue,
     "glue_mini": glue_mini,
+    "domainbed": domainbed,
+    "domainbed_mini": domainbed_mini,
+    "language_modelling": language_modelling,
+    "instruct": instruct,
+    "instruct_mini": instruct_mini,
     "glue_multitask": glue_multitask,
     "squad": squad,
     "squad_mini": squad_mini,
@@ -56,6 +77,34 @@ def spec(suite: str, name: str) -> TaskSpec:
         The spec.
     """
     return SUITES[suite].TASKS[name]
+
+
+def members(options: Task) -> tuple[str, ...]:
+    """List the member tasks that are meant.
+
+    Args:
+        options: the task's options.
+
+    Returns:
+        `options.members`; with `pairs` also those that hold out one of their domains and another,
+        which leave-one-domain-out selection needs.
+    """
+    if not isinstance(options, DomainBedTask) or not options.pairs:
+        return options.members
+    known = SUITES[options.suite].TASKS
+    wanted = {
+        (name.partition("/")[0], domain)
+        for name in options.members
+        if name in known
+        for domain in known[name].ood
+    }
+    pairs = [
+        name
+        for name, member in known.items()
+        if len(member.ood) == 2
+        and any((name.partition("/")[0], domain) in wanted for domain in member.ood)
+    ]
+    return tuple(dict.fromkeys([*options.members, *pairs]))
 
 
 def form(of: TaskSpec, family: str) -> FormName:
@@ -131,26 +180,29 @@ def fingerprint(options: Task, name: str, memo: Path | None = None) -> dict[str,
     return {split: _fingerprint(source, memo) for split, source in found.items()}
 
 
-def load(options: Task, name: str) -> TaskData:
+def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     """Read, or generate, the data of a task.
 
     Args:
         options: the task's options.
         name: the member task.
+        cache: `paths.cache`: what is read is memory-mapped from there; None: held in memory.
 
     Returns:
-        The data, with `limit` and `eval_limit` applied; None for the splits that are absent.
+        The data, with `limit` and `eval_limit` applied, then `train_fraction` where the task has
+        it; None for the splits that are absent.
 
     Raises:
         ConfigError: if a needed split can't be had, or for an unknown out-of-domain set.
         ValueError: if the columns or labels of a file are not what they should be.
     """
-    return SUITES[options.suite].load(options, name)
+    data: TaskData = SUITES[options.suite].load(options, name, cache)
+    if isinstance(options, TextTask):
+        data.train = fraction(data.train, options.train_fraction, options.data_seed)
+    return data
 
 
 def _fingerprint(source: Source, memo: Path | None) -> str:
-    from moe_runner.runs.identity import content_hash
-
     if source.absent:
         return "not available"
     if source.files:

@@ -7,18 +7,20 @@ runs with the rest.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from moe_runner import hub
-from moe_runner.config import ConfigError, Task, not_an_option
+from moe_runner.config import ConfigError, Schedule, Task, not_an_option
+from moe_runner.runs.identity import content_hash
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 SCORE_RANGE = (0.0, 5.0)  # of a regression's labels; STS-B is the only one
+ROWS = 4096  # that are read and checked together
 
 
 FormName = Literal[
@@ -37,8 +39,20 @@ class Recipe:
     eval_batch_size: int = 64
     eval_steps: int | None = None  # None: an evaluation per epoch
     weight_decay: float = 0.0
+    schedule: Schedule = "linear"  # of the learning rate
+    warmup_ratio: float = 0.0  # of the updates
+    batch_multiple: int = 1  # a batch takes as many examples of each of so many sources
     patience: int = 0  # evaluations without a better primary metric before training stops; 0: never
     max_length: int = 128  # tokens of a text that is classified
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What `moe-report tasks` says about a task's data."""
+
+    source: str = "unknown"  # Hub id, "generated", or the option that gives them
+    licence: str = "unknown"
+    rows: Mapping[str, int] = field(default_factory=dict)  # split -> published number of examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +70,7 @@ class TaskSpec:
     validation: tuple[str, ...]  # splits; the first one selects the best epoch
     ood: tuple[str, ...] = ()  # the out-of-domain sets that `task.ood=[all]` means
     recipe: Recipe
+    about: About = About()
     recipes: Mapping[FormName, Recipe] = field(default_factory=dict)  # of forms with their own
 
 
@@ -103,6 +118,11 @@ class Source:
         """Whether the split can be read."""
         return self.problem is None and self.absent is None
 
+    @property
+    def origin(self) -> str:
+        """Name the split in errors: its files, or its place on the Hub."""
+        return " + ".join(map(str, self.files)) or str(self.hub or self.generated)
+
 
 @dataclass(kw_only=True)
 class TaskData:
@@ -119,6 +139,18 @@ class TaskData:
     validation: dict[str, Dataset | None]
     ood: dict[str, Dataset | None]
     ood_specs: dict[str, OODSpec]
+    skipped: dict[str, int] = field(default_factory=dict)  # examples left out, by where they were
+
+    def for_run(self, seed: int) -> TaskData:
+        """Do what depends on the run's seed, such as a split; most tasks have nothing to do.
+
+        Args:
+            seed: of the run.
+
+        Returns:
+            The data of the run.
+        """
+        return self
 
 
 def chosen_ood(
@@ -228,6 +260,7 @@ def read(
     columns: Sequence[tuple[str, ...]],
     labels: tuple[str, ...],
     limit: int | None = None,
+    cache: Path | None = None,
 ) -> Dataset | None:
     """Read one split.
 
@@ -237,6 +270,7 @@ def read(
             for sentence): the first ones found are taken, and named as the first entry says.
         labels: class names; () for a regression.
         limit: keep a random subset of so many examples, the same every time, in order.
+        cache: `paths.cache`: the examples are memory-mapped from there; None: held in memory.
 
     Returns:
         The examples: the text columns and `label`; rows of label -1 (no gold label) are left out.
@@ -247,11 +281,55 @@ def read(
     """
     if not source.available:
         return None
-    return tidy(*read_table(source), columns, labels, limit)
+    data = read_tables(
+        source,
+        lambda table, origin: _checked(table, origin, columns, labels),
+        _features(columns[0], labels),
+        {"columns": columns, "labels": labels},
+        cache,
+    )
+    if not len(data):
+        raise ValueError(f"{source.origin} has no labelled row; expected at least one")
+    return limited(data, limit)
+
+
+def read_tables(
+    source: Source,
+    convert: Callable[[Any, str], Any],
+    features: Any,
+    key: Mapping[str, Any],
+    cache: Path | None,
+) -> Dataset:
+    """Read the parquet files of a split, or its copy of the Hub, a part at a time.
+
+    Args:
+        source: available, and not generated.
+        convert: (pyarrow table of some rows, name of their origin) -> table of the schema of
+            `features`.
+        features: of the result.
+        key: what `convert` depends on, as plain values.
+        cache: `paths.cache`; None: the result is held in memory.
+
+    Returns:
+        The data set, memory-mapped if there is a cache.
+
+    Raises:
+        ValueError: if a file is not parquet, and what `convert` raises.
+    """
+    from moe_runner.tasks.cache import cached_batches
+
+    files, tables = _open(source)
+    if cache is not None and files:
+        key = {"files": content_hash(files, cache / "hashes.json"), **key}
+    else:
+        cache = None  # nothing says what is read: a data set that is in memory already
+    return cached_batches(
+        lambda: (convert(table, source.origin) for table in tables()), features, key, cache
+    )
 
 
 def read_table(source: Source) -> tuple[Any, str]:
-    """Read one split as it is.
+    """Read one split as it is, into memory.
 
     Args:
         source: where it is; available.
@@ -259,15 +337,10 @@ def read_table(source: Source) -> tuple[Any, str]:
     Returns:
         A pyarrow table, and what names it in errors.
     """
-    # Heavy, so here; pyarrow instead of load_dataset("parquet"), which copies all to its cache.
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow as pa  # heavy, so here
 
-    if source.hub is not None:
-        return _read_hub(source.hub), str(source.hub)
-    tables = [pq.read_table(file).replace_schema_metadata(None) for file in source.files]
-    table = pa.concat_tables(tables, promote_options="permissive")
-    return table, " + ".join(map(str, source.files))
+    _, tables = _open(source)
+    return pa.concat_tables(tables(), promote_options="permissive"), source.origin
 
 
 def tidy(
@@ -292,9 +365,54 @@ def tidy(
     Raises:
         ValueError: as for `read`.
     """
+    from datasets import Dataset
+
+    table = _checked(table, origin, columns, labels)
+    if not len(table):
+        raise ValueError(f"{origin} has no labelled row; expected at least one")
+    return limited(Dataset(table), limit)
+
+
+def limited(dataset: Dataset, limit: int | None) -> Dataset:
+    """Keep a random subset of so many examples, the same every time, in order; None: all."""
+    if limit is None or limit >= len(dataset):
+        return dataset
+    return dataset.select(sorted(random.Random(0).sample(range(len(dataset)), limit)))
+
+
+def fraction(dataset: Dataset, share: float, seed: int) -> Dataset:
+    """Keep a random share of the examples, in order; the labels are not balanced.
+
+    A smaller share of the same seed is a part of a larger one, so that their difference is the
+    number of examples alone.
+
+    Args:
+        dataset: at least one example.
+        share: above 0, to 1.
+        seed: another seed draws others.
+
+    Returns:
+        `share` of the examples, rounded, but at least one.
+    """
+    if share == 1.0:
+        return dataset
+    order = random.Random(f"fraction/{seed}").sample(range(len(dataset)), len(dataset))
+    return dataset.select(sorted(order[: max(1, round(share * len(dataset)))]))
+
+
+def _features(columns: tuple[str, ...], labels: tuple[str, ...]) -> Any:
+    from datasets import ClassLabel, Features, Value
+
+    label = ClassLabel(names=list(labels)) if labels else Value("float32")
+    return Features({**dict.fromkeys(columns, Value("string")), "label": label})
+
+
+def _checked(
+    table: Any, origin: str, columns: Sequence[tuple[str, ...]], labels: tuple[str, ...]
+) -> Any:
+    """Take the columns of a table under their first names, and check the values; see `read`."""
     import pyarrow as pa
     import pyarrow.compute as pc
-    from datasets import ClassLabel, Dataset, Features, Value
 
     here = table.column_names
     names = next((n for n in columns if {*n, "label"} <= set(here)), None)
@@ -309,20 +427,15 @@ def tidy(
     table = pa.table({**text, "label": label})
     if labels:
         table = table.filter(pc.not_equal(table["label"], -1))
-    if not len(table):
-        raise ValueError(f"{origin} has no labelled row; expected at least one")
     least, most = (0, len(labels) - 1) if labels else SCORE_RANGE
     inside = pc.and_(pc.greater_equal(table["label"], least), pc.less_equal(table["label"], most))
-    if not pc.all(inside).as_py():
+    if len(table) and not pc.all(inside).as_py():
         outside = table["label"].filter(pc.invert(inside))[0].as_py()
         names_of_labels = f" ({', '.join(labels)})" if labels else ""
         raise ValueError(
             f"{origin} has the label {outside}; expected {least} to {most}{names_of_labels}"
         )
-    table = some_rows(table, limit)
-    features: dict[str, Any] = dict.fromkeys(text, Value("string"))
-    features["label"] = ClassLabel(names=list(labels)) if labels else Value("float32")
-    return Dataset(table.cast(Features(features).arrow_schema))
+    return table.cast(_features(columns[0], labels).arrow_schema)
 
 
 def some_rows(table: Any, limit: int | None) -> Any:
@@ -350,18 +463,42 @@ def _column(table: Any, name: str, kind: Any, origin: str) -> Any:
     )
 
 
-def _read_hub(place: HubSplit) -> Any:
-    """Read a split of the Hub as a pyarrow table, from the cache where it is there."""
+def _parquet_tables(files: Sequence[Path]) -> Iterator[Any]:
+    """Yield the rows of parquet files, some at a time, as pyarrow tables.
+
+    Raises:
+        ValueError: if a file is not parquet; names it.
+    """
+    # Heavy, so here; pyarrow instead of load_dataset("parquet"), which copies all to its cache.
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    for file in files:
+        try:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS):
+                yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
+        except (pa.ArrowInvalid, OSError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{file} cannot be read as parquet: {reason}") from error
+
+
+def _open(source: Source) -> tuple[tuple[Path, ...], Callable[[], Iterable[Any]]]:
+    """Open parquet files, or a split of the Hub, from the cache where it is there.
+
+    Returns:
+        The files on this machine, and a function that gives their rows as pyarrow tables.
+    """
+    place, files = source.hub, source.files
+    if place is None:
+        return files, lambda: _parquet_tables(files)
     files = hub.cached_dataset(place.hub_id, place.config, place.split, place.revision)
     if files and files[0].suffix == ".parquet":
-        return pa.concat_tables([pq.read_table(file) for file in files])
+        return files, lambda: _parquet_tables(files)
     from datasets import Dataset, concatenate_datasets, load_dataset
 
     if files:
         data = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
     else:
         data = load_dataset(place.hub_id, place.config, split=place.split, revision=place.revision)
-    return data.with_format("arrow")[:]
+        files = tuple(Path(entry["filename"]) for entry in data.cache_files)
+    return files, lambda: data.with_format("arrow").iter(ROWS)

@@ -5,10 +5,12 @@ there.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 from moe_runner.config import Task
 from moe_runner.tasks import gluex
 from moe_runner.tasks.base import (
+    About,
     HubSplit,
     Recipe,
     Source,
@@ -46,9 +48,12 @@ def _task(
     labels: tuple[str, ...],
     metrics: tuple[str, ...],
     *,
+    rows: tuple[int, ...],
+    licence: str,
     validation: tuple[str, ...] = ("validation",),
     recipe: Recipe = RECIPE,
 ) -> TaskSpec:
+    """Describe a task; `rows` are the published sizes of train and validation, () if unknown."""
     return TaskSpec(
         name=name,
         columns=columns,
@@ -57,6 +62,11 @@ def _task(
         validation=validation,
         ood=gluex.PAPER[name],
         recipe=recipe,
+        about=About(
+            source=HUB_ID,
+            licence=licence,
+            rows=dict(zip(("train", *validation), rows, strict=False)),
+        ),
         recipes={"text_to_text": HYPERMOE},
     )
 
@@ -66,15 +76,45 @@ MATCHED = ("validation_matched", "validation_mismatched")
 TASKS: dict[str, TaskSpec] = {
     spec.name: spec
     for spec in (
-        _task("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews",)),
-        _task("sst2", ("sentence",), ("negative", "positive"), ("accuracy",)),
-        _task("mrpc", PAIR, PARAPHRASE, ("accuracy", "f1")),
-        _task("stsb", PAIR, (), ("pearson", "spearman")),
+        _task(
+            "cola",
+            ("sentence",),
+            ("unacceptable", "acceptable"),
+            ("matthews",),
+            rows=(8551, 1043),
+            licence="none stated",
+        ),
+        _task(
+            "sst2",
+            ("sentence",),
+            ("negative", "positive"),
+            ("accuracy",),
+            rows=(67349, 872),
+            licence="none stated",
+        ),
+        _task(
+            "mrpc",
+            PAIR,
+            PARAPHRASE,
+            ("accuracy", "f1"),
+            rows=(3668, 408),
+            licence="Microsoft Research",
+        ),
+        _task(
+            "stsb",
+            PAIR,
+            (),
+            ("pearson", "spearman"),
+            rows=(5749, 1500),
+            licence="CC BY-SA 4.0 (scores)",
+        ),
         _task(
             "qqp",
             ("question1", "question2"),
             DUPLICATE,
             ("accuracy", "f1"),
+            rows=(363846, 40430),
+            licence="Quora, non-commercial",
             recipe=LARGE,
         ),
         _task(
@@ -82,6 +122,8 @@ TASKS: dict[str, TaskSpec] = {
             ("premise", "hypothesis"),
             MNLI_LABELS,
             ("accuracy",),
+            rows=(392702, 9815),
+            licence="OANC, CC BY 3.0, CC BY-SA 3.0",
             validation=MATCHED,
             recipe=LARGE,
         ),
@@ -90,9 +132,11 @@ TASKS: dict[str, TaskSpec] = {
             ("question", "sentence"),
             ENTAILMENT,
             ("accuracy",),
+            rows=(104743, 5463),
+            licence="CC BY-SA 4.0",
             recipe=LARGE,
         ),
-        _task("rte", PAIR, ENTAILMENT, ("accuracy",)),
+        _task("rte", PAIR, ENTAILMENT, ("accuracy",), rows=(), licence="unknown"),
     )
 }
 
@@ -123,12 +167,13 @@ def sources(options: Task, name: str) -> dict[str, Source]:
     return found
 
 
-def load(options: Task, name: str) -> TaskData:
+def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     """Read the data of a task.
 
     Args:
         options: the task's options.
         name: the member task.
+        cache: `paths.cache`; see `base.read`.
 
     Returns:
         The data; None for the splits that are absent.
@@ -148,14 +193,15 @@ def load(options: Task, name: str) -> TaskData:
     ood = {}
     for ood_name, partner in partners.items():
         columns = [c for c in (partner.columns, partner.other_columns) if c is not None]
-        ood[ood_name] = read(found[f"ood/{ood_name}"], columns, spec.labels, options.eval_limit)
-    train = read(found["train"], [spec.columns], spec.labels, options.limit)
+        place = found[f"ood/{ood_name}"]
+        ood[ood_name] = read(place, columns, spec.labels, options.eval_limit, cache)
+    train = read(found["train"], [spec.columns], spec.labels, options.limit, cache)
     assert train is not None  # check() has seen to it
     return TaskData(
         spec=spec,
         train=train,
         validation={
-            split: read(found[split], [spec.columns], spec.labels, options.eval_limit)
+            split: read(found[split], [spec.columns], spec.labels, options.eval_limit, cache)
             for split in spec.validation
         },
         ood=ood,

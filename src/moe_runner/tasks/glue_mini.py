@@ -4,12 +4,22 @@ Each has one out-of-domain partner with the columns of its task, scored as GLUE-
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_runner.config import Task
 from moe_runner.tasks import glue, gluex
-from moe_runner.tasks.base import OODSpec, Recipe, Source, TaskData, TaskSpec, chosen_ood, tidy
-from moe_runner.tasks.mini.glue import OOD_NAMES, VERSION, generate
+from moe_runner.tasks.base import (
+    About,
+    OODSpec,
+    Recipe,
+    Source,
+    TaskData,
+    TaskSpec,
+    chosen_ood,
+    tidy,
+)
+from moe_runner.tasks.mini.glue import OOD_NAMES, SIZES, VERSION, generate
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,7 +30,11 @@ TEXT_RECIPE = Recipe(  # ours
 )
 TASKS: dict[str, TaskSpec] = {
     name: replace(
-        spec, ood=(OOD_NAMES[name],), recipe=RECIPE, recipes={"text_to_text": TEXT_RECIPE}
+        spec,
+        ood=(OOD_NAMES[name],),
+        recipe=RECIPE,
+        recipes={"text_to_text": TEXT_RECIPE},
+        about=About(source="generated", licence="MIT", rows=SIZES[name]),
     )
     for name, spec in glue.TASKS.items()
 }
@@ -50,12 +64,13 @@ def sources(options: Task, name: str) -> dict[str, Source]:
     return dict.fromkeys(["train", *spec.validation, *(f"ood/{n}" for n in ood)], source)
 
 
-def load(options: Task, name: str) -> TaskData:
+def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     """Generate the data of a task.
 
     Args:
         options: the task's options.
         name: the member task.
+        cache: not needed: nothing is read.
 
     Returns:
         The data; the same for the same version and `data_seed`.

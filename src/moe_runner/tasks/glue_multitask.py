@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_runner.config import Task
@@ -69,12 +70,13 @@ def sources(options: Task, name: str) -> dict[str, Source]:
     return found
 
 
-def load(options: Task, name: str) -> TaskData:
+def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     """Read the data of all tasks and mix them.
 
     Args:
         options: the task's options; `limit` and `eval_limit` are of every task.
         name: the suite that is mixed.
+        cache: `paths.cache`; only what is encoded is kept there.
 
     Returns:
         The data: `source` (the text that is read), `label` (a text) and `group` (the task).

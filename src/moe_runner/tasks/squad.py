@@ -4,6 +4,8 @@ Settings as in HyperMoE's experiments (PROTOCOL.md II.2): the learning rate is t
 default, since the authors' own value is not passed on.
 """
 
+from pathlib import Path
+
 from moe_runner.config import Task
 from moe_runner.tasks.base import HubSplit, Recipe, Source, TaskData, TaskSpec, check, split_source
 from moe_runner.tasks.free_text import no_ood, ood_names, read_texts
@@ -67,12 +69,13 @@ def sources(options: Task, name: str) -> dict[str, Source]:
     }
 
 
-def load(options: Task, name: str) -> TaskData:
+def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     """Read the data of a task.
 
     Args:
         options: the task's options.
         name: the member task.
+        cache: `paths.cache`; only what is encoded is kept there.
 
     Returns:
         The data; a question of the validation set may have several right answers.

@@ -6,6 +6,7 @@ evaluated, by ROUGE-1, -2 and -L.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from moe_runner.config import Task
 from moe_runner.tasks.base import HubSplit, Recipe, Source, TaskData, TaskSpec, check, split_source
@@ -91,12 +92,13 @@ def sources(options: Task, name: str) -> dict[str, Source]:
     }
 
 
-def load(options: Task, name: str) -> TaskData:
+def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     """Read the data of a task; of the validation set the first `eval_limit` examples.
 
     Args:
         options: the task's options.
         name: the member task.
+        cache: `paths.cache`; only what is encoded is kept there.
 
     Returns:
         The data.

@@ -1,5 +1,6 @@
 """The suite `summarisation_mini`: synthetic texts with summaries, generated; no files."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_runner.config import Task
@@ -42,12 +43,13 @@ def sources(options: Task, name: str) -> dict[str, Source]:
     return dict.fromkeys(["train", "validation"], source)
 
 
-def load(options: Task, name: str) -> TaskData:
+def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     """Generate the data of a task.
 
     Args:
         options: the task's options.
         name: the member task.
+        cache: `paths.cache`; only what is encoded is kept there.
 
     Returns:
         The data; the same for the same version and `data_seed`.

@@ -9,6 +9,7 @@ Source: SuperGLUE, arXiv:1905.00537; the texts of ReCoRD and WSC after T5, arXiv
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_runner.config import Task
@@ -110,12 +111,13 @@ def sources(options: Task, name: str) -> dict[str, Source]:
     }
 
 
-def load(options: Task, name: str) -> TaskData:
+def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     """Read the data of a task.
 
     Args:
         options: the task's options.
         name: the member task.
+        cache: `paths.cache`; only what is encoded is kept there.
 
     Returns:
         The data. Of MultiRC, `limit` counts answers and not questions.

@@ -28,7 +28,8 @@ LINES_PER_RUN = 10  # off a terminal: a line of progress every tenth of a run
 class ShowProgress(TrainerCallback):
     """A live bar with loss, best metric and the time left; off a terminal a line now and then."""
 
-    def __init__(self, label: str, metric_names: tuple[str, ...]) -> None:
+    def __init__(self, label: str, metric_names: tuple[str, ...], quiet: bool = False) -> None:
+        self.quiet = quiet
         self.label, self.metric_names = label, metric_names
         self.loss = "loss -"
         self.best = ""
@@ -40,7 +41,7 @@ class ShowProgress(TrainerCallback):
     ) -> None:
         """Open the bar at the step that training goes on from."""
         self.started, self.first_step = time.monotonic(), state.global_step
-        if not state.is_world_process_zero or not sys.stderr.isatty():
+        if self.quiet or not state.is_world_process_zero or not sys.stderr.isatty():
             return
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -116,18 +117,20 @@ class ShowProgress(TrainerCallback):
 
 
 class SaveEvery(TrainerCallback):
-    """Save a checkpoint every so many updates, besides the one of every epoch."""
+    """Save a checkpoint every so many updates, besides the one of every evaluation."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    def __init__(self, steps: int, eval_steps: int | None) -> None:
+        self.steps, self.eval_steps = steps, eval_steps
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Ask for a checkpoint, but not where an epoch ends: its own comes after the evaluation."""
-        end_of_epoch = state.epoch is None or float(state.epoch).is_integer()
+        """Ask for a checkpoint, but not before an evaluation: its own comes after it."""
+        evaluated = state.epoch is None or float(state.epoch).is_integer()
+        if self.eval_steps is not None:
+            evaluated = state.global_step % self.eval_steps == 0
         last = state.global_step >= state.max_steps
-        if state.global_step % self.steps == 0 and not end_of_epoch and not last:
+        if state.global_step % self.steps == 0 and not evaluated and not last:
             control.should_save = True
 
 

@@ -66,7 +66,7 @@ def evaluate_kept(
     take_final_form(ready, run, resources)
     ready.backbone.model.eval()
     spec = ready.data.spec
-    train = ready.form.encode(ready.data.train.select(range(1)), spec.columns)
+    train = ready.encode(ready.data.train, spec.columns)  # as in training, so it is cached
     trainer = make_trainer(
         run,
         folder,

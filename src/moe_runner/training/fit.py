@@ -23,6 +23,7 @@ from moe_runner.backbones.weights import find_weights
 from moe_runner.config import Dense, EMoE, Logger, NoisyTuning
 from moe_runner.methods.conversion import Conversion, convert, count_parameters, merge
 from moe_runner.methods.saving import save_pretrained
+from moe_runner.runs.processes import world_size
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import RunFolder
 from moe_runner.tasks.base import OODSpec, TaskData
@@ -39,6 +40,7 @@ from moe_runner.training.tuning import apply_tuning
 log = logging.getLogger(__name__)
 
 RESULT_SCHEMA = 1
+CURVE = ("step", "epoch", "loss", "primary", "domains")  # of every evaluation
 PROBE_EXAMPLES = 128  # of the validation set, to see which choices of experts change
 
 
@@ -52,6 +54,8 @@ class Resources:
     logger: Logger
     keep_model: bool
     export: str = "none"  # or dense, moe: the form of the Hugging Face folder to write
+    quiet: bool = False  # no progress bar
+    data_cache: Path | None = None  # paths.cache: read and encoded data; None: made anew, in memory
 
 
 @dataclass
@@ -62,6 +66,11 @@ class Prepared:
     conversion: Conversion
     data: TaskData
     lr_scales: dict[str, float]
+    data_cache: Path | None
+
+    def encode(self, dataset: Dataset, columns: tuple[str, ...]) -> Dataset:
+        """Turn examples into what the model takes, once for all runs; see `Form`."""
+        return self.form.encode(dataset, columns, self.data_cache)
 
     @property
     def backbone(self) -> Backbone:
@@ -74,7 +83,8 @@ def build(run: Run, resources: Resources) -> Prepared:
     check_precision(run.trainer, resources.device)
     silence_libraries()
     prepare(run.seed, resources.threads)
-    data = tasks.load(run.task, run.task_name)
+    data = tasks.load(run.task, run.task_name, resources.data_cache)
+    data = data.for_run(run.seed)
     form = FORMS[run.form](run, data, find_weights(run.model))
     backbone = form.backbone
     # LoRA2EMoE trains the dense model
@@ -93,7 +103,7 @@ def build(run: Run, resources: Resources) -> Prepared:
     backbone.model.to(resources.device)
     for line in conversion.report(backbone.model).splitlines():
         log.info("  %s", line)
-    return Prepared(form, conversion, data, lr_scales)
+    return Prepared(form, conversion, data, lr_scales, resources.data_cache)
 
 
 def converts_at(run: Run) -> str:
@@ -135,9 +145,9 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
     ready = build(run, resources)
     form, model, data = ready.form, ready.backbone.model, ready.data
     spec = data.spec
-    train = form.encode(data.train, spec.columns)
+    train = ready.encode(data.train, spec.columns)
     validation = {
-        split: None if dataset is None else form.encode(dataset, spec.columns)
+        split: None if dataset is None else ready.encode(dataset, spec.columns)
         for split, dataset in data.validation.items()
     }
     selecting = validation[spec.validation[0]]
@@ -145,7 +155,7 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
     probe = list(probe_batches(selecting, form.collator, run, resources.device))
     before = choices(model, probe)
 
-    progress = ShowProgress(run.label, spec.metrics)
+    progress = ShowProgress(run.label, spec.metrics, quiet=resources.quiet)
     newest = checkpoint.newest_checkpoint(folder.checkpoint)
     resumed_at = newest[1] if newest else 0
     folder.truncate_metrics(lambda line: newest is not None and line["step"] <= resumed_at)
@@ -191,9 +201,7 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
         "ood_metrics": ood,
         "best_epoch": best["epoch"],
         "selection": f"best epoch on {spec.validation[0]}, the set that is reported",
-        "learning_curve": [
-            {key: line[key] for key in ("step", "epoch", "loss", "primary")} for line in curve
-        ],
+        "learning_curve": [{key: line[key] for key in CURVE if key in line} for line in curve],
         **counted,
         "converted_layers": [f"{s.stack}:{s.layer}" for s in ready.conversion.sites],
         "clusters": clusters(ready.conversion),
@@ -209,6 +217,7 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
         "device": str(resources.device),
         "threads": torch.get_num_threads(),
         "data": dict(run.data),
+        "skipped": data.skipped,
         "weights": run.weights,
     }
 
@@ -260,11 +269,12 @@ def speed(trainer: RunTrainer, run: Run, resumed_at: int, seconds: float) -> dic
     """Divide what this attempt trained on by its time, evaluations left out, padding too."""
     steps = trainer.state.global_step
     updates = steps - resumed_at
-    tokens = trainer.state.num_input_tokens_seen * updates / max(steps, 1)
+    tokens = trainer.tokens_seen() * updates / max(steps, 1)
     assert run.trainer.batch_size is not None  # resolved
     return {
         "examples_per_second": updates * run.trainer.batch_size / seconds,
         "tokens_per_second": tokens / seconds,
+        "data_share_of_time": trainer.data_seconds / seconds,
     }
 
 
@@ -287,7 +297,8 @@ def make_trainer(
         callbacks.append(EvaluateAtEnd())
     every = "epoch" if options.eval_steps is None else "steps"
     if options.save_steps is not None:
-        callbacks.append(SaveEvery(options.save_steps))
+        callbacks.append(SaveEvery(options.save_steps, options.eval_steps))
+    own = {"include_num_input_tokens_seen": "non_padding", **ready.form.arguments()}
     arguments = training_arguments(
         lower_is_better=lower_is_better(ready.data.spec.metrics),
         eval_strategy=every,
@@ -295,7 +306,7 @@ def make_trainer(
         eval_steps=options.eval_steps,
         save_steps=options.eval_steps or 500,  # unused where there is one per epoch
         output_dir=str(folder.checkpoint.resolve()),
-        per_device_train_batch_size=options.batch_size // options.accumulate,
+        per_device_train_batch_size=options.batch_size // (options.accumulate * world_size()),
         gradient_accumulation_steps=options.accumulate,
         per_device_eval_batch_size=options.eval_batch_size,
         learning_rate=options.learning_rate,
@@ -304,6 +315,9 @@ def make_trainer(
         weight_decay=options.weight_decay,
         lr_scheduler_type=options.schedule,
         warmup_steps=options.warmup_ratio,  # below 1: a fraction of the updates
+        activation_checkpointing=options.gradient_checkpointing,
+        # recomputed with gradients, as routers and frozen embeddings (LoRA) need it
+        activation_checkpointing_kwargs={"use_reentrant": False},
         max_grad_norm=options.max_grad_norm,
         bf16=options.precision == "bf16",
         fp16=options.precision == "fp16",
@@ -314,10 +328,9 @@ def make_trainer(
         use_cpu=device.type == "cpu",
         dataloader_num_workers=options.workers,
         dataloader_pin_memory=device.type == "cuda",
-        include_num_input_tokens_seen="non_padding",
         report_to=["wandb"] if resources.logger.name == "wandb" else [],
         run_name=run.label,
-        **ready.form.arguments(),
+        **own,
     )
     return ready.form.trainer(
         folder=folder,
@@ -342,7 +355,7 @@ def evaluate_ood(
             results[name] = None
             continue
         spec: OODSpec = ready.data.ood_specs[name]
-        encoded = ready.form.encode(dataset, spec.columns)
+        encoded = ready.encode(dataset, spec.columns)
         results[name] = predict(trainer, encoded, spec.metrics)
     return results
 
@@ -351,14 +364,17 @@ def predict(trainer: RunTrainer, dataset: Dataset, names: tuple[str, ...]) -> di
     """Compute metrics and routing figures on a data set.
 
     Returns:
-        The metrics by name, `primary`, `loss`, `examples` and the routing figures.
+        The metrics by name, those of parts ("accuracy/anatomy"), `primary`, `loss`, `examples` and
+        the routing figures.
     """
     trainer.metric_names = names
     with count_load(trainer.model) as loads:
         found = trainer.predict(dataset, metric_key_prefix="").metrics
     keys = (*names, "primary", "loss")
     values = {key: float(found[f"_{key}"]) for key in keys}
-    return {**values, "examples": len(dataset), **summarise(loads)}
+    parts = {key[1:]: float(value) for key, value in found.items() if "/" in key}
+    examples = int(found.get("_examples", len(dataset)))
+    return {**values, **parts, "examples": examples, **summarise(loads)}
 
 
 def probe_batches(

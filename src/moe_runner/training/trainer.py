@@ -46,23 +46,33 @@ class RunTrainer(Trainer):
         self.metric_names = metric_names
         self.lr_scales = lr_scales
         self.evaluation_seconds = 0.0  # within training
+        self.data_seconds = 0.0  # in which training waited for a batch
         self.auxiliary: list[Tensor] = []  # losses of the micro-batches since the last log
         # The losses are means over a micro-batch: the Trainer must divide by their number. It
-        # infers otherwise from the **kwargs of the models' signatures.
+        # infers otherwise from the **kwargs of the models' signatures. A form with answers of
+        # different lengths says True: the loss is then a mean over all tokens of an update.
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
     ) -> Any:
         """Compute the task's loss; in training the routers' auxiliary losses are added to it."""
-        found = super().compute_loss(model, inputs, *args, **kwargs)
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not model.training:  # an evaluation reports the task's loss
             return found
         extra = auxiliary_loss(self.model)
         if extra is None:
             return found
         self.auxiliary.append(extra.detach())
+        if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
+            # The task's loss is divided by the tokens of the whole update already; the auxiliary
+            # losses are means over a micro-batch, so theirs is the mean over the update.
+            extra = extra / self.current_gradient_accumulation_steps
         if isinstance(found, tuple):
             return found[0] + extra, *found[1:]
         return found + extra
@@ -92,6 +102,7 @@ class RunTrainer(Trainer):
         started = time.monotonic()
         with count_load(self.model) as loads:
             found = super().evaluate(*args, **kwargs)
+        further = self.further_figures()
         self.evaluation_seconds += time.monotonic() - started
         line = {
             "step": self.state.global_step,
@@ -100,9 +111,25 @@ class RunTrainer(Trainer):
             **{name: float(found[f"eval_{name}"]) for name in (*self.metric_names, "primary")},
             "loss": float(found["eval_loss"]),
             **summarise(loads),
+            **further,
             "load": [load.tolist() for load in loads],
         }
         self.folder.log_metrics(line)
+        return found
+
+    def further_figures(self) -> dict[str, Any]:
+        """Measure what an evaluation is to record besides; nothing, unless a form has more."""
+        return {}
+
+    def tokens_seen(self) -> int:
+        """Count the tokens that were trained on, padding left out."""
+        return int(self.state.num_input_tokens_seen)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Take the batches of an update, and the time for it."""
+        started = time.monotonic()
+        found = super().get_batch_samples(*args, **kwargs)
+        self.data_seconds += time.monotonic() - started
         return found
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

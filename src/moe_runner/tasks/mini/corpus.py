@@ -5,7 +5,7 @@ easier with the other in sight. There are no labels, and no sentence of an evalu
 (`grammar.is_held_out`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from random import Random
 
@@ -21,18 +21,21 @@ _MAX_LINES = 6
 Line = tuple[str, str, str]
 
 
-def documents(*, count: int, seed: int) -> Iterator[list[str]]:
+def documents(*, count: int, seed: int, kinds: Sequence[str] | None = None) -> Iterator[list[str]]:
     """Yield documents of 2 to 6 sentences each.
 
     Args:
         count: number of documents.
         seed: another seed gives other documents; the same seed gives the same everywhere.
+        kinds: names of `_KINDS`; None: all.
     """
     rng = Random(f"corpus/{seed}")
+    chosen = [_KINDS[kind] for kind in kinds or _KINDS]
+    writers, weights = [kind[0] for kind in chosen], [kind[1] for kind in chosen]
     for _ in range(count):
         lines: list[Line] = []
         while len(lines) < 2:
-            write = rng.choices(_WRITERS, weights=_WEIGHTS)[0]
+            write = rng.choices(writers, weights=weights)[0]
             lines = [line for line in write(rng) if not _is_held_out(line)]
         yield [sentence(joined(lead, clause), mark) for lead, clause, mark in lines[:_MAX_LINES]]
 
@@ -181,14 +184,13 @@ _VERDICTS = {
     True: ("in short, I recommend this", "everybody should try this", "I was happy with this"),
     False: ("in short, I warn against this", "nobody needs this", "I was unhappy with this"),
 }
-_KINDS = {
-    _account: 10,
-    _conversation: 6,
-    _attempt: 2,
-    _circumstances: 2,
-    _knowledge: 2,
-    _style_guide: 3,
-    _opinions: 5,
-    _web_questions: 4,
+_KINDS = {  # name -> writer, and how often it is chosen
+    "account": (_account, 10),
+    "conversation": (_conversation, 6),
+    "attempt": (_attempt, 2),
+    "circumstances": (_circumstances, 2),
+    "knowledge": (_knowledge, 2),
+    "style_guide": (_style_guide, 3),
+    "opinions": (_opinions, 5),
+    "web_questions": (_web_questions, 4),
 }
-_WRITERS, _WEIGHTS = tuple(_KINDS), tuple(_KINDS.values())

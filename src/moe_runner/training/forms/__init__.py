@@ -3,6 +3,8 @@
 from moe_runner.tasks.base import FormName
 from moe_runner.training.forms.base import Form
 from moe_runner.training.forms.classification import Classification
+from moe_runner.training.forms.domain_generalisation import DomainGeneralisation
+from moe_runner.training.forms.instruct import Instruct
 from moe_runner.training.forms.language_modelling import LanguageModelling
 from moe_runner.training.forms.text_to_text import TextToText
 
@@ -12,4 +14,6 @@ FORMS: dict[FormName, type[Form]] = {
     "classification": Classification,
     "text_to_text": TextToText,
     "language_modelling": LanguageModelling,
+    "domain_generalisation": DomainGeneralisation,
+    "instruct": Instruct,
 }

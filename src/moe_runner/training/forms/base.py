@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from datasets import Dataset
@@ -46,12 +47,15 @@ class Form(Protocol):
         """Make the Trainer that scores this form; see `RunTrainer`."""
         ...
 
-    def encode(self, dataset: Dataset, columns: tuple[str, ...]) -> Dataset:
-        """Turn examples into what the model takes.
+    def encode(
+        self, dataset: Dataset, columns: tuple[str, ...], cache: Path | None = None
+    ) -> Dataset:
+        """Turn examples into what the model takes, by `tasks.cache.cached_map`.
 
         Args:
             dataset: the columns, and `label` where the task has answers.
             columns: what is read; those of the task or of an out-of-domain set.
+            cache: `paths.cache`: the result is kept there, and found again by its content.
 
         Returns:
             The model's arguments, one example a row.

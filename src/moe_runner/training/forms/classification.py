@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -14,6 +15,7 @@ from moe_runner.config import TextTask
 from moe_runner.runs.run import Run
 from moe_runner.tasks import metrics
 from moe_runner.tasks.base import TaskData
+from moe_runner.tasks.cache import cached_map, tokenizer_content
 from moe_runner.training.trainer import RunTrainer
 
 
@@ -43,16 +45,24 @@ class Classification:
         self.tokenizer = self.backbone.processor
         self.collator = DataCollatorWithPadding(self.tokenizer)
 
-    def encode(self, dataset: Dataset, columns: tuple[str, ...]) -> Dataset:
+    def encode(
+        self, dataset: Dataset, columns: tuple[str, ...], cache: Path | None = None
+    ) -> Dataset:
         """Tokenize one or two columns; the longer of a pair is cut first. Padding comes later."""
-        return dataset.map(
+        key = {
+            "form": "classification",
+            "tokenizer": tokenizer_content(self.tokenizer),
+            "columns": columns,
+            "max_length": self.max_length,
+        }
+        return cached_map(
+            dataset,
             lambda rows: self.tokenizer(
                 *(rows[c] for c in columns), truncation=True, max_length=self.max_length
             ),
-            batched=True,
-            remove_columns=[c for c in dataset.column_names if c != "label"],
-            keep_in_memory=True,
-            load_from_cache_file=False,
+            key,
+            cache,
+            keep=("label",),
         )
 
     def trainer(self, **kwargs: Any) -> RunTrainer:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from transformers import default_data_collator
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -18,6 +19,7 @@ from moe_runner.backbones.weights import Weights
 from moe_runner.config import LanguageModellingTask
 from moe_runner.runs.run import Run
 from moe_runner.tasks.base import TaskData
+from moe_runner.tasks.cache import cached_map, tokenizer_content
 from moe_runner.training.trainer import RunTrainer
 
 
@@ -29,47 +31,57 @@ class PerplexityTrainer(RunTrainer):
         found = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         perplexity = math.exp(min(found.metrics[f"{prefix}_loss"], 700.0))
-        found.metrics |= {f"{prefix}_perplexity": perplexity, f"{prefix}_primary": perplexity}
+        found.metrics.update({f"{prefix}_perplexity": perplexity, f"{prefix}_primary": perplexity})
         return found
 
 
 class LanguageModelling:
     """See `Form`: the texts of a column, one after the other, in blocks."""
 
-    collator = staticmethod(default_data_collator)
-
     def __init__(self, run: Run, data: TaskData, weights: Weights) -> None:
         assert isinstance(run.task, LanguageModellingTask)
+        assert run.task.block_size is not None  # resolved
         self.block_size = run.task.block_size
         self.backbone = load_causal(run.model, weights)
 
-    def encode(self, dataset: Dataset, columns: tuple[str, ...]) -> Dataset:
+    @staticmethod
+    def collator(blocks: list[dict[str, Any]]) -> dict[str, Any]:
+        """Make a batch, int64 (B, block_size); the labels are the tokens: the model shifts them."""
+        batch = default_data_collator(blocks)
+        return {**batch, "labels": batch["input_ids"].clone()}
+
+    def encode(
+        self, dataset: Dataset, columns: tuple[str, ...], cache: Path | None = None
+    ) -> Dataset:
         """Tokenize, join and cut into blocks; what does not fill the last one is left out.
+
+        No begin or end token is put in, since a row of the data is a line, not a document.
 
         Raises:
             ValueError: if there is not enough text for one block.
         """
         (column,) = columns
-        tokenizer = self.backbone.processor
+        tokenizer, size = self.backbone.processor, self.block_size
+        rest: list[int] = []  # tokens that wait for the next rows
 
         def blocks(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-            tokens = list(chain.from_iterable(tokenizer(rows[column])["input_ids"]))
-            starts = range(0, len(tokens) - self.block_size + 1, self.block_size)
-            ids = [tokens[start : start + self.block_size] for start in starts]
-            return {"input_ids": ids, "labels": ids}
+            found = tokenizer(rows[column], add_special_tokens=False, verbose=False)["input_ids"]
+            tokens = [*rest, *chain.from_iterable(found)]
+            end = len(tokens) - len(tokens) % size
+            rest[:] = tokens[end:]
+            return {"input_ids": [tokens[i : i + size] for i in range(0, end, size)]}
 
-        packed = dataset.map(
-            blocks,
-            batched=True,
-            batch_size=len(dataset),
-            remove_columns=dataset.column_names,
-            keep_in_memory=True,
-            load_from_cache_file=False,
-        )
+        key = {
+            "form": "language_modelling",
+            "tokenizer": tokenizer_content(tokenizer),
+            "column": column,
+            "block_size": size,
+        }
+        features = Features({"input_ids": List(Value("int32"))})
+        packed = cached_map(dataset, blocks, key, cache, features=features)
         if not len(packed):
             raise ValueError(
-                f"the text has fewer tokens than task.block_size={self.block_size}; "
-                "use a smaller one"
+                f"the text has fewer tokens than task.block_size={size}; use a smaller one"
             )
         return packed
 

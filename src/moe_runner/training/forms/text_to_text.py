@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,13 @@ from moe_runner.config import GenerationTask, TextTask
 from moe_runner.runs.run import Run
 from moe_runner.tasks import metrics
 from moe_runner.tasks.base import TaskData
+from moe_runner.tasks.cache import cached_map, tokenizer_content
 from moe_runner.tasks.texts import answer_text, score, source_text
 from moe_runner.training.trainer import RunTrainer
 
 LABEL_TOKENS = 8  # most tokens of a generated label
 NAME_TOKENS = 32  # and of a text where the task's options have no number: ReCoRD's entities
+ENCODING = 1  # raised when the same settings would give other tokens
 READ = ("input_ids", "attention_mask", "labels")  # by the model; other columns are for the scores
 
 
@@ -66,7 +69,9 @@ class TextToText:
         """Make a batch of what the model reads."""
         return dict(self.pad([{name: row[name] for name in READ} for row in rows]))
 
-    def encode(self, dataset: Dataset, columns: tuple[str, ...]) -> Dataset:
+    def encode(
+        self, dataset: Dataset, columns: tuple[str, ...], cache: Path | None = None
+    ) -> Dataset:
         """Tokenize sources and answers; `references` and `group` are kept for the scores."""
         tokenizer = self.backbone.processor
         longest = self.task.target_length if isinstance(self.task, GenerationTask) else NAME_TOKENS
@@ -83,13 +88,17 @@ class TextToText:
                 "references": rows.get("references") or [[answer] for answer in answers],
             }
 
-        return dataset.map(
-            encode,
-            batched=True,
-            remove_columns=[name for name in dataset.column_names if name != "group"],
-            keep_in_memory=True,
-            load_from_cache_file=False,
-        )
+        key = {
+            "form": "text_to_text",
+            "tokenizer": tokenizer_content(tokenizer),
+            "task": self.spec.name,
+            "labels": self.spec.labels,
+            "columns": columns,
+            "max_length": self.task.max_length,
+            "longest": longest,
+            "version": ENCODING,
+        }
+        return cached_map(dataset, encode, key, cache, keep=("group",))
 
     def score(
         self, given: Sequence[str], dataset: Dataset, names: tuple[str, ...]

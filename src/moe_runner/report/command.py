@@ -1,0 +1,70 @@
+"""The command `moe-report`: a subcommand is a function in `COMMANDS`. No torch, no network."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from moe_runner.config import ConfigError, not_an_option
+from moe_runner.report.store_commands import clean, status, tables
+from moe_runner.report.task_list import tasks
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {  # its docstring is its help
+    "tasks": tasks,
+    "tables": tables,
+    "status": status,
+    "clean": clean,
+}
+
+
+def main() -> None:
+    """Run a subcommand; 2 for a mistake on the command line."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(words: Sequence[str]) -> int:
+    """Run a subcommand.
+
+    Args:
+        words: its name, then its arguments; none, or --help: list the subcommands.
+
+    Returns:
+        The exit code: 2 for a mistake of the user, else 0.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a report says what is here: ask nobody
+    first = words[0] if words else "--help"
+    if first in ("--help", "-h"):
+        print(usage())
+        return 0
+    if first not in COMMANDS:
+        print(not_an_option(first, " of moe-report", first, list(COMMANDS)), file=sys.stderr)
+        return 2
+    if {"--help", "-h"} & set(words[1:]):
+        print(summary(first, whole=True))
+        return 0
+    try:
+        COMMANDS[first](words[1:])
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, such as head, has enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 closed by the interpreter
+    return 0
+
+
+def usage() -> str:
+    """List the subcommands."""
+    lines = [f"  moe-report {name:<12} {summary(name)}" for name in COMMANDS]
+    hint = "moe-report <command> --help says more."
+    return "\n".join(["Show what can be run and what was found.", "", *lines, "", hint])
+
+
+def summary(name: str, *, whole: bool = False) -> str:
+    """Take the help of a subcommand from its docstring, up to its arguments; or the first line."""
+    lines = (COMMANDS[name].__doc__ or "").partition("\n    Args:")[0].rstrip().splitlines()
+    return "\n".join(line.removeprefix("    ") for line in lines) if whole else lines[0]
+
+
+if __name__ == "__main__":
+    main()

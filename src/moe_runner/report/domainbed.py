@@ -1,0 +1,274 @@
+"""DomainBed's selection rules, applied to stored results, and the leave-one-out table.
+
+Every checkpoint of a run has the accuracy of both splits of every domain. A rule chooses a
+checkpoint and a learning rate without looking at what is reported: the accuracy on the larger split
+(`in`) of the held-out domain.
+
+Source: DomainBed, arXiv:2007.01434, section 3 (and its code, for the splits).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+RULES = ("training_domain", "leave_one_domain_out", "oracle")
+NOT_AVAILABLE = "not available"
+
+Result = Mapping[str, Any]  # content of a result.json
+Checkpoint = Mapping[str, Any]  # one entry of its learning_curve
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a rule chose.
+
+    Args:
+        validation: what it went by, fraction.
+        test: accuracy on the held-out domain, fraction.
+        step: update of the checkpoint.
+        learning_rate: of the run.
+    """
+
+    validation: float
+    test: float
+    step: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy over trials.
+
+    Args:
+        mean: fraction.
+        error: standard error of the mean: population standard deviation / sqrt(n), as DomainBed
+            computes it.
+        n: trials.
+    """
+
+    mean: float
+    error: float
+    n: int
+
+    def __str__(self) -> str:
+        spread = f" ± {100 * self.error:.1f}" if self.n > 1 else ""
+        return f"{100 * self.mean:.1f}{spread}"
+
+
+def is_domainbed(result: Result) -> bool:
+    """Tell whether a result is of a suite that holds domains out."""
+    return str(result["axes"]["suite"]).startswith("domainbed")
+
+
+def held_out(result: Result) -> tuple[str, tuple[str, ...]]:
+    """Take the task of a result apart: data set, held-out domains."""
+    data_set, _, domains = result["axes"]["task"].partition("/")
+    return data_set, tuple(domains.split("+"))
+
+
+def training_domain(run: Result) -> Choice:
+    """Choose the checkpoint with the best mean accuracy on the training domains' out-splits.
+
+    Args:
+        run: with one held-out domain.
+
+    Returns:
+        The choice; of equal checkpoints the earliest.
+    """
+    _, (test,) = held_out(run)
+    return max(
+        (
+            choice(
+                run,
+                checkpoint,
+                statistics.fmean(s["out"] for d, s in checkpoint["domains"].items() if d != test),
+            )
+            for checkpoint in run["learning_curve"]
+        ),
+        key=lambda c: c.validation,
+    )
+
+
+def oracle(run: Result) -> Choice:
+    """Take the last checkpoint; its validation accuracy is on the test domain's out-split.
+
+    The test domain chooses the learning rate only: no early stopping by it.
+
+    Args:
+        run: with one held-out domain.
+    """
+    _, (test,) = held_out(run)
+    last = run["learning_curve"][-1]
+    return choice(run, last, last["domains"][test]["out"])
+
+
+def leave_one_domain_out(run: Result, pairs: Sequence[Result]) -> Choice | None:
+    """Choose the checkpoint that does best on domains held out together with the test domain.
+
+    Args:
+        run: with one held-out domain.
+        pairs: runs with the same rate and trial and two held-out domains, any of them.
+
+    Returns:
+        The choice: for each checkpoint, the mean over the other domains of the accuracy (in-split)
+        on that domain in the run that held out both. None if a pair is missing.
+    """
+    _, (test,) = held_out(run)
+    others = [domain for domain in run["learning_curve"][-1]["domains"] if domain != test]
+    curves: list[dict[int, float]] = []
+    for other in others:
+        of_pair = [pair for pair in pairs if set(held_out(pair)[1]) == {test, other}]
+        if not of_pair:
+            return None
+        curve = of_pair[0]["learning_curve"]
+        curves.append({c["step"]: c["domains"][other]["in"] for c in curve})
+    found = [
+        choice(run, checkpoint, statistics.fmean(curve[checkpoint["step"]] for curve in curves))
+        for checkpoint in run["learning_curve"]
+        if all(checkpoint["step"] in curve for curve in curves)
+    ]
+    return max(found, key=lambda c: c.validation, default=None)
+
+
+def choice(run: Result, checkpoint: Checkpoint, validation: float) -> Choice:
+    """Read what is reported at a checkpoint."""
+    _, (test,) = held_out(run)
+    return Choice(
+        validation,
+        checkpoint["domains"][test]["in"],
+        checkpoint["step"],
+        run["axes"]["learning_rate"],
+    )
+
+
+def select(results: Sequence[Result], rule: str) -> dict[str, dict[int, Choice]]:
+    """Apply a rule to all runs of one system on one data set.
+
+    Args:
+        results: any rates, trials and held-out domains.
+        rule: one of `RULES`.
+
+    Returns:
+        Held-out domain -> trial seed -> the choice at the best learning rate. What a rule has no
+        runs for is left out.
+    """
+    found: dict[str, dict[int, Choice]] = {}
+    for run in results:
+        domains = held_out(run)[1]
+        if len(domains) != 1:
+            continue
+        axes = run["axes"]
+        if rule == "leave_one_domain_out":
+            chosen = leave_one_domain_out(
+                run,
+                [
+                    other
+                    for other in results
+                    if len(held_out(other)[1]) == 2
+                    and other["axes"]["seed"] == axes["seed"]
+                    and other["axes"]["learning_rate"] == axes["learning_rate"]
+                ],
+            )
+        else:
+            chosen = {"training_domain": training_domain, "oracle": oracle}[rule](run)
+        trials = found.setdefault(domains[0], {})
+        best = trials.get(axes["seed"])
+        if chosen is not None and (best is None or chosen.validation > best.validation):
+            trials[axes["seed"]] = chosen
+    return {domain: trials for domain, trials in found.items() if trials}
+
+
+def score(values: Sequence[float]) -> Score:
+    """Average over trials; at least one."""
+    error = statistics.pstdev(values) / math.sqrt(len(values))
+    return Score(statistics.fmean(values), error, len(values))
+
+
+def scores(results: Sequence[Result], rule: str) -> dict[str, Score]:
+    """Average the reported accuracy over trials.
+
+    Args:
+        results: of one system on one data set.
+        rule: one of `RULES`.
+
+    Returns:
+        Held-out domain -> score; and "average" over the domains of the data set, of the trials that
+        have them all.
+    """
+    chosen = select(results, rule)
+    found = {d: score([c.test for c in trials.values()]) for d, trials in chosen.items()}
+    domains = domains_of(results)
+    complete = set.intersection(*(set(chosen.get(domain, {})) for domain in domains))
+    if complete:
+        found["average"] = score(
+            [statistics.fmean(chosen[d][seed].test for d in domains) for seed in sorted(complete)]
+        )
+    return found
+
+
+def domains_of(results: Sequence[Result]) -> list[str]:
+    """List the domains of the data set that results are of."""
+    return list(results[0]["learning_curve"][-1]["domains"])
+
+
+def build_tables(
+    grouped: Mapping[tuple[str, str], Sequence[Result]], gaps: Mapping[str, str]
+) -> list[Table]:
+    """Lay out leave-one-out tables: rules and systems by held-out domain, in percent.
+
+    Args:
+        grouped: results by (task, system), of one suite.
+        gaps: reason by task without a result.
+
+    Returns:
+        A table per data set.
+    """
+    by_set: dict[str, dict[str, list[Result]]] = {}
+    for (_, system), rows in grouped.items():
+        for row in rows:
+            data_set, _ = held_out(row)
+            by_set.setdefault(data_set, {}).setdefault(system, []).append(row)
+    tables = [build_table(name, systems) for name, systems in by_set.items()]
+    if gaps:
+        table = Table(title="not run", title_justify="left")
+        table.add_column("task", no_wrap=True)
+        table.add_column("why")
+        for task, reason in gaps.items():
+            table.add_row(task, reason)
+        tables.append(table)
+    return tables
+
+
+def build_table(data_set: str, systems: Mapping[str, Sequence[Result]]) -> Table:
+    """Lay out the table of one data set; see `build_tables`."""
+    domains = domains_of(next(iter(systems.values())))
+    pairs = any(len(held_out(row)[1]) == 2 for rows in systems.values() for row in rows)
+    suite = next(iter(systems.values()))[0]["axes"]["suite"]
+    hint = "" if pairs else f"; leave_one_domain_out needs task={suite}/{data_set} task.pairs=true"
+    table = Table(
+        title=f"{data_set}: accuracy on the held-out domain",
+        title_justify="left",
+        caption="Percent; mean ± standard error over n trials, checkpoint and rate chosen by the "
+        f"rule on the left (oracle: last checkpoint, rate by the test domain){hint}",
+        caption_justify="left",
+    )
+    for name in ("selection", "system"):
+        table.add_column(name, no_wrap=True)
+    for name in (*domains, "average", "n"):
+        table.add_column(name, justify="right")
+    for rule in RULES:
+        for position, (system, rows) in enumerate(systems.items()):
+            found = scores(rows, rule)
+            cells = [str(found.get(name, "-")) for name in (*domains, "average")]
+            trials = {s.n for s in found.values()}
+            n = "-".join(str(n) for n in sorted({min(trials), max(trials)})) if trials else "0"
+            shown = cells if found else [NOT_AVAILABLE, *[""] * len(domains)]
+            table.add_row(rule if position == 0 else "", system, *shown, n)
+        table.add_section()
+    return table

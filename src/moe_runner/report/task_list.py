@@ -1,0 +1,162 @@
+"""What can be run: every suite with its metric, size, source, licence, and where its data are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from moe_runner import hub
+from moe_runner import tasks as suites
+from moe_runner.config import CONF, TASKS, ConfigError, Task, not_an_option
+from moe_runner.tasks.base import Source, TaskSpec
+
+PLACES = ("data_dir", "ood_dir")  # options of a task that say where files are
+UNKNOWN = "unknown"
+
+
+def tasks(words: Sequence[str]) -> None:
+    """List every suite: metric, size, source, licence, and whether it is on this machine.
+
+    moe-report tasks                               all suites
+    moe-report tasks glue                          one, and what null means in its `trainer`
+    moe-report tasks glue data_dir=/data/glue      with a look into a folder
+
+    The local caches of Hugging Face and the given folder are looked at; nothing is downloaded.
+
+    Args:
+        words: names of suites, `data_dir=<folder>` and `ood_dir=<folder>`.
+
+    Raises:
+        ConfigError: for an unknown name or key.
+    """
+    names, places, problems = [], {}, []
+    for word in words:
+        key, equals, value = word.removeprefix("task.").partition("=")
+        if equals and key in PLACES:
+            places[key] = value
+        elif word in suites.SUITES:
+            names.append(word)
+        else:
+            allowed = [f"{place}=<folder>" for place in PLACES] if equals else [*suites.SUITES]
+            problems.append(not_an_option(word, " of moe-report tasks", word, allowed))
+    if problems:
+        raise ConfigError(*problems)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=150)
+    console.print(build_table(names or list(suites.SUITES), places))
+    if names:
+        console.print(recipe_table(names))
+    console.print(
+        "missing data come from the Hub where it answers (moe-run does it, or python "
+        "scripts/prepare_data.py <task>), or from task.data_dir=<folder>"
+    )
+
+
+def build_table(names: Sequence[str], places: Mapping[str, str]) -> Table:
+    """Lay out the tasks of some suites.
+
+    Args:
+        names: keys of `SUITES`.
+        places: folders by option name.
+    """
+    table = Table(caption="rows: training / validation, as published", caption_justify="left")
+    for column in ("suite", "task=", "metric", "rows", "source", "licence", "on this machine"):
+        table.add_column(column, no_wrap=column in ("suite", "task=", "rows", "source"))
+    options_of = option_files()
+    for suite in names:
+        kind = TASKS[suite]
+        members = suites.SUITES[suite].TASKS
+        options = kind(
+            suite=suite,
+            members=tuple(members),
+            data_dir=places.get("data_dir"),
+            ood_dir=places.get("ood_dir"),
+        )
+        for name, spec in members.items():
+            about = spec.about
+            option = options_of.get((suite, name), f"{suite} task.members=[{name}]")
+            table.add_row(
+                suite if name == next(iter(members)) else "",
+                option,
+                " + ".join(spec.metrics),
+                rows(spec),
+                about.source,
+                about.licence,
+                whereabouts(options, name, spec),
+            )
+        table.add_section()
+    return table
+
+
+def recipe_table(names: Sequence[str]) -> Table:
+    """Lay out what null means in `trainer` for the tasks of some suites.
+
+    Args:
+        names: keys of `SUITES`.
+    """
+    table = Table(
+        title="trainer.<key>=null means", title_justify="left",
+        caption="learning_rate -: tuning.learning_rate; both are multiplied by model.lr_scale",
+        caption_justify="left",
+    )  # fmt: skip
+    keys = ("learning_rate", "max_steps", "batch_size", "eval_batch_size", "eval_steps")
+    for column in ("task", "epochs", *keys, "weight_decay", "patience"):
+        table.add_column(column)
+    for suite in names:
+        for name, spec in suites.SUITES[suite].TASKS.items():
+            recipe = spec.recipe
+            epochs = ", ".join(f"{tuning} {count}" for tuning, count in recipe.epochs.items())
+            values = [getattr(recipe, key) for key in (*keys, "weight_decay", "patience")]
+            shown = ["-" if value is None else f"{value:g}" for value in values]
+            table.add_row(name, epochs or "-", *shown)
+    return table
+
+
+def option_files() -> dict[tuple[str, str], str]:
+    """Find the option that stands for one member of a suite: (suite, member) -> `glue/cola`."""
+    found: dict[tuple[str, str], str] = {}
+    for file in sorted((CONF / "task").rglob("*.yaml")):
+        tree: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if len(tree["members"]) == 1:
+            option = file.relative_to(CONF / "task").with_suffix("").as_posix()
+            found.setdefault((tree["suite"], tree["members"][0]), option)
+    return found
+
+
+def rows(spec: TaskSpec) -> str:
+    """Show the published sizes of the training and the first validation split."""
+    published = spec.about.rows
+    sizes = [published.get(split) for split in ("train", *spec.validation[:1])]
+    if not any(sizes):
+        return UNKNOWN
+    return " / ".join(UNKNOWN if size is None else f"{size:,}" for size in sizes)
+
+
+def whereabouts(options: Task, name: str, spec: TaskSpec) -> str:
+    """Say where the data of a task are on this machine, and which splits are not."""
+    found = suites.sources(options, name)
+    places = {split: place(source) for split, source in found.items()}
+    here = list(dict.fromkeys(where for where in places.values() if where))
+    missing = [split for split, where in places.items() if where is None]
+    if not here:
+        return "no"
+    return " and ".join(here) + (f"; without {', '.join(missing)}" if missing else "")
+
+
+def place(source: Source) -> str | None:
+    """Say where a split is; None: not on this machine."""
+    if source.generated is not None:
+        return "generated"
+    if source.files:
+        return "data_dir"
+    where = source.hub
+    if where is not None and hub.cached_dataset(
+        where.hub_id, where.config, where.split, where.revision
+    ):
+        return "cache of the Hub"
+    return None

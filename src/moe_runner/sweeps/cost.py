@@ -1,0 +1,137 @@
+"""What a run will cost, estimated from the sizes in its options; nothing is loaded.
+
+Parameters are those of the matrices and embeddings. A token's forward pass takes two FLOPs per
+active weight outside the embeddings, attention scores left out; training takes three times that,
+with LoRA twice (no gradients of frozen weights). Texts are taken to be as long as `max_length`
+allows, so that FLOPs and hours are upper bounds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moe_runner import tasks
+from moe_runner.config import (
+    Dense,
+    DomainBedTask,
+    EMoE,
+    EMoELearn,
+    GenerationTask,
+    GMoE,
+    LanguageModellingTask,
+    MoE,
+    NoisyTuning,
+    select_layers,
+)
+from moe_runner.runs.run import Run
+
+SUSTAINED_TFLOPS = 100.0  # of one A100 in half precision: an assumption, about a third of its peak
+SWITCH_EXPERTS = 8
+PATCH, TINY_PATCH = 16, 8  # pixels a side: DeiT, vit_tiny
+RESULT_BYTES = 30_000  # that a finished run leaves
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An estimate.
+
+    Args:
+        parameters: of the converted model.
+        trainable: of these; what checkpoints hold.
+        flops: of the whole training; None: the size of the data is not known.
+    """
+
+    parameters: float
+    trainable: float
+    flops: float | None
+
+    @property
+    def hours(self) -> float | None:
+        """Hours on one device that sustains `SUSTAINED_TFLOPS`."""
+        return None if self.flops is None else self.flops / (SUSTAINED_TFLOPS * 1e12) / 3600
+
+    @property
+    def disk(self) -> float:
+        """Bytes while it runs: two checkpoints of weights and AdamW's two moments, in fp32."""
+        return 2 * 12 * self.trainable
+
+
+def estimate(run: Run) -> Cost:
+    """Estimate what a run costs.
+
+    Args:
+        run: its model, method, tuning, task and trainer are read.
+
+    Returns:
+        The estimate.
+    """
+    model = run.model
+    stacks = 2 if model.family in ("t5", "switch") else 1
+    ffn = (3 if model.gated else 2) * model.d_model * model.d_ff
+    attention = 4 * model.d_model**2
+    layers = model.num_layers * stacks
+    embeddings = ((model.vocab_size or 0) + (model.max_positions or 0)) * model.d_model
+    body = float(layers * (attention + ffn)) + (stacks - 1) * model.num_layers * attention
+    total, active = body + embeddings, body
+    copies, share, converted = expansion(run, layers)
+    total += converted * (copies - 1) * ffn
+    active += converted * (share - 1) * ffn
+    if run.tuning.name == "full":
+        trainable = total
+    else:
+        lora = float(layers * len(model.lora_targets) * 2 * (run.tuning.rank or 0) * model.d_model)
+        trainable = lora + converted * (copies - 1) * ffn
+    tokens = training_tokens(run)
+    passes = 3 if run.tuning.name == "full" else 2
+    flops = None if tokens is None else passes * 2 * active * tokens
+    return Cost(total, trainable, flops)
+
+
+def expansion(run: Run, layers: int) -> tuple[float, float, int]:
+    """Say how often a converted FFN is there, how much of it a token uses, and how many there are.
+
+    Returns:
+        Copies, share of one dense FFN that is active, converted FFNs.
+    """
+    method, model = run.method, run.model
+    if isinstance(method, Dense | NoisyTuning):
+        if model.family == "switch":
+            return SWITCH_EXPERTS, 1.0, layers // 2
+        return 1.0, 1.0, 0
+    stacks = layers // model.num_layers
+    if model.family == "switch":
+        chosen = layers // 2  # every second layer is sparse
+    else:
+        chosen = stacks * len(select_layers(method.layers, model.num_layers))
+    if isinstance(method, EMoE | EMoELearn):
+        return 1.0, method.top_k / method.num_experts, chosen
+    assert isinstance(method, GMoE | MoE)
+    return float(method.num_experts or SWITCH_EXPERTS), float(method.top_k), chosen
+
+
+def training_tokens(run: Run) -> float | None:
+    """Count the tokens of the whole training; None: the size of the data is not known."""
+    task, trainer = run.task, run.trainer
+    assert trainer.batch_size is not None
+    if trainer.max_steps is not None:
+        examples = float(trainer.max_steps * trainer.batch_size)
+    else:
+        size = tasks.spec(task.suite, run.task_name).about.rows.get("train")
+        if size is None:
+            return None
+        used = min(size, task.limit or size) * float(getattr(task, "train_fraction", 1.0))
+        examples = used * (trainer.epochs or 1)
+    return examples * length(run)
+
+
+def length(run: Run) -> float:
+    """Give the most tokens of an example."""
+    task = run.task
+    if isinstance(task, DomainBedTask):
+        side = TINY_PATCH if run.model.bundled else PATCH
+        return ((task.image_size or 0) / side) ** 2 + 1
+    if isinstance(task, LanguageModellingTask):
+        return float(task.block_size or 0)
+    if isinstance(task, GenerationTask):
+        return float(task.max_length + task.target_length)
+    return float(getattr(task, "max_length", None) or 0)

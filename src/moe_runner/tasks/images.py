@@ -1,0 +1,294 @@
+"""Images of several domains: decoded once into memory-mapped arrays, split anew for every trial.
+
+Nothing heavy is imported here: numpy, PIL and datasets come with the first image that is read.
+"""
+
+# N images of a domain, S pixels a side
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_runner.config import DomainBedTask
+from moe_runner.files import read_json, write_json
+from moe_runner.runs.identity import content_hash
+from moe_runner.tasks.base import OODSpec, TaskData
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+log = logging.getLogger(__name__)
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+NAMED = 3  # corrupt images that an error names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Domain:
+    """The images of one domain, not yet decoded.
+
+    Args:
+        name: of the domain.
+        key: names how the images are made; decoded ones are kept under it and the files' content.
+        labels: classes in the order of the images.
+        describe: names an image for people.
+        read: opens an image, in any mode and size.
+        files: what is read.
+        size: S where the images are smaller than what a backbone wants; None: the backbone's size.
+    """
+
+    name: str
+    key: str
+    labels: Sequence[int]
+    describe: Callable[[int], str]
+    read: Callable[[int], Image]
+    files: tuple[Path, ...] = ()
+    size: int | None = None
+
+
+@dataclass(kw_only=True)
+class DomainData(TaskData):
+    """The images of all domains; train, validation and ood are there once it is `for_run`.
+
+    Rows have the columns `image` (index into the domain's array), `domain` (index into `domains`)
+    and `label`.
+
+    Args:
+        options: of the task.
+        domains: in the data set's order.
+        held_out: names of the domains that are not trained on.
+        arrays: by domain, uint8 (N, 3, S, S), memory-mapped.
+        splits: "<domain>/in" and "<domain>/out" -> rows.
+        cache: decoded images go to `images/` in it; None: to a temporary folder.
+    """
+
+    options: DomainBedTask
+    domains: tuple[Domain, ...]
+    held_out: tuple[str, ...]
+    arrays: tuple[NDArray[np.uint8], ...] = ()
+    splits: dict[str, Dataset] = field(default_factory=dict)
+    cache: Path | None = None
+
+    def for_run(self, seed: int) -> DomainData:
+        """Decode what the cache does not have, and split every domain.
+
+        Args:
+            seed: of the trial; it decides the split.
+
+        Returns:
+            The data of a run: train on the in-splits of the training domains, select on their
+            out-splits, and the in-split of each held-out domain is out of domain.
+
+        Raises:
+            ValueError: if an image cannot be decoded and `skip_corrupt` is off, or a domain is too
+                small to be split.
+
+        Source: DomainBed, arXiv:2007.01434, section 3 and its code: a share (0.2) of every domain
+        is held out for validation; accuracy on a test domain is that of its larger part.
+        """
+        assert self.options.image_size is not None  # resolved by the plan
+        cache = self.cache or Path(tempfile.mkdtemp(prefix="moe-runner-"))
+        arrays, skipped = [], {}
+        splits: dict[str, Dataset] = {}
+        for number, domain in enumerate(self.domains):
+            array, corrupt = decoded(domain, self.options.image_size, cache)
+            if corrupt and not self.options.skip_corrupt:
+                names = ", ".join(domain.describe(i) for i in corrupt[:NAMED])
+                more = f" and {len(corrupt) - NAMED} more" if len(corrupt) > NAMED else ""
+                raise ValueError(
+                    f"no readable image: {names}{more}; mend or remove it, or leave such files "
+                    "out with task.skip_corrupt=true"
+                )
+            if corrupt:
+                skipped[domain.name] = len(corrupt)
+                log.warning(
+                    "  %s: %d corrupt images left out, the first is %s",
+                    domain.name, len(corrupt), domain.describe(corrupt[0]),
+                )  # fmt: skip
+            arrays.append(array)
+            splits |= self._split(number, set(corrupt), seed)
+        return replace(
+            self,
+            train=self._joined(splits, "in", self._limit()),
+            validation={"training_domains": self._joined(splits, "out", self.options.eval_limit)},
+            ood={
+                name: first(splits[f"{name}/in"], self.options.eval_limit) for name in self.held_out
+            },
+            ood_specs={
+                name: OODSpec(columns=self.spec.columns, metrics=self.spec.metrics)
+                for name in self.held_out
+            },
+            arrays=tuple(arrays),
+            splits={name: first(rows, self.options.eval_limit) for name, rows in splits.items()},
+            skipped=skipped,
+        )
+
+    @property
+    def training_domains(self) -> tuple[str, ...]:
+        """Names of the domains that are trained on, in order."""
+        return tuple(d.name for d in self.domains if d.name not in self.held_out)
+
+    def _limit(self) -> int | None:
+        limit = self.options.limit
+        return None if limit is None else max(1, limit // len(self.training_domains))
+
+    def _joined(self, splits: dict[str, Dataset], part: str, limit: int | None) -> Dataset:
+        """Put one part of all training domains together, at most `limit` rows of each."""
+        from datasets import concatenate_datasets
+
+        names = self.training_domains
+        return concatenate_datasets([first(splits[f"{name}/{part}"], limit) for name in names])
+
+    def _split(self, number: int, corrupt: set[int], seed: int) -> dict[str, Dataset]:
+        """Split a domain at random into its in-split and its out-split."""
+        import numpy as np
+        from datasets import ClassLabel, Dataset, Features, Value
+
+        domain = self.domains[number]
+        good = np.array([i for i in range(len(domain.labels)) if i not in corrupt], dtype=np.int64)
+        num_out = int(len(good) * self.options.holdout)
+        if num_out == 0:
+            raise ValueError(
+                f"domain {domain.name} has {len(good)} readable images, too few to hold out "
+                f"task.holdout={self.options.holdout:g} of them"
+            )
+        order = np.random.default_rng([seed, number]).permutation(good)
+        labels = np.asarray(domain.labels, dtype=np.int64)
+        features = Features(
+            image=Value("int64"),
+            domain=Value("int64"),
+            label=ClassLabel(names=list(self.spec.labels)),
+        )
+
+        def rows(index: NDArray[np.int64]) -> Dataset:
+            columns = {
+                "image": index,
+                "domain": np.full_like(index, number),
+                "label": labels[index],
+            }
+            return Dataset.from_dict(columns, features=features)
+
+        return {
+            f"{domain.name}/in": rows(order[num_out:]),
+            f"{domain.name}/out": rows(order[:num_out]),
+        }
+
+
+def first(rows: Dataset, limit: int | None) -> Dataset:
+    """Take the first rows; they are in random order."""
+    return rows if limit is None or limit >= len(rows) else rows.select(range(limit))
+
+
+def decoded(domain: Domain, size: int, cache: Path) -> tuple[NDArray[np.uint8], list[int]]:
+    """Decode the images of a domain, once for all runs.
+
+    Args:
+        domain: what to read.
+        size: S for images that have no size of their own; they are resized whatever their shape,
+            as DomainBed does.
+        cache: the arrays go to `images/` in it.
+
+    Returns:
+        Memory-mapped images, RGB, uint8 (N, 3, S, S), and the indices of those that can't be
+        decoded, which are black.
+    """
+    import numpy as np
+    from filelock import FileLock
+
+    size = domain.size or size
+    content = content_hash(domain.files, cache / "hashes.json") if domain.files else ""
+    name = hashlib.sha256(f"{domain.key} {content}".encode()).hexdigest()[:24]
+    file = cache / "images" / f"{name}-{size}.npy"
+    report = file.with_suffix(".json")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):
+        if not file.exists():
+            unfinished = file.with_suffix(".part")  # of this or of a killed process
+            corrupt = decode(domain, size, unfinished)
+            write_json(
+                report, {"domain": domain.name, "images": len(domain.labels), "corrupt": corrupt}
+            )
+            os.replace(unfinished, file)
+    return np.load(file, mmap_mode="r"), read_json(report)["corrupt"]
+
+
+def decode(domain: Domain, size: int, file: Path) -> list[int]:
+    """Write the images of a domain as an array, on as many threads as there are processors.
+
+    Args:
+        domain: what to read.
+        size: S.
+        file: where the array goes.
+
+    Returns:
+        Indices of the images that can't be decoded.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+    from PIL import Image
+
+    shape = (len(domain.labels), 3, size, size)
+    array = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+
+    def one(index: int) -> bool:
+        try:
+            image = domain.read(index).convert("RGB")  # decodes
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            return False
+        if image.size != (size, size):
+            image = image.resize((size, size), Image.Resampling.BILINEAR)
+        array[index] = np.asarray(image).transpose(2, 0, 1)
+        return True
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes without the interpreter's lock
+        fine = list(pool.map(one, range(len(domain.labels))))
+    array.flush()
+    return [index for index, good in enumerate(fine) if not good]
+
+
+def files_of(folder: Path) -> list[tuple[str, Path]]:
+    """List the images of a domain's folder, `<class>/**`.
+
+    Args:
+        folder: of the domain.
+
+    Returns:
+        Class and file, sorted.
+    """
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    stamps = tuple((path, path.stat().st_mtime_ns) for path in classes)
+    return _files(stamps)
+
+
+_listed: dict[Any, list[tuple[str, Path]]] = {}  # a plan asks once per held-out domain
+
+
+def _files(stamps: tuple[tuple[Path, int], ...]) -> list[tuple[str, Path]]:
+    if stamps not in _listed:
+        _listed[stamps] = [
+            (folder.name, file)
+            for folder, _ in stamps
+            for file in sorted(folder.rglob("*"))
+            if file.suffix.lower() in ENDINGS and file.is_file()
+        ]
+    return _listed[stamps]
+
+
+def open_image(source: Path | bytes) -> Image:
+    """Open an image by its file or its content; it is decoded when it is converted."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    return Image.open(BytesIO(source) if isinstance(source, bytes) else source)

@@ -1,0 +1,262 @@
+"""Carrying out a study: what is handed to the launcher, what is shown, what is left over."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+from omegaconf import OmegaConf
+
+from moe_runner import studies
+from moe_runner.config import CONF
+from moe_runner.report import store_commands
+from moe_runner.runs.environment import environment
+from moe_runner.runs.store import Store
+from moe_runner.sweeps.monitor import Monitor
+from moe_runner.sweeps.study import read_study
+from moe_runner.sweeps.study_plan import plan_study
+
+STUDY = """\
+# @package _global_
+hydra: {mode: MULTIRUN}
+study:
+  title: two methods on two tasks
+  paper: ours
+  published: [emoe-fig2-lora]
+  rows: [method]
+  columns: [task]
+  grids:
+    mini:
+      common: {model: bert_tiny, trainer.epochs: 1}
+      blocks:
+        - {method: [dense, emoe], task: [glue_mini/cola, glue_mini/rte], seed: [0, 1]}
+"""
+
+
+@pytest.fixture
+def conf(tmp_path, monkeypatch):
+    """A copy of conf/ whose only study is a small one."""
+    folder = tmp_path / "conf"
+    shutil.copytree(CONF, folder)
+    shutil.rmtree(folder / "study")
+    (folder / "study").mkdir()
+    (folder / "study" / "small.yaml").write_text(STUDY)
+    for module in (studies, store_commands):
+        monkeypatch.setattr(module, "CONF", folder)
+    return folder
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    return OmegaConf.create(
+        {
+            "paths": {"output": str(tmp_path / "out"), "cache": str(tmp_path / "cache")},
+            "profile": "mini", "dry_run": False, "rerun": False, "device": "cpu",
+            "keep_model": "none", "debug": False, "logger": {"name": "none"},
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture
+def plan(conf, cfg):
+    return plan_study(read_study(conf, "small"), "mini", {"paths.cache": cfg.paths.cache})
+
+
+def result_of(run, primary: float) -> dict:
+    """Make the content of result.json that tables and plots read."""
+    return {
+        "schema": 1, "id": run.id, "axes": run.axes(), "settings": run.settings(),
+        "metrics": ["accuracy"], "primary": primary, "wall_seconds": 1.0, "best_epoch": 1.0,
+        "id_metrics": {"validation": {"primary": primary}},
+        "ood_metrics": {"other": {"primary": primary / 2}},
+        "learning_curve": [{"step": 1, "epoch": 1.0, "loss": 0.5, "primary": primary}],
+    }  # fmt: skip
+
+
+def launcher(store: Store, jobs, failing=()):
+    """Pretend to be Hydra's launcher: finish the runs that the overrides mean."""
+    seen = []
+
+    def launch(batch, initial_job_idx):
+        seen.extend(batch)
+        wanted = {tuple(overrides) for overrides in batch}
+        for job in jobs:
+            mine = [o for o in wanted if set(studies.as_overrides(job.choices)) <= set(o)]
+            if not mine:
+                continue
+            claim = store.claim(job.run.id, config_yaml="", environment=environment(1))
+            try:
+                with claim as folder:
+                    if job.run.id in failing:
+                        raise RuntimeError("out of memory")
+                    folder.finish(result_of(job.run, 0.5 + 0.1 * job.run.seed))
+            except RuntimeError:
+                pass
+
+    return SimpleNamespace(launch=launch, seen=seen)
+
+
+def test_what_is_done_is_not_handed_over_again(conf, cfg, plan, capsys):
+    store = Store(conf.parent / "out")
+    first = launcher(store, plan.jobs, failing={plan.jobs[2].run.id})
+    assert studies.carry_out_study("small", cfg, first.launch) == 1
+    assert len(first.seen) == len(plan.jobs) == 8
+    text = capsys.readouterr()
+    assert "not done: " in text.err
+    assert "RuntimeError: out of memory" in text.err
+    second = launcher(store, plan.jobs)
+    assert studies.carry_out_study("all", cfg, second.launch) == 0
+    assert len(second.seen) == 1
+    third = launcher(store, plan.jobs)
+    assert studies.carry_out_study("small", cfg, third.launch) == 0
+    assert third.seen == []
+    text = capsys.readouterr()
+    assert "not done" not in text.err
+    assert "55.0 ± 5.0 (2)" in text.out
+    assert "84.35" in text.out  # the published table
+
+
+def test_a_dry_run_launches_nothing(conf, cfg, plan, capsys):
+    cfg.dry_run = True
+    assert studies.carry_out_study("small", cfg, None) == 0
+    assert "distinct runs" in capsys.readouterr().out
+
+
+def test_an_unknown_study_is_the_users_mistake(conf, cfg, capsys):
+    assert studies.carry_out_study("smal", cfg, None) == 2
+    assert "did you mean small" in capsys.readouterr().err
+
+
+def test_everything_is_rendered(conf, cfg, plan):
+    store = Store(conf.parent / "out")
+    studies.carry_out_study("small", cfg, launcher(store, plan.jobs).launch)
+    folder = conf.parent / "out" / "reports" / "mini"
+    names = {file.relative_to(folder).as_posix() for file in folder.rglob("*.*")}
+    assert {"tables.md", "tables.tex", "small.csv", "small-published-1.csv", "index.html"} <= names
+    assert {"plots/small-bars.png", "plots/small-curves.pdf", "plots/small-id-ood.png"} <= names
+    page = (folder / "index.html").read_text()
+    assert "<script src" not in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert page.count("<tr data-studies") == 8
+
+
+def test_the_monitor_says_every_change_once(plan, conf, capsys):
+    store = Store(conf.parent / "out")
+    runs = {job.run.id: job.run for job in plan.jobs[:2]}
+    failing = {plan.jobs[1].run.id}
+    with Monitor(runs, store) as monitor:
+        batch = [studies.as_overrides(job.choices) for job in plan.jobs[:2]]
+        launcher(store, plan.jobs[:2], failing).launch(batch, 0)
+        monitor.look()
+        monitor.look()
+    lines = [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()]
+    assert sorted(lines) == ["[1/2]  done", "[1/2]  failed"]
+
+
+def test_an_old_failure_is_not_told_as_a_new_one(plan, conf, capsys):
+    store = Store(conf.parent / "out")
+    job = plan.jobs[0]
+    launcher(store, [job], {job.run.id}).launch([studies.as_overrides(job.choices)], 0)
+    with Monitor({job.run.id: job.run}, store) as monitor:
+        monitor.look()
+    assert capsys.readouterr().err == ""
+
+
+def test_status_counts_and_names_what_failed(conf, cfg, plan, capsys):
+    store = Store(conf.parent / "out")
+    batch = [studies.as_overrides(job.choices) for job in plan.jobs[:3]]
+    launcher(store, plan.jobs, {plan.jobs[0].run.id}).launch(batch, 0)
+    store_commands.status([f"output={conf.parent / 'out'}"])
+    text = capsys.readouterr().out
+    assert "failed: dense bert_tiny glue_mini/cola" in text
+    assert "RuntimeError: out of memory" in text
+    row = next(line for line in text.splitlines() if "small" in line)
+    assert [cell.strip() for cell in row.split("│")[2:-1]] == ["2", "", "1", "", "5"]
+
+
+def test_clean_removes_checkpoints_of_finished_runs_only(conf, plan, capsys):
+    store = Store(conf.parent / "out")
+    for job, ends in zip(plan.jobs, (True, False), strict=False):
+        batch = [studies.as_overrides(job.choices)]
+        launcher(store, [job], set() if ends else {job.run.id}).launch(batch, 0)
+        (store.folder(job.run.id) / "checkpoint").mkdir()
+        (store.folder(job.run.id) / "checkpoint" / "weights").write_bytes(b"x" * 2**20)
+    words = [f"output={conf.parent / 'out'}"]
+    store_commands.clean([*words, "dry_run=true"])
+    assert (store.folder(plan.jobs[0].run.id) / "checkpoint").is_dir()
+    store_commands.clean(words)
+    assert not (store.folder(plan.jobs[0].run.id) / "checkpoint").exists()
+    assert (store.folder(plan.jobs[1].run.id) / "checkpoint").is_dir()
+    assert "1.0 MiB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["studie=small"], "did you mean study"),
+        (["profile=big"], "profile=big is not an option"),
+        (["format=pdf"], "format=pdf is not an option"),
+        (["study=tiny"], "study=tiny is not an option"),
+    ],
+)
+def test_a_wrong_word_of_moe_report_is_one_line(words, problem, conf):
+    with pytest.raises(store_commands.ConfigError, match=problem):
+        store_commands.tables([*words, f"output={conf.parent}"])
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+PROBE = """
+<pre id="probe"></pre>
+<script>
+  const shown = () => [...body.rows].filter(row => !row.hidden);
+  const column = number => shown().map(row => row.cells[number].textContent);
+  const found = {all: shown().length};
+  search.value = "emoe RTE";
+  search.dispatchEvent(new Event("input"));
+  found.searched = shown().length;
+  found.count = count.textContent;
+  search.value = "";
+  search.dispatchEvent(new Event("input"));
+  const button = document.querySelectorAll("#runs th button")[8];
+  button.click();
+  found.seeds = column(8);
+  button.click();
+  found.reversed = column(8);
+  document.querySelector("#probe").textContent = JSON.stringify(found);
+</script>
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium: apt-get install chromium")
+def test_the_list_of_runs_can_be_searched_and_sorted_in_a_browser(conf, cfg, plan, tmp_path):
+    store = Store(conf.parent / "out")
+    studies.carry_out_study("small", cfg, launcher(store, plan.jobs).launch)
+    page = (conf.parent / "out" / "reports" / "mini" / "index.html").read_text()
+    probed = tmp_path / "probed.html"
+    probed.write_text(page.replace("</html>", f"{PROBE}</html>"))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    command = [str(BROWSER), *options, "--dump-dom", probed.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    match = re.search(r'<pre id="probe">(.*?)</pre>', dom)
+    assert match is not None
+    found = json.loads(match[1])
+    assert found["all"] == 8
+    assert found["searched"] == 2
+    assert found["count"] == "2 of 8"
+    assert found["seeds"] == ["0"] * 4 + ["1"] * 4
+    assert found["reversed"] == ["1"] * 4 + ["0"] * 4
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex: apt-get install texlive")
+def test_the_latex_compiles(conf, cfg, plan, tmp_path):
+    store = Store(conf.parent / "out")
+    studies.carry_out_study("small", cfg, launcher(store, plan.jobs).launch)
+    file = conf.parent / "out" / "reports" / "mini" / "tables.tex"
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", str(file)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "tables.pdf").stat().st_size > 1000
