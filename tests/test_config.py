@@ -398,19 +398,19 @@ FOLDERS = [  # family, config.json, d_model, d_ff, num_layers, gated, vocab_size
         "t5",
         {"model_type": "t5", "d_model": 16, "d_ff": 64, "num_layers": 7, "vocab_size": 33,
          "n_positions": 50, "feed_forward_proj": "relu"},
-        (16, 64, 7, False, 33, 50),
+        (16, 64, 7, False, 33, None),
     ),
     (
         "t5",
         {"model_type": "t5", "d_model": 16, "d_ff": 40, "num_layers": 8, "vocab_size": 33,
          "num_decoder_layers": 8, "feed_forward_proj": "gated-gelu"},
-        (16, 40, 8, True, 33, 512),
+        (16, 40, 8, True, 33, None),
     ),
     (
         "switch",
         {"model_type": "switch_transformers", "d_model": 16, "d_ff": 64, "num_layers": 6,
          "vocab_size": 33, "num_sparse_encoder_layers": 3},
-        (16, 64, 6, False, 33, 512),
+        (16, 64, 6, False, 33, None),
     ),
     (
         "vit",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moe_runner.tasks import metrics
-from moe_runner.tasks.metrics import METRICS, compute, decode, primary
+from moe_runner.tasks.metrics import METRICS, compare, compute, decode, primary
 
 LABELS = np.array([1, 1, 1, 0, 0, 0])
 PREDICTED = np.array([1, 1, 0, 0, 0, 1])  # 2 true and 1 false of each class
@@ -68,4 +68,45 @@ def test_a_wrong_number_of_labels_is_an_error():
 
 def test_primary_of_one_metric_is_that_metric():
     assert primary({"matthews": -0.25}) == -0.25
-    assert set(metrics.METRICS) == {"matthews", "accuracy", "f1", "pearson", "spearman"}
+    assert set(metrics.METRICS) == {
+        "matthews", "accuracy", "f1", "macro_f1", "pearson", "spearman",
+    }  # fmt: skip
+
+
+def test_primary_of_a_mixture_is_the_mean_over_its_tasks():
+    values = {"cola/matthews": 0.4, "mrpc/accuracy": 0.6, "mrpc/f1": 0.8}
+    assert primary(values) == pytest.approx((0.4 + 0.7) / 2)
+
+
+def test_macro_f1_by_hand():
+    predicted, labels = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 2])
+    found = compare(predicted, labels, ["macro_f1"])["macro_f1"]
+    assert found == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)  # classes 0, 1, 2
+
+
+def test_a_question_with_one_mistake_is_wrong():
+    predicted, labels = np.array([1, 0, 1, 0]), np.array([1, 0, 1, 1])
+    groups = ["a", "b", "a", "b"]
+    found = compare(predicted, labels, ["f1", "group_exact_match"], groups)
+    assert found == {"f1": pytest.approx(0.8), "group_exact_match": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("rouge1", 2 * (3 / 4) * (3 / 6) / (3 / 4 + 3 / 6)),  # the, dog, bark: 3 of 4 and of 6
+        ("rouge2", 2 * (2 / 3) * (2 / 5) / (2 / 3 + 2 / 5)),  # the dog, dog bark
+        ("rougeL", 2 * (3 / 4) * (3 / 6) / (3 / 4 + 3 / 6)),
+    ],
+)
+def test_rouge_by_hand_stems_words_and_takes_the_best_reference(name, expected):
+    right = ["The dog barks at a cat.", "Something else."]
+    found = metrics.compare_texts(["the dog barked loudly"], [right], [name])
+    assert found == {name: pytest.approx(expected)}
+
+
+def test_squad_ignores_articles_and_case_and_takes_the_best_answer():
+    given = ["The Barn!", "a red barn", "nothing"]
+    right = [["barn", "the old barn"], ["green barn", "it"], ["barn"]]
+    found = metrics.compare_texts(given, right, ["exact_match", "token_f1"])
+    assert found == {"exact_match": pytest.approx(1 / 3), "token_f1": pytest.approx(1.5 / 3)}

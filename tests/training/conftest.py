@@ -30,6 +30,7 @@ TARGETS = {
     "gpt2": ("c_attn",),
     "llama": ("q_proj", "v_proj"),
     "t5": ("q", "v"),
+    "switch": ("q", "v"),
 }
 
 
@@ -38,6 +39,7 @@ def write_tokenizer(family: str, folder: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     special = {"bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]"], "t5": ["<pad>", "</s>", "<unk>"]}
+    special["switch"] = [*special["t5"], "0", "1"]  # the answers
     names = special.get(family, ["<eos>", "<unk>"])
     unknown = next(name for name in names if "unk" in name.lower())
     vocabulary = {word: index for index, word in enumerate([*names, *WORDS])}
@@ -51,7 +53,7 @@ def write_tokenizer(family: str, folder: Path) -> None:
             special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
         )
         options |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    elif family == "t5":
+    elif family in ("t5", "switch"):
         tokenizer.post_processor = processors.TemplateProcessing(
             single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from moe_runner.config import (
 from moe_runner.methods.cluster_cache import ClusterCache
 from moe_runner.methods.emoe import assign_neurons, emoe_layer, emoe_learn_layer
 from moe_runner.methods.gmoe import gmoe_layer
+from moe_runner.methods.library_routers import follow_protocol, release, router_losses
 from moe_runner.methods.noisy_tuning import perturb
 from moe_runner.methods.reference_code import protocol_of_family
 from moe_runner.methods.upcycling import (
@@ -68,6 +69,7 @@ class Conversion:
         active_parameters: that take part in one token, after.
         flops: per token after.
         inertia: of the clusters, and of random groups, mean over the sites; None: not clustered.
+        kept: sparse layers of a Switch Transformer that are still the library's.
     """
 
     method: Method
@@ -81,6 +83,7 @@ class Conversion:
     active_parameters: int
     flops: int
     inertia: tuple[float, float] | None = None
+    kept: list[SparseSite] = field(default_factory=list)
 
     def new_parameters(self, model: nn.Module) -> set[str]:
         """Name the parameters that the pretrained model does not have.
@@ -177,7 +180,8 @@ def convert(
     if conversion_of(model) is not None:
         raise ValueError("the model is converted already; merge it first")
     protocol = protocol or Protocol()
-    candidates: list[Site] = [*find_sites(model), *find_sparse_sites(model)]
+    all_sparse = find_sparse_sites(model)
+    candidates: list[Site] = [*find_sites(model), *all_sparse]
     blocks = list(dict.fromkeys(site.block for site in candidates))
     before = count_parameters(model), flops_per_token(model)
     sites: list[Site] = []
@@ -186,7 +190,7 @@ def convert(
     if isinstance(method, NoisyTuning):
         perturb(model, method)
     elif not isinstance(method, Dense):
-        sparse = find_sparse_sites(model) if isinstance(method, MoE) else []
+        sparse = all_sparse if isinstance(method, MoE) else []
         sites = choose_sites(sparse or find_sites(model), method.layers)
         if isinstance(method, Clustered):
             groups = group_neurons(model, method, protocol, sites, ClusterCache(cache), assignments)
@@ -197,6 +201,11 @@ def convert(
             layers = copied_layers(model, method, protocol, sites)
         for site, layer in zip(sites, layers, strict=True):
             site.replace(model, layer.train(model.training))
+    replaced = {site.slot for site in sites}
+    kept = [site for site in all_sparse if site.slot not in replaced]
+    for site in kept:
+        keep(model, follow_protocol(model, site, protocol))
+    if sites or kept:
         hand_over_masks(model)
     touch_idle_experts(model)
     conversion = Conversion(
@@ -211,6 +220,7 @@ def convert(
         active_parameters=active_parameters(model),
         flops=flops_per_token(model),
         inertia=inertias,
+        kept=kept,
     )
     setattr(model, ATTRIBUTE, conversion)
     return conversion
@@ -301,10 +311,7 @@ def copied_layers(
         beside = make_beside(method, ffn, num_experts, index, hypernets.get(owner))
         if isinstance(found, list):
             assert isinstance(site, SparseSite)
-            coefficients = {
-                "switch_balance": model.config.router_aux_loss_coef,
-                "z": model.config.router_z_loss_coef,
-            }
+            coefficients = router_losses(model.config)
             weight = site.router_weight(model)
             layers.append(switch_layer(found, weight, coefficients, method, protocol, beside))
         else:
@@ -332,6 +339,8 @@ def merge(model: PreTrainedModel) -> None:
     for site, layer in zip(conversion.sites, conversion.layers, strict=True):
         assert isinstance(site, FFNSite)
         site.restore(model, layer.experts.dense(layer.top_k))
+    for site in conversion.kept:
+        release(model, site)
     for handle in model.__dict__.pop(HOOKS, []):
         handle.remove()
     delattr(model, ATTRIBUTE)
@@ -428,7 +437,8 @@ def hand_over_masks(model: PreTrainedModel) -> None:
     """Let every MoE layer know which positions are padding, by one pre-hook on the model.
 
     A replaced FFN never sees the attention mask, and statistics must leave padding out. The hook is
-    on the whole model, so it must be called through `model(...)`.
+    on the whole model, so it must be called through `model(...)`; `generate` calls an encoder by
+    itself, which has a hook of its own. A decoder without a mask has that of its labels.
     """
     parameters = list(inspect.signature(model.forward).parameters)
 
@@ -438,12 +448,28 @@ def hand_over_masks(model: PreTrainedModel) -> None:
         if conversion is None:
             return
         assert isinstance(module, PreTrainedModel)
-        encoder_decoder = module.config.is_encoder_decoder
-        for site, layer in zip(conversion.sites, conversion.layers, strict=True):
-            own = encoder_decoder and site.stack == "decoder"
-            layer.attention_mask = given.get("decoder_attention_mask" if own else "attention_mask")
+        pairs: list[tuple[Site, Any]] = [*zip(conversion.sites, conversion.layers, strict=True)]
+        for kept in conversion.kept:
+            pairs.append((kept, module.get_submodule(f"{kept.slot}.router")))
+        own = given.get("decoder_attention_mask")
+        if own is None and given.get("labels") is not None:
+            own = given["labels"] != -100
+        for site, layer in pairs:
+            decodes = module.config.is_encoder_decoder and site.stack == "decoder"
+            layer.attention_mask = own if decodes else given.get("attention_mask")
 
     keep(model, model.register_forward_pre_hook(hook, with_kwargs=True))
+    if model.config.is_encoder_decoder:
+        encoder = model.get_encoder()
+        keep(model, encoder.register_forward_pre_hook(hand_over_own_mask, with_kwargs=True))
+
+
+def hand_over_own_mask(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Let the MoE layers of an encoder know its mask."""
+    if "attention_mask" in kwargs:
+        for layer in encoder.modules():
+            if hasattr(layer, "attention_mask"):
+                layer.attention_mask = kwargs["attention_mask"]
 
 
 def touch_idle_experts(model: PreTrainedModel) -> None:

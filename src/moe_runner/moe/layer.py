@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -342,12 +342,11 @@ def auxiliary_loss(model: nn.Module) -> Tensor | None:
             `use_reentrant=True` runs the forward pass without one, and what it recomputes for the
             backward pass is connected to its outputs only.
     """
-    routings = [
+    layers: list[Any] = list(model.modules())  # MoEFeedForward, and routers of the library
+    routings: list[tuple[Mapping[str, float], Routing]] = [
         (layer.losses.coefficients, routing)
-        for layer in model.modules()
-        if isinstance(layer, MoEFeedForward)
-        and (routing := layer.routing) is not None
-        and routing.losses
+        for layer in layers
+        if isinstance(routing := getattr(layer, "routing", None), Routing) and routing.losses
     ]
     if torch.is_grad_enabled() and not all(routing.differentiable for _, routing in routings):
         raise RuntimeError(

@@ -234,9 +234,10 @@ def split_source(options: Task, name: str, place: HubSplit, *, instead: str) -> 
     Returns:
         The source, with a problem if it can't be had.
     """
-    other = f", or task={instead}" if instead else ""
     if options.data_dir is None:
+        other = f", or task={instead}" if instead else ""
         return hub_source(place, f"use task.data_dir=<folder>{other}")
+    other = f", or use task={instead}" if instead else ""
     folder, split = Path(options.data_dir).expanduser(), place.split
     if files := find_parquet(folder / name, split):
         return Source(files=files)

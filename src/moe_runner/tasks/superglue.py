@@ -179,10 +179,11 @@ def _read_record(table: Any, origin: str, limit: int | None, *, training: bool) 
             "passage": row["passage"].replace("\n@highlight\n", " "),
         }
         answers = list(dict.fromkeys(row["answers"]))
-        for given in [[answer] for answer in answers] if training else [answers]:
+        alone = training and len(answers) > 1
+        for given in [[answer] for answer in answers] if alone else [answers]:
             rows.append({**made, "answers": {"text": given}})
-    made_table = pa.Table.from_pylist(rows)
     columns = {column: column for column in TASKS["record"].columns}
+    made_table = pa.table({name: [row[name] for row in rows] for name in (*columns, "answers")})
     return texts(made_table, origin, columns, "answers")
 
 
