@@ -172,6 +172,8 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
         finally:
             progress.close()
         training_seconds = time.monotonic() - training_started - trainer.evaluation_seconds
+        share = trainer.data_seconds / training_seconds
+        log.info("  %.1f%% of the training time went into waiting for data", 100 * share)
         best_step = trainer.load_best()
         if resources.keep_model:
             folder.best.mkdir(parents=True, exist_ok=True)
