@@ -7,7 +7,16 @@ default, since the authors' own value is not passed on.
 from pathlib import Path
 
 from moe_runner.config import Task
-from moe_runner.tasks.base import HubSplit, Recipe, Source, TaskData, TaskSpec, check, split_source
+from moe_runner.tasks.base import (
+    About,
+    HubSplit,
+    Recipe,
+    Source,
+    TaskData,
+    TaskSpec,
+    check,
+    split_source,
+)
 from moe_runner.tasks.free_text import no_ood, ood_names, read_texts
 
 __all__ = ["TASKS", "load", "ood_names", "sources"]
@@ -22,7 +31,10 @@ RECIPE = Recipe(
 )
 
 
-def questions(name: str, recipe: Recipe = RECIPE) -> TaskSpec:
+ABOUT = About(source=HUB_ID, licence="CC BY-SA 4.0", rows={"train": 87599, "validation": 10570})
+
+
+def questions(name: str, about: About, recipe: Recipe = RECIPE) -> TaskSpec:
     """Say what a task of answering questions about a text is."""
     return TaskSpec(
         name=name,
@@ -33,10 +45,11 @@ def questions(name: str, recipe: Recipe = RECIPE) -> TaskSpec:
         metrics=("exact_match", "token_f1"),
         validation=("validation",),
         recipe=recipe,
+        about=about,
     )
 
 
-TASKS = {"squad": questions("squad")}
+TASKS = {"squad": questions("squad", ABOUT)}
 
 
 def sources(options: Task, name: str) -> dict[str, Source]:
@@ -75,6 +88,7 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     Args:
         options: the task's options.
         name: the member task.
+        cache: `paths.cache`; see `base.read`.
         cache: `paths.cache`; only what is encoded is kept there.
 
     Returns:
@@ -89,7 +103,7 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     columns = {column: column for column in COLUMNS}
     limits = {"train": options.limit, "validation": options.eval_limit}
     read = {
-        split: read_texts(found[split], columns, "answers", limit=limit)
+        split: read_texts(found[split], columns, "answers", limit=limit, cache=cache)
         for split, limit in limits.items()
     }
     return TaskData(
