@@ -13,6 +13,7 @@ from moe_runner import hub
 from moe_runner import tasks as suites
 from moe_runner.config import CONF, TASKS, ConfigError, Task, not_an_option
 from moe_runner.tasks.base import Source, TaskSpec
+from moe_runner.tasks.metrics import named
 
 PLACES = ("data_dir", "ood_dir")  # options of a task that say where files are
 UNKNOWN = "unknown"
@@ -83,7 +84,7 @@ def build_table(names: Sequence[str], places: Mapping[str, str]) -> Table:
             table.add_row(
                 suite if name == next(iter(members)) else "",
                 option,
-                " + ".join(spec.metrics),
+                named(spec.metrics),
                 rows(spec),
                 about.source,
                 about.licence,

@@ -69,7 +69,7 @@ def _task(
         recipe=glue.RECIPE if classified else glue.HYPERMOE,
         about=About(
             source=HUB_ID,
-            licence="see the sets: research use",
+            licence="research use",
             rows=dict(zip(("train", "validation"), ROWS[name], strict=True)),
         ),
         recipes={"text_to_text": glue.HYPERMOE},
