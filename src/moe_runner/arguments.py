@@ -38,6 +38,7 @@ from moe_runner.config import (
     show,
     unknown_key,
 )
+from moe_runner.files import read_yaml
 
 LIMIT = 64  # combinations of a sweep that are composed here; each job validates itself anyway
 
@@ -128,7 +129,7 @@ class OptionFiles:
     @classmethod
     def find(cls, folders: Sequence[Path]) -> OptionFiles:
         """Look for option files; the first folder has `config.yaml`."""
-        entries = load(folders[0] / "config.yaml")["defaults"]
+        entries = read_yaml(folders[0] / "config.yaml")["defaults"]
         defaults = {
             group: option
             for entry in entries
@@ -149,7 +150,7 @@ class OptionFiles:
     def kinds(self, group: str, choices: Sequence[str | None]) -> list[str]:
         """List the methods, or suites, that option files stand for, each once."""
         files = [folder / group / f"{choice}.yaml" for choice in choices for folder in self.folders]
-        names = [load(file)[KIND[group]] for file in files if file.is_file()]
+        names = [read_yaml(file)[KIND[group]] for file in files if file.is_file()]
         return [name for name in dict.fromkeys(names) if name in GROUPS[group]]
 
 
@@ -416,12 +417,6 @@ def combinations(given: Given) -> Iterator[tuple[tuple[str, ...], dict[str, Any]
     choices = [[f"{group}={option}" for option in each] for group, each in given.choices.items()]
     for combination in itertools.islice(itertools.product(*values.values(), *choices), LIMIT):
         yield combination[len(values) :], dict(zip(values, combination, strict=False))
-
-
-def load(file: Path) -> dict[str, Any]:
-    """Read a YAML file as Hydra does, interpolations left alone."""
-    tree: Any = OmegaConf.to_container(OmegaConf.load(file))
-    return tree
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:

@@ -90,3 +90,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f"{path}:{number} is not JSON ({error}); delete that line") from error
     return objects
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Read a YAML file as Hydra does (1e-5 is a number), interpolations left alone."""
+    from omegaconf import OmegaConf
+
+    tree: Any = OmegaConf.to_container(OmegaConf.load(file))
+    return dict(tree)

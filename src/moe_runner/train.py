@@ -2,6 +2,9 @@
 
 `moe-run` and `python -m moe_runner.train` are the same. Nothing here imports torch until a run has
 to be carried out.
+
+Under torchrun or accelerate launch every process goes through the same plan; the leader claims the
+runs, writes and prints, and the others follow it.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from moe_runner.arguments import check_arguments, parse_config
 from moe_runner.config import CONF, ConfigError, Settings
 from moe_runner.report.summary import headline, print_results, print_table
+from moe_runner.runs import processes
 from moe_runner.runs.environment import environment
 from moe_runner.runs.log import logged_to
 from moe_runner.runs.run import Run, read_run
@@ -29,6 +33,8 @@ from moe_runner.runs.store import RunBusy, RunDone, RunFolder, Store, StoreError
 from moe_runner.sweeps.plan import Plan, make_plan, show_plan, stored_baselines
 
 log = logging.getLogger("moe_runner.train")  # also when run as __main__
+
+GO, SKIP = "go", "skip"  # what the leader of several processes tells of a run
 
 
 @dataclass
@@ -51,14 +57,8 @@ class Session:
 def main() -> None:
     """Check the arguments, let Hydra run the jobs, print what is left to say, exit."""
     problems = check_arguments(sys.argv[1:], CONF)
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes != "1":
-        problems.append(
-            f"WORLD_SIZE={processes} is not supported yet: a run is one process on one device; "
-            "start moe-run without torchrun"
-        )
     if problems:
-        print("\n".join(problems), file=sys.stderr)
+        say("\n".join(problems), file=sys.stderr)
         sys.exit(2)
     session = Session()
 
@@ -69,14 +69,21 @@ def main() -> None:
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        say("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-    if session.table_at_end:
+    processes.disconnect()
+    if session.table_at_end and processes.is_leader():
         print_results(session.results, session.gaps)
         print(session.where)
     for line in session.failed:
-        print(f"failed: {line}", file=sys.stderr)
+        say(f"failed: {line}", file=sys.stderr)
     sys.exit(session.exit_code())
+
+
+def say(*words: str, **kwargs: Any) -> None:
+    """Print, if this process is the leader."""
+    if processes.is_leader():
+        print(*words, **kwargs)
 
 
 def run_job(cfg: DictConfig, session: Session) -> float:
@@ -93,21 +100,43 @@ def run_job(cfg: DictConfig, session: Session) -> float:
     if cfg.get("quiet"):
         for handler in logging.getLogger().handlers:  # the run's own run.log is on our logger
             handler.setLevel(logging.ERROR)
+    if not processes.is_leader():
+        logging.getLogger("moe_runner").setLevel(logging.ERROR)
     try:
         settings = parse_config(cfg)
+        check_launch(settings)
         if settings.evaluate is not None:
             return evaluate_stored(settings)
         plan = make_plan(settings)
         if settings.dry_run:
-            show_plan(plan, Store(Path(settings.paths.output)))
+            if processes.is_leader():
+                show_plan(plan, Store(Path(settings.paths.output)))
             return math.nan
+        processes.connect(settings.device)
         return run_plan(plan, settings, session)
     except (ConfigError, StoreError) as error:
         if debug:
             traceback.print_exc()
         session.mistakes += str(error).splitlines()
-        print(error, file=sys.stderr)
+        say(str(error), file=sys.stderr)
         return math.nan
+
+
+def check_launch(settings: Settings) -> None:
+    """Check that what is asked for can be done by several processes, if there are several.
+
+    Raises:
+        ConfigError: if it can't.
+    """
+    if processes.world_size() == 1:
+        return
+    several = f"WORLD_SIZE={processes.world_size()}"
+    if settings.evaluate is not None:
+        raise ConfigError(f"evaluate=<id> is for one process, not {several}; start it alone")
+    if HydraConfig.initialized() and not runs_here(HydraConfig.get()):
+        raise ConfigError(
+            f"{several} and a launcher exclude each other; use hydra/launcher=basic with torchrun"
+        )
 
 
 def run_plan(plan: Plan, settings: Settings, session: Session) -> float:
@@ -123,7 +152,7 @@ def run_plan(plan: Plan, settings: Settings, session: Session) -> float:
     session.gaps |= plan.gaps
     session.where = f"results: {store.root}/<id>/result.json"
     session.table_at_end = one_of_many_jobs()
-    if not session.table_at_end and not settings.quiet:
+    if not session.table_at_end and not settings.quiet and processes.is_leader():
         baselines, hint = stored_baselines(plan, store)
         print_results([*baselines, *results], plan.gaps)
         print("\n".join(line for line in (hint, session.where) if line))
@@ -136,12 +165,19 @@ def one_of_many_jobs() -> bool:
     if not HydraConfig.initialized():
         return False
     node = HydraConfig.get()
-    local = str(node.launcher.get("_target_", "")).endswith("BasicLauncher")
-    return local and not OmegaConf.is_missing(node.job, "num")  # the jobs of a sweep are numbered
+    return runs_here(node) and not OmegaConf.is_missing(node.job, "num")  # of a sweep: numbered
+
+
+def runs_here(node: Any) -> bool:
+    """Tell whether Hydra's launcher runs the jobs in this process."""
+    return str(node.launcher.get("_target_", "")).endswith("BasicLauncher")
 
 
 def attempt(run: Run, settings: Settings, store: Store, session: Session) -> dict[str, Any] | None:
-    """Carry out one run; an error in it is noted and does not stop the others."""
+    """Carry out one run; an error in it is noted and does not stop the others.
+
+    Of several processes one alone cannot go on: the error ends this one, and torchrun the others.
+    """
     try:
         return execute(run, settings, store)
     except RunBusy as error:
@@ -157,15 +193,26 @@ def attempt(run: Run, settings: Settings, store: Store, session: Session) -> dic
             reason = f"{reason} (see {where})"
     log.error("  failed: %s", reason)
     session.failed.append(f"{run.label}: {reason}")
+    if processes.world_size() > 1:
+        print(f"failed: {session.failed[-1]}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)  # the others may be waiting for this one in a collective operation
     return None
 
 
 def execute(run: Run, settings: Settings, store: Store) -> dict[str, Any]:
-    """Carry out one run, or return its result if it is done."""
+    """Carry out one run, or return its result if it is done.
+
+    Of several processes the leader decides and tells the others, once per run.
+    """
+    if not processes.is_leader():
+        return follow(run, settings, store)
     if settings.rerun:
         store.forget(run.id)
     result = store.result(run.id)
     if result is not None:
+        processes.tell(SKIP)
         log.info("  done before: %s", headline(result))
         if settings.keep_model == "best" and not RunFolder(store.folder(run.id)).best.is_dir():
             log.warning("  its weights were not kept; add rerun=true to train and keep them")
@@ -187,13 +234,24 @@ def execute(run: Run, settings: Settings, store: Store) -> dict[str, Any]:
             store.claim(run.id, config_yaml=run.to_yaml(), environment=software) as folder,
             logged_to(folder.path / "run.log"),
         ):
+            processes.tell(GO)
             result = folder.finish(carry_out(run, folder, resources))
             folder.discard_checkpoint(keep_best=settings.keep_model == "best")
             log.info("  %s", headline(result))
-    except RunDone:  # by another process, since we looked
+    except RunDone:  # by another command, since we looked
+        processes.tell(SKIP)
         result = store.result(run.id)
         assert result is not None
     return result
+
+
+def follow(run: Run, settings: Settings, store: Store) -> dict[str, Any]:
+    """Carry out one run beside the leader, if it says so; write nothing."""
+    if processes.tell() == SKIP:
+        return {"primary": math.nan}
+    from moe_runner.training.fit import carry_out
+
+    return carry_out(run, RunFolder(store.folder(run.id)), find_resources(settings))
 
 
 def find_resources(settings: Settings) -> Any:

@@ -7,7 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from moe_runner.report.domainbed import Choice, build_tables, scores, select
+from moe_runner.report.domainbed import Choice, build_sheets, scores, select
+from moe_runner.report.sheet import to_rich
 from moe_runner.report.summary import print_results
 
 DOMAINS = ("a", "b", "c")
@@ -124,8 +125,8 @@ def shown(results, gaps) -> str:
 
     stream = io.StringIO()
     console = Console(width=140, file=stream)
-    for table in build_tables(group(results), gaps):
-        console.print(table)
+    for sheet in build_sheets(group(results), gaps):
+        console.print(to_rich(sheet))
     return stream.getvalue()
 
 

@@ -136,7 +136,7 @@ def test_everything_is_rendered(conf, cfg, plan):
     studies.carry_out_study("small", cfg, launcher(store, plan.jobs).launch)
     folder = conf.parent / "out" / "reports" / "mini"
     names = {file.relative_to(folder).as_posix() for file in folder.rglob("*.*")}
-    assert {"tables.md", "tables.tex", "small.csv", "small-published-1.csv", "index.html"} <= names
+    assert {"tables.md", "tables.tex", "small.csv", "small-1.csv", "index.html"} <= names
     assert {"plots/small-bars.png", "plots/small-curves.pdf", "plots/small-id-ood.png"} <= names
     page = (folder / "index.html").read_text()
     assert "<script src" not in page

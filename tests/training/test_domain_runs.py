@@ -259,3 +259,34 @@ def test_pairs_are_runs_of_their_own_and_the_single_ones_are_shared(settings):
     ]
     again = make_plan(dataclasses.replace(pairs, trainer=given.trainer)).runs[0]
     assert again.id == single.id
+
+
+# ------------------------------------------------------------------------------- afterwards
+
+
+@pytest.mark.parametrize("export", ["dense", "moe"])
+def test_a_tuned_model_is_written_with_its_preprocessing(export, settings):
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    from moe_runner import from_pretrained
+
+    given = dataclasses.replace(settings(EMoE(**SMALL)), export=export)
+    _, folder = carry_out(given)
+    load = from_pretrained if export == "moe" else AutoModelForImageClassification.from_pretrained
+    model = load(folder / "model")
+    assert model.config.id2label == {0: "low", 1: "high"}
+    assert model(pixel_values=torch.randn(2, 3, 32, 32)).logits.shape == (2, 2)
+    processor = AutoImageProcessor.from_pretrained(folder / "model", backend="pil")
+    assert list(processor.image_mean) == [0.5] * 3
+
+
+def test_a_kept_run_is_evaluated_again(settings):
+    from moe_runner.training.evaluate import evaluate_kept
+
+    given = dataclasses.replace(settings(EMoE(**SMALL)), keep_model="best")
+    given = dataclasses.replace(given, task=dataclasses.replace(given.task, ood=("all",)))
+    result, _ = carry_out(given)
+    run = make_plan(given).runs[0]
+    store = Store(train.Path(given.paths.output))
+    found = evaluate_kept(run, given, store, train.find_resources(given))
+    assert found == result["ood_metrics"]

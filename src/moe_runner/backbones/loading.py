@@ -112,7 +112,9 @@ def load_image_classifier(
     inside = {id(parameter) for parameter in model.base_model.parameters()}
     outside = {name for name, p in model.named_parameters() if id(p) not in inside}
     new = outside | set(info["missing_keys"])
-    torch.nn.init.zeros_(model.classifier.bias)
+    with torch.no_grad():  # also where the pretrained head happens to have as many classes
+        model.classifier.weight.normal_(0.0, config.initializer_range)
+        model.classifier.bias.zero_()
     return Backbone(model, frozenset(new), processor)
 
 

@@ -133,7 +133,7 @@ class CosineRouter(nn.Module):
         self.gate_noise = gate_noise
         self.projection = nn.Linear(d_model, projection_dim)
         self.expert_vectors = nn.Parameter(0.01 * torch.randn(num_experts, projection_dim))
-        self.log_scale = nn.Parameter(torch.tensor(math.log(2.0)))
+        self.log_scale = nn.Parameter(torch.tensor([math.log(2.0)]))  # 1-D: FSDP takes no scalars
 
     def forward(self, x_TD: Tensor, experts: Experts) -> Scores:
         """Score the experts, see `Scores`."""

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
+from moe_runner.report.sheet import Entry, Sheet
 
 RULES = ("training_domain", "leave_one_domain_out", "oracle")
 NOT_AVAILABLE = "not available"
@@ -217,9 +217,9 @@ def domains_of(results: Sequence[Result]) -> list[str]:
     return list(results[0]["learning_curve"][-1]["domains"])
 
 
-def build_tables(
+def build_sheets(
     grouped: Mapping[tuple[str, str], Sequence[Result]], gaps: Mapping[str, str]
-) -> list[Table]:
+) -> list[Sheet]:
     """Lay out leave-one-out tables: rules and systems by held-out domain, in percent.
 
     Args:
@@ -227,48 +227,46 @@ def build_tables(
         gaps: reason by task without a result.
 
     Returns:
-        A table per data set.
+        A sheet per data set, and one of the gaps if there are any.
     """
     by_set: dict[str, dict[str, list[Result]]] = {}
     for (_, system), rows in grouped.items():
         for row in rows:
             data_set, _ = held_out(row)
             by_set.setdefault(data_set, {}).setdefault(system, []).append(row)
-    tables = [build_table(name, systems) for name, systems in by_set.items()]
+    sheets = [build_sheet(name, systems) for name, systems in by_set.items()]
     if gaps:
-        table = Table(title="not run", title_justify="left")
-        table.add_column("task", no_wrap=True)
-        table.add_column("why")
-        for task, reason in gaps.items():
-            table.add_row(task, reason)
-        tables.append(table)
-    return tables
+        rows_of_gaps = tuple((Entry(task), Entry(reason)) for task, reason in gaps.items())
+        sheets.append(Sheet(title="not run", header=("task", "why"), rows=rows_of_gaps, caption=""))
+    return sheets
 
 
-def build_table(data_set: str, systems: Mapping[str, Sequence[Result]]) -> Table:
-    """Lay out the table of one data set; see `build_tables`."""
-    domains = domains_of(next(iter(systems.values())))
+def build_sheet(title: str, systems: Mapping[str, Sequence[Result]]) -> Sheet:
+    """Lay out the results of one data set.
+
+    Args:
+        title: names the data set.
+        systems: results by system.
+    """
+    first = next(iter(systems.values()))[0]
+    domains = domains_of([first])
     pairs = any(len(held_out(row)[1]) == 2 for rows in systems.values() for row in rows)
-    suite = next(iter(systems.values()))[0]["axes"]["suite"]
-    hint = "" if pairs else f"; leave_one_domain_out needs task={suite}/{data_set} task.pairs=true"
-    table = Table(
-        title=f"{data_set}: accuracy on the held-out domain",
-        title_justify="left",
-        caption="Percent; mean ± standard error over n trials, checkpoint and rate chosen by the "
-        f"rule on the left (oracle: last checkpoint, rate by the test domain){hint}",
-        caption_justify="left",
-    )
-    for name in ("selection", "system"):
-        table.add_column(name, no_wrap=True)
-    for name in (*domains, "average", "n"):
-        table.add_column(name, justify="right")
+    option = f"{first['axes']['suite']}/{held_out(first)[0]}"
+    hint = "" if pairs else f"; leave_one_domain_out needs task={option} task.pairs=true"
+    rows = []
     for rule in RULES:
-        for position, (system, rows) in enumerate(systems.items()):
-            found = scores(rows, rule)
+        for position, (system, results) in enumerate(systems.items()):
+            found = scores(results, rule)
             cells = [str(found.get(name, "-")) for name in (*domains, "average")]
             trials = {s.n for s in found.values()}
             n = "-".join(str(n) for n in sorted({min(trials), max(trials)})) if trials else "0"
             shown = cells if found else [NOT_AVAILABLE, *[""] * len(domains)]
-            table.add_row(rule if position == 0 else "", system, *shown, n)
-        table.add_section()
-    return table
+            words = (rule if position == 0 else "", system, *shown, n)
+            rows.append(tuple(Entry(word) for word in words))
+    return Sheet(
+        title=f"{title}: accuracy on the held-out domain",
+        header=("selection", "system", *domains, "average", "n"),
+        rows=tuple(rows),
+        caption="Percent; mean ± standard error over n trials, checkpoint and rate chosen by the "
+        f"rule on the left (oracle: last checkpoint, rate by the test domain){hint}",
+    )

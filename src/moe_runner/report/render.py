@@ -60,7 +60,7 @@ def render(
     if "csv" in formats:
         for plan in plans:
             for number, sheet in enumerate(laid[plan.study.name]):
-                suffix = "" if number == 0 and plan.jobs else f"-published-{number}"
+                suffix = f"-{number}" if number else ""
                 write(f"{plan.study.name}{suffix}.csv", to_csv(sheet))
     if "html" in formats:
         from moe_runner.report.plots import draw_study  # matplotlib: seconds

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from moe_runner.config import show
+from moe_runner.report import domainbed
 from moe_runner.report.published import PublishedTable, published_tables
 from moe_runner.report.sheet import Entry, Sheet, to_rich
 from moe_runner.report.summary import NOT_AVAILABLE, Cell, aggregate, mean_ranks
@@ -195,9 +196,23 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float)
 
 
+def domain_sheets(plan: StudyPlan, results: Mapping[str, Mapping[str, Any]]) -> list[Sheet]:
+    """Lay out DomainBed's leave-one-out tables, one for each backbone and data set."""
+    found: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for job in plan.jobs:
+        result = results.get(job.run.id)
+        if result is None or not domainbed.is_domainbed(result):
+            continue
+        title = f"{job.run.model.name}, {domainbed.held_out(result)[0]}"
+        systems = found.setdefault(title, {})
+        systems.setdefault(label(job.run, plan.study.rows), []).append(result)
+    return [domainbed.build_sheet(title, systems) for title, systems in found.items()]
+
+
 def sheets(plan: StudyPlan, results: Mapping[str, Mapping[str, Any]]) -> list[Sheet]:
     """Lay out all tables of a study: ours, then the published ones."""
     own = [study_sheet(plan, tabulate(plan, results))] if plan.jobs else []
+    own += domain_sheets(plan, results)
     tables = published_tables()
     return own + [published_sheet(tables[name]) for name in plan.study.published]
 

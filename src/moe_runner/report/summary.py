@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from moe_runner.report import domainbed
+from moe_runner.report.sheet import to_rich
 from moe_runner.tasks.metrics import lower_is_better, named, shown
 
 NOT_AVAILABLE = "not available"
@@ -244,8 +245,8 @@ def print_results(results: Sequence[dict[str, Any]], gaps: dict[str, str]) -> No
     print_table([result for result in results if not domainbed.is_domainbed(result)], {})
     for suite in dict.fromkeys(result["axes"]["suite"] for result in of_domains):
         rows = [result for result in of_domains if result["axes"]["suite"] == suite]
-        for table in domainbed.build_tables(group(rows), gaps):
-            wide_console().print(table)
+        for sheet in domainbed.build_sheets(group(rows), gaps):
+            wide_console().print(to_rich(sheet))
         gaps = {}
 
 

@@ -13,7 +13,6 @@ from moe_runner import hub
 from moe_runner import tasks as suites
 from moe_runner.config import CONF, TASKS, ConfigError, Task, not_an_option
 from moe_runner.tasks.base import Source, TaskSpec
-from moe_runner.tasks.metrics import named
 
 PLACES = ("data_dir", "ood_dir")  # options of a task that say where files are
 UNKNOWN = "unknown"
@@ -66,32 +65,45 @@ def build_table(names: Sequence[str], places: Mapping[str, str]) -> Table:
         places: folders by option name.
     """
     table = Table(caption="rows: training / validation, as published", caption_justify="left")
-    for column in ("suite", "task=", "metric", "rows", "source", "licence", "on this machine"):
-        table.add_column(column, no_wrap=column in ("suite", "task=", "rows", "source"))
-    options_of = option_files()
+    for column in (
+        "whole suite",
+        "task=",
+        "metric",
+        "rows",
+        "source",
+        "licence",
+        "on this machine",
+    ):
+        table.add_column(column, no_wrap=column in ("whole suite", "task=", "rows", "source"))
+    files = option_files()
     for suite in names:
-        kind = TASKS[suite]
-        members = suites.SUITES[suite].TASKS
-        options = kind(
-            suite=suite,
-            members=tuple(members),
-            data_dir=places.get("data_dir"),
-            ood_dir=places.get("ood_dir"),
-        )
-        for name, spec in members.items():
-            about = spec.about
-            option = options_of.get((suite, name), f"{suite} task.members=[{name}]")
+        own = {option: found for option, (of, found) in files.items() if of == suite}
+        single = {option: found for option, found in own.items() if "/" in option} or own
+        whole = [option for option in own if option not in single]
+        for number, (option, members) in enumerate(single.items()):
+            spec = suites.SUITES[suite].TASKS[members[0]]
+            options = TASKS[suite](
+                suite=suite,
+                members=members,
+                data_dir=places.get("data_dir"),
+                ood_dir=places.get("ood_dir"),
+            )
             table.add_row(
-                suite if name == next(iter(members)) else "",
+                ", ".join(whole) if number == 0 else "",
                 option,
-                named(spec.metrics),
+                metric(spec),
                 rows(spec),
-                about.source,
-                about.licence,
-                whereabouts(options, name, spec),
+                spec.about.source,
+                spec.about.licence,
+                whereabouts(options, members[0], spec),
             )
         table.add_section()
     return table
+
+
+def metric(spec: TaskSpec) -> str:
+    """Show the metrics of a task; of a mixture, that it has those of its parts."""
+    return "mean of its tasks" if spec.parts else " + ".join(spec.metrics)
 
 
 def recipe_table(names: Sequence[str]) -> Table:
@@ -110,6 +122,8 @@ def recipe_table(names: Sequence[str]) -> Table:
         table.add_column(column)
     for suite in names:
         for name, spec in suites.SUITES[suite].TASKS.items():
+            if len(spec.ood) == 2 and spec.form == "domain_generalisation":
+                continue  # pairs differ in the batch only
             own = {f"{name} ({form})": each for form, each in spec.recipes.items()}
             for label, recipe in {name: spec.recipe, **own}.items():
                 epochs = ", ".join(f"{tuning} {count}" for tuning, count in recipe.epochs.items())
@@ -119,14 +133,13 @@ def recipe_table(names: Sequence[str]) -> Table:
     return table
 
 
-def option_files() -> dict[tuple[str, str], str]:
-    """Find the option that stands for one member of a suite: (suite, member) -> `glue/cola`."""
-    found: dict[tuple[str, str], str] = {}
+def option_files() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Read the option files of conf/task: option -> suite, members."""
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
     for file in sorted((CONF / "task").rglob("*.yaml")):
         tree: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if len(tree["members"]) == 1:
-            option = file.relative_to(CONF / "task").with_suffix("").as_posix()
-            found.setdefault((tree["suite"], tree["members"][0]), option)
+        option = file.relative_to(CONF / "task").with_suffix("").as_posix()
+        found[option] = tree["suite"], tuple(tree["members"])
     return found
 
 

@@ -60,6 +60,16 @@ def tell(value: Any = None) -> Any:
     return broadcast_object_list([value])[0]
 
 
+def total(amount: Any) -> Any:
+    """Sum a tensor on the CPU over all processes; each of them calls this."""
+    if world_size() == 1:
+        return amount
+    from accelerate import PartialState
+    from accelerate.utils import reduce
+
+    return reduce(amount.to(PartialState().device), reduction="sum").cpu()
+
+
 def wait() -> None:
     """Wait until every process has come here."""
     if world_size() > 1:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_runner.arguments import load
 from moe_runner.config import ConfigError, Settings, not_an_option, parse
+from moe_runner.files import read_yaml
 
 
 def compose_settings(conf: Path, overrides: Mapping[str, Any]) -> Settings:
@@ -51,7 +51,7 @@ def compose_settings(conf: Path, overrides: Mapping[str, Any]) -> Settings:
 @functools.cache
 def main_file(conf: Path) -> tuple[dict[str, Any], dict[str, str | None]]:
     """Read `config.yaml`: what is in it, without Hydra's own node, and the option of each group."""
-    tree = load(conf / "config.yaml")
+    tree = read_yaml(conf / "config.yaml")
     defaults = {
         group: option
         for entry in tree.pop("defaults")
@@ -77,4 +77,4 @@ def option_file(conf: Path, group: str, option: str) -> dict[str, Any]:
             for f in (conf / group).rglob("*.yaml")
         )
         raise ConfigError(not_an_option(f"{group}={option}", "", option, names))
-    return load(file)
+    return read_yaml(file)

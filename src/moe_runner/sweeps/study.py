@@ -27,8 +27,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from moe_runner.arguments import load
 from moe_runner.config import ConfigError, build, nearest, show
+from moe_runner.files import read_yaml
 
 Profile = Literal["mini", "paper"]
 PROFILES: tuple[Profile, ...] = ("mini", "paper")
@@ -68,7 +68,7 @@ def read_study(conf: Path, name: str) -> Study:
         guess = nearest(name, names)
         hint = f"did you mean {guess}?" if guess else f"use one of {', '.join(names)}"
         raise ConfigError(f"study={name} is not an option; {hint}")
-    tree = dict(load(conf / "study" / f"{name}.yaml")["study"])
+    tree = dict(read_yaml(conf / "study" / f"{name}.yaml")["study"])
     grids = tree.pop("grids")
     problems: list[str] = []
     study = build(Study, {"name": name, **tree}, "study", problems)

@@ -55,6 +55,9 @@ class About:
     rows: Mapping[str, int] = field(default_factory=dict)  # split -> published number of examples
 
 
+GENERATED = About(source="generated", licence="MIT")  # by this project
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
     """What one member task is; no data."""

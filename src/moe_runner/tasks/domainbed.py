@@ -18,6 +18,7 @@ from moe_runner.config import ConfigError, DomainBedTask, Task, nearest
 from moe_runner.tasks import image_tables as tables
 from moe_runner.tasks import image_variants
 from moe_runner.tasks.base import (
+    About,
     HubSplit,
     Recipe,
     Source,
@@ -46,6 +47,7 @@ class DataSet:
         eval_steps: updates between checkpoints.
         learning_rate: None: tuning.learning_rate * model.lr_scale.
         weight_decay: of all parameters.
+        licence: of the images.
         make: renders the domains from one set of images and labels; None: the domains are folders.
     """
 
@@ -57,6 +59,7 @@ class DataSet:
     eval_steps: int = 300
     learning_rate: float | None = None
     weight_decay: float = 0.0
+    licence: str = "see the data set"
     make: Callable[..., tuple[Domain, ...]] | None = None
 
 
@@ -68,6 +71,7 @@ DATA_SETS: dict[str, DataSet] = {
         domains=("art_painting", "cartoon", "photo", "sketch"),
         hub_id="flwrlabs/pacs",
         learning_rate=3e-5,
+        licence="none stated",
         weight_decay=1e-6,
     ),
     "vlcs": DataSet(
@@ -149,6 +153,7 @@ def specs(name: str, data_set: DataSet, steps: int) -> dict[str, TaskSpec]:
                 schedule="constant",
                 batch_multiple=trained,
             ),
+            about=About(source=data_set.hub_id or "task.data_dir", licence=data_set.licence),
         )
     return found
 

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 from moe_runner.config import DomainBedTask, Task
 from moe_runner.tasks import image_variants
-from moe_runner.tasks.base import Source, TaskData, TaskSpec
+from moe_runner.tasks.base import About, Source, TaskData, TaskSpec
 from moe_runner.tasks.domainbed import DIGITS, DataSet, assemble, ood_names, parts, specs
 from moe_runner.tasks.image_variants import ANGLES, VERSION
 
@@ -35,8 +36,9 @@ DATA_SETS: dict[str, DataSet] = {
         make=image_variants.colored,
     ),
 }
+ABOUT = About(source="scikit-learn", licence="BSD 3-Clause")
 TASKS: dict[str, TaskSpec] = {
-    member: spec
+    member: replace(spec, about=ABOUT)
     for name, data_set in DATA_SETS.items()
     for member, spec in specs(name, data_set, STEPS).items()
 }

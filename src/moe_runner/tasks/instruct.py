@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from moe_runner.config import InstructTask, Task
 from moe_runner.tasks import mmlu
 from moe_runner.tasks.base import (
+    About,
     HubSplit,
     OODSpec,
     Recipe,
@@ -55,6 +56,7 @@ TASKS: dict[str, TaskSpec] = {
         validation=("validation",),
         ood=("mmlu",),
         recipe=RECIPE,
+        about=About(source=HUB_ID, licence="CC BY-NC 4.0"),
     )
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from moe_runner.config import InstructTask, Task
 from moe_runner.tasks import instruct, mmlu
-from moe_runner.tasks.base import OODSpec, Recipe, Source, TaskData, TaskSpec, chosen_ood
+from moe_runner.tasks.base import GENERATED, OODSpec, Recipe, Source, TaskData, TaskSpec, chosen_ood
 from moe_runner.tasks.mini.instruct import VERSION, questions, records
 
 OOD = "mmlu_mini"
@@ -22,7 +22,9 @@ RECIPE = Recipe(  # ours: a minute on a CPU
     warmup_ratio=0.03,
 )
 TASKS: dict[str, TaskSpec] = {
-    "instruct": replace(instruct.TASKS["alpaca"], name="instruct", ood=(OOD,), recipe=RECIPE)
+    "instruct": replace(
+        instruct.TASKS["alpaca"], name="instruct", ood=(OOD,), recipe=RECIPE, about=GENERATED
+    )
 }
 
 

@@ -73,6 +73,7 @@ def _task(
             rows=dict(zip(("train", "validation"), ROWS[name], strict=True)),
         ),
         recipes={"text_to_text": glue.HYPERMOE},
+        about=About(source=HUB_ID, licence="each set's own"),
     )
 
 

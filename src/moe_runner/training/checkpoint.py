@@ -9,6 +9,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
+from torch.distributed.tensor import DTensor
 
 WEIGHTS = "trained.safetensors"
 STATE = "trainer_state.json"  # of the Trainer; written last
@@ -20,26 +26,52 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
     Frozen weights are not kept: loading the backbone and converting it gives them again.
 
     Args:
-        model: ready for training.
+        model: ready for training. Where its weights are sharded over processes (FSDP), all of them
+            call this together.
 
     Returns:
-        Contiguous tensors on the CPU, by name, tied parameters once.
+        Contiguous tensors on the CPU, by name, tied parameters once; of a sharded model empty on
+        all processes but the first.
     """
+    kept = trained_names(model)
+    return {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in whole_state(model).items()
+        if name in kept
+    }
+
+
+def trained_names(model: nn.Module) -> set[str]:
+    """Name what `trained_state` keeps."""
     frozen = {
         name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad
     }
     shared = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     shared -= {name for name, _ in model.named_parameters()}
-    return {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in model.state_dict().items()
-        if name not in frozen and name not in shared
-    }
+    return {name for name in model.state_dict() if name not in frozen and name not in shared}
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Tell whether the weights are spread over processes, by torch's `fully_shard`."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict; that of a sharded model is gathered on the first process's CPU."""
+    if not is_sharded(model):
+        return model.state_dict()
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return dict(get_model_state_dict(model, options=options))  # type: ignore[arg-type]
 
 
 def save_trained(model: nn.Module, folder: Path) -> None:
     """Write what training changed; see `trained_state`."""
-    save_file(trained_state(model), folder / WEIGHTS)
+    save_state(trained_state(model), folder)
+
+
+def save_state(state: dict[str, Tensor], folder: Path) -> None:
+    """Write what `trained_state` found."""
+    save_file(state, folder / WEIGHTS)
 
 
 def load_trained(model: nn.Module, folder: Path) -> None:
@@ -53,10 +85,14 @@ def load_trained(model: nn.Module, folder: Path) -> None:
         ValueError: if the file's names are not the model's.
     """
     state = load_file(folder / WEIGHTS)
-    wanted = trained_state(model).keys()
+    wanted = trained_names(model)
     if state.keys() != wanted:
         odd = sorted(state.keys() ^ wanted)[:3]
         raise ValueError(f"{folder / WEIGHTS} is of another model: {', '.join(odd)}, ...")
+    if is_sharded(model):
+        options = StateDictOptions(full_state_dict=True, strict=False)
+        set_model_state_dict(model, dict(state), options=options)
+        return
     with torch.no_grad():
         model.load_state_dict(state, strict=False)
 

@@ -12,13 +12,14 @@ import torch
 from transformers import set_seed
 
 from moe_runner.config import ConfigError, Trainer
+from moe_runner.runs.processes import world_size
 
 
 def choose_device(name: str) -> torch.device:
     """Choose the one device of this process, and check that it is there.
 
     A GPU is chosen by hiding the others, before CUDA starts: the Trainer takes every GPU that it
-    sees, which would multiply the batch.
+    sees, which would multiply the batch. Of several processes each has the GPU of its local rank.
 
     Args:
         name: `auto` (CUDA, then MPS, then CPU), `cpu`, `mps`, `cuda` or `cuda:<n>`, counted among
@@ -30,6 +31,8 @@ def choose_device(name: str) -> torch.device:
     Raises:
         ConfigError: if this machine does not have it.
     """
+    if world_size() > 1:
+        return device_of_process(name)
     if name == "auto" or name.startswith("cuda"):
         show_one_gpu(int(name.partition(":")[2] or 0))
         if torch.cuda.is_available():
@@ -41,6 +44,19 @@ def choose_device(name: str) -> torch.device:
     if name == "mps":
         raise ConfigError("device=mps is not on this machine; use device=auto or device=cpu")
     return torch.device("cpu")
+
+
+def device_of_process(name: str) -> torch.device:
+    """Return the device that accelerate has given to this process, one of several."""
+    from accelerate import PartialState
+
+    found = PartialState().device
+    if ":" in name or (name != "auto" and found.type != name):
+        raise ConfigError(
+            f"device={name} with WORLD_SIZE={world_size()}: each process has a device of its own, "
+            f"here {found.type}; use device=auto, cuda or cpu"
+        )
+    return found
 
 
 @functools.cache  # hidden once, the chosen GPU is number 0 of this process

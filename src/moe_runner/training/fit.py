@@ -23,7 +23,7 @@ from moe_runner.backbones.weights import find_weights
 from moe_runner.config import Dense, EMoE, Logger, NoisyTuning
 from moe_runner.methods.conversion import Conversion, convert, count_parameters, merge
 from moe_runner.methods.saving import save_pretrained
-from moe_runner.runs.processes import world_size
+from moe_runner.runs import processes
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import RunFolder
 from moe_runner.tasks.base import OODSpec, TaskData
@@ -131,11 +131,11 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
 
     Args:
         run: what to do.
-        folder: claimed by this process.
+        folder: claimed by this process; of several, by the leader.
         resources: where.
 
     Returns:
-        The content of result.json.
+        The content of result.json; of the processes beside the leader only `primary`.
 
     Raises:
         ConfigError: if the device cannot do what was asked for.
@@ -158,7 +158,10 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
     progress = ShowProgress(run.label, spec.metrics, quiet=resources.quiet)
     newest = checkpoint.newest_checkpoint(folder.checkpoint)
     resumed_at = newest[1] if newest else 0
-    folder.truncate_metrics(lambda line: newest is not None and line["step"] <= resumed_at)
+    processes.wait()  # until all have looked for it
+    if processes.is_leader():
+        folder.truncate_metrics(lambda line: newest is not None and line["step"] <= resumed_at)
+        warn_of_rest(run, len(train))
     if newest:
         log.info("  going on from update %d", resumed_at)
     with tracker(run, folder, resources.logger):
@@ -172,8 +175,10 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
         finally:
             progress.close()
         training_seconds = time.monotonic() - training_started - trainer.evaluation_seconds
+        share = trainer.data_seconds / training_seconds
+        log.info("  %.1f%% of the training time went into waiting for data", 100 * share)
         best_step = trainer.load_best()
-        if resources.keep_model:
+        if resources.keep_model and processes.is_leader():
             folder.best.mkdir(parents=True, exist_ok=True)
             checkpoint.save_trained(model, folder.best)
         take_final_form(ready, run, resources)
@@ -184,10 +189,12 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
         ood = evaluate_ood(trainer, ready, run)
     reported = results[spec.validation[0]]
     assert reported is not None
+    changes = changed(before, choices(model, probe))  # by all: some losses are sums over processes
+    if not processes.is_leader():
+        return {"primary": reported["primary"]}
     curve = [line for line in folder.metrics() if line["split"] == "eval"]
     (best,) = (line for line in curve if line["step"] == best_step)
     counted = sizes(ready)  # before LoRA is merged away
-    changes = changed(before, choices(model, probe))
     if resources.export != "none":
         export(ready, folder, resources.export)
     return {
@@ -220,6 +227,23 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
         "skipped": data.skipped,
         "weights": run.weights,
     }
+
+
+def warn_of_rest(run: Run, examples: int) -> None:
+    """Tell that with several processes the last update of an epoch differs from one process's.
+
+    accelerate fills it up with examples of the epoch's start; one process makes a smaller update.
+    """
+    size = run.trainer.batch_size
+    assert size is not None  # resolved
+    if processes.world_size() > 1 and examples % size:
+        log.warning(
+            "  trainer.batch_size=%d does not divide the %d training examples: with several "
+            "processes the last update of an epoch is filled up, and figures differ from those of "
+            "one process",
+            size,
+            examples,
+        )
 
 
 def export(ready: Prepared, folder: RunFolder, form: str) -> None:
@@ -306,7 +330,8 @@ def make_trainer(
         eval_steps=options.eval_steps,
         save_steps=options.eval_steps or 500,  # unused where there is one per epoch
         output_dir=str(folder.checkpoint.resolve()),
-        per_device_train_batch_size=options.batch_size // (options.accumulate * world_size()),
+        per_device_train_batch_size=options.batch_size
+        // (options.accumulate * processes.world_size()),
         gradient_accumulation_steps=options.accumulate,
         per_device_eval_batch_size=options.eval_batch_size,
         learning_rate=options.learning_rate,
@@ -328,7 +353,8 @@ def make_trainer(
         use_cpu=device.type == "cpu",
         dataloader_num_workers=options.workers,
         dataloader_pin_memory=device.type == "cuda",
-        report_to=["wandb"] if resources.logger.name == "wandb" else [],
+        ddp_find_unused_parameters=False,  # every parameter that trains has a gradient
+        report_to=["wandb"] if resources.logger.name == "wandb" and processes.is_leader() else [],
         run_name=run.label,
         **own,
     )
@@ -399,7 +425,7 @@ def silence_libraries() -> None:
 @contextmanager
 def tracker(run: Run, folder: RunFolder, options: Logger) -> Iterator[None]:
     """Open and close the tracker of one run; with `logger=none` nothing leaves the run's folder."""
-    if options.name == "none":
+    if options.name == "none" or not processes.is_leader():
         yield
         return
     import wandb  # slow to import, and only wanted here

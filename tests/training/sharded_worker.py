@@ -1,0 +1,61 @@
+"""One of two gloo processes of test_processes.py: a converted model under torch's fully_shard."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import transformers
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from moe_runner import auxiliary_loss, convert
+from moe_runner.training.checkpoint import load_trained, save_state, trained_state
+
+
+def work(rank: int, folder: str) -> None:
+    """Shard and train every case of `cases.pt`, each process on half of the batch.
+
+    Writes losses, the names of the parameters that are not sharded, and the state that a checkpoint
+    would hold, before training and loaded again after it, to `<rank>.pt`.
+    """
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    store = Path(folder) / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    cases = torch.load(Path(folder) / "cases.pt", weights_only=False)  # written by the test
+    found = {}
+    for name, case in cases.items():
+        model = getattr(transformers, case["architecture"])(case["config"]).eval()
+        convert(model, case["method"])
+        model.load_state_dict(case["state"])
+        for layer in model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        plain = [n for n, p in model.named_parameters() if not isinstance(p, DTensor)]
+        half = {key: value[2 * rank : 2 * rank + 2] for key, value in case["batch"].items()}
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        losses = []
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss, extra = model(**half).loss, auxiliary_loss(model)
+            (loss if extra is None else loss + extra).backward()
+            optimizer.step()
+            losses.append(loss.item())
+        trained = trained_state(model)  # by both; the first process has it
+        if rank == 0:
+            save_state(trained, Path(folder))
+        dist.barrier()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+        load_trained(model, Path(folder))
+        loaded = trained_state(model)
+        found[name] = {"losses": losses, "plain": plain, "trained": trained, "loaded": loaded}
+        dist.barrier()
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()

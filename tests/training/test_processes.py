@@ -1,0 +1,217 @@
+"""Several processes: moe-run under torchrun, and weights sharded by torch's fully_shard."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from moe_runner.config import ConfigError, EMoE, GMoE
+from moe_runner.methods.conversion import convert
+from moe_runner.moe.layer import auxiliary_loss
+from moe_runner.runs import processes
+from moe_runner.runs.store import Store
+from moe_runner.sweeps.plan import make_plan
+from moe_runner.train import execute
+from moe_runner.training.device import choose_device
+from tests.training.conftest import write_tokenizer
+from tests.training.sharded_worker import work
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+def start_two(words: list[str], folder: Path) -> list[subprocess.CompletedProcess]:
+    """Start moe-run in two processes, as torchrun does; the leader is the first."""
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "COLUMNS": "120",
+        "GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+    }  # fmt: skip
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "moe_runner.train", *words],
+            env=environment | {"RANK": rank, "LOCAL_RANK": rank},
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    ended = []
+    for process in started:
+        out, err = process.communicate(timeout=240)
+        ended.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    return ended
+
+
+@pytest.fixture(scope="module")
+def without_dropout(tmp_path_factory, tiny_model) -> Path:
+    """A tiny BERT without dropout, whose draws would differ between processes."""
+    folder = tmp_path_factory.mktemp("bert_without_dropout")
+    tiny_model("bert", dropout=0.0).base_model.save_pretrained(folder)
+    write_tokenizer("bert", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(without_dropout, glue_folder, tmp_path_factory):
+    """EMoE and a learned router, in two processes; then EMoE again, which is done by then."""
+    folder = tmp_path_factory.mktemp("two")
+    ended = start_two(
+        [
+            "-m", "method=emoe,gmoe,emoe", "method.num_experts=4", "method.top_k=2",
+            "method.layers=[2]", "model=bert", f"model.path={without_dropout}", "task=glue/cola",
+            f"task.data_dir={glue_folder}", "task.max_length=16", "trainer.batch_size=8",
+            "trainer.epochs=1", "trainer.learning_rate=1e-3", "trainer.accumulate=2", "device=cpu",
+            "threads=1", "keep_model=best",
+        ],
+        folder,
+    )  # fmt: skip
+    return folder, ended
+
+
+@pytest.mark.parametrize("method", [EMoE, GMoE], ids=["emoe", "gmoe"])
+def test_two_processes_train_as_one(method, two, without_dropout, make_settings):
+    folder, ended = two
+    assert [process.returncode for process in ended] == [0, 0], ended[0].stderr + ended[1].stderr
+    files = [folder / "outputs/runs" / name for name in os.listdir(folder / "outputs/runs")]
+    found = {
+        json.loads((file / "result.json").read_text())["axes"]["method"]: file for file in files
+    }
+    assert len(files) == len(found) == 2
+    together = json.loads((found[method().name] / "result.json").read_text())
+
+    settings = make_settings(
+        method=method(num_experts=4, top_k=2, layers=(2,)),
+        batch_size=8, accumulate=2, epochs=1, learning_rate=1e-3,
+    )  # fmt: skip
+    model = dataclasses.replace(settings.model, path=str(without_dropout))
+    settings = dataclasses.replace(settings, model=model, keep_model="best")
+    store = Store(Path(settings.paths.output))
+    (run,) = make_plan(settings).runs
+    alone = execute(run, settings, store)
+
+    assert together["updates"] == alone["updates"] == 12
+    assert together["primary"] == pytest.approx(alone["primary"], abs=1e-6)
+    weights = [
+        load_file(place / "checkpoint/best/trained.safetensors")
+        for place in (store.folder(run.id), found[run.method.name])
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    for name, expected in weights[0].items():
+        torch.testing.assert_close(weights[1][name], expected, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_only_the_leader_prints_and_writes_and_what_is_done_is_skipped(two):
+    folder, (leader, follower) = two
+    assert leader.stderr.count("done before") == 1
+    assert "result.json" in leader.stdout
+    assert follower.stdout == ""
+    assert "epoch" not in follower.stderr
+    for run in (folder / "outputs/runs").iterdir():
+        status = json.loads((run / "status.json").read_text())
+        assert (status["state"], status["attempts"]) == ("done", 1)
+        assert len((run / "metrics.jsonl").read_text().splitlines()) == 1  # one evaluation
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(make_settings, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError) as caught:
+        make_plan(make_settings(batch_size=8))
+    assert caught.value.problems == (
+        "WORLD_SIZE=3 does not divide trainer.batch_size=8; batch_size is the size of one update "
+        "over all processes",
+    )
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ConfigError, match="WORLD_SIZE=4 times trainer.accumulate=4 does not"):
+        make_plan(make_settings(batch_size=8, accumulate=4))
+    assert len(make_plan(make_settings(batch_size=8, accumulate=2)).runs) == 1
+
+
+def test_half_an_environment_of_torchrun_is_one_line(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError) as caught:
+        processes.connect("cpu")
+    assert caught.value.problems == (
+        "WORLD_SIZE=2 without RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: start moe-run by "
+        "torchrun or accelerate launch, or unset WORLD_SIZE",
+    )
+
+
+def test_a_device_number_is_refused_with_several_processes(monkeypatch):
+    class OnCpu:
+        device = torch.device("cpu")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("accelerate.PartialState", OnCpu)
+    assert choose_device("auto") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="device=cuda:1 with WORLD_SIZE=2: each process has"):
+        choose_device("cuda:1")
+
+
+# ------------------------------------------------------------------------------- fully_shard
+
+METHODS = {
+    "emoe": EMoE(num_experts=4, top_k=2, layers="last:2"),
+    "gmoe": GMoE(num_experts=4, top_k=2, layers="last:2"),
+}
+
+
+@pytest.fixture(scope="module")
+def sharded(tiny_model, tiny_batch, tmp_path_factory):
+    """Two processes' findings and one process's, by method."""
+    folder = tmp_path_factory.mktemp("sharded")
+    batch = {key: torch.cat([value, value[:1]]) for key, value in tiny_batch("llama").items()}
+    cases, expected = {}, {}
+    for name, method in METHODS.items():
+        model = tiny_model("llama")
+        convert(model, method)
+        cases[name] = {
+            "architecture": type(model).__name__, "config": model.config, "method": method,
+            "state": {k: v.clone() for k, v in model.state_dict().items()}, "batch": batch,
+        }  # fmt: skip
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        losses = []
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss, extra = model(**batch).loss, auxiliary_loss(model)
+            (loss if extra is None else loss + extra).backward()
+            optimizer.step()
+            losses.append(loss.item())
+        expected[name] = losses, model.state_dict()
+    torch.save(cases, folder / "cases.pt")
+    torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)], expected
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_sharded_weights_train_and_save_as_those_of_one_process(name, sharded):
+    ranks, expected = sharded
+    losses, state = expected[name]
+    first, second = (rank[name] for rank in ranks)
+    assert first["plain"] == second["plain"] == []  # every parameter is a DTensor
+    for step, loss in enumerate(losses):
+        mean = (first["losses"][step] + second["losses"][step]) / 2
+        assert mean == pytest.approx(loss, rel=1e-4)
+    assert first["trained"].keys() == state.keys()
+    assert second["trained"] == {}
+    for key, value in state.items():
+        torch.testing.assert_close(first["trained"][key], value, rtol=1e-3, atol=1e-5, msg=key)
+        torch.testing.assert_close(first["loaded"][key], first["trained"][key], msg=key)
