@@ -69,11 +69,10 @@ def _task(
         recipe=glue.RECIPE if classified else glue.HYPERMOE,
         about=About(
             source=HUB_ID,
-            licence="research use",
+            licence="each set's own",
             rows=dict(zip(("train", "validation"), ROWS[name], strict=True)),
         ),
         recipes={"text_to_text": glue.HYPERMOE},
-        about=About(source=HUB_ID, licence="each set's own"),
     )
 
 
