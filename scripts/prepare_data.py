@@ -168,11 +168,11 @@ def download(wanted: Mapping[str, Wanted]) -> None:
             place = each.place
             at = {"repo_type": "dataset", "revision": place.revision}
             try:
-                start = f"{place.config}/{place.split}-"
+                start = f"{place.config}/{place.split}"
                 names = [
                     name
                     for name in api.list_repo_files(place.hub_id, **at)
-                    if name.startswith(start) and name.endswith(".parquet")
+                    if name.startswith((f"{start}-", f"{start}/")) and name.endswith(".parquet")
                 ]
                 infos = api.get_paths_info(place.hub_id, names, **at) if names else []
             except HfHubHTTPError as error:

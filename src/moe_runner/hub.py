@@ -55,13 +55,14 @@ def cached_dataset(
         revision: branch, tag or commit hash.
 
     Returns:
-        The parquet files `<config>/<split>-*-of-*.parquet` of the Hub cache's snapshot, else the
-        Arrow files of the `datasets` library's own cache; empty if neither has all of them.
+        The parquet files `<config>/<split>-*-of-*.parquet` or `<config>/<split>/0000.parquet` (and
+        on) of the Hub cache's snapshot, else the Arrow files of the `datasets` library's own cache;
+        empty if neither has all of them.
     """
     snapshot = _snapshot("datasets", hub_id, revision)
     if snapshot is not None:
         parquet = complete((snapshot / config).glob(f"{split}-*-of-*.parquet"))
-        if parquet:
+        if parquet := parquet or numbered(snapshot / config / split):
             return parquet
     owner, _, name = hub_id.rpartition("/")
     folder = _datasets_cache() / (f"{owner}___{name}" if owner else name) / config
@@ -90,6 +91,17 @@ def complete(files: Iterable[Path]) -> tuple[Path, ...]:
     parts = sorted(f for f in files if re.search(r"-\d+-of-\d+$", f.stem) and f.is_file())
     counts = {int(file.stem.rpartition("-")[2]) for file in parts}
     return tuple(parts) if counts == {len(parts)} else ()
+
+
+def numbered(folder: Path) -> tuple[Path, ...]:
+    """Take the files 0000.parquet, 0001.parquet ... of a folder: as refs/convert/parquet has.
+
+    Returns:
+        The files, in order; empty if there are none, or one before the last is missing.
+    """
+    files = sorted(f for f in folder.glob("*.parquet") if re.fullmatch(r"\d{4}", f.stem))
+    whole = [int(file.stem) for file in files] == list(range(len(files)))
+    return tuple(files) if whole and all(file.is_file() for file in files) else ()
 
 
 @functools.cache

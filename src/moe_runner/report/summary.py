@@ -12,7 +12,7 @@ from rich.table import Table
 
 from moe_runner.report import domainbed
 from moe_runner.report.sheet import to_rich
-from moe_runner.tasks.metrics import lower_is_better, shown
+from moe_runner.tasks.metrics import lower_is_better, named, shown
 
 NOT_AVAILABLE = "not available"
 
@@ -186,7 +186,7 @@ def build_table(results: Sequence[dict[str, Any]], gaps: dict[str, str], title: 
     for task in tasks:
         for position, name in enumerate(n for n in systems if (task, n) in cells):
             cell = cells[task, name]
-            head = (task, " + ".join(cell.metrics)) if position == 0 else ("", "")
+            head = (task, named(cell.metrics)) if position == 0 else ("", "")
             further = f" ({by_set(cell.further, cell.set_metrics)})" if cell.further else ""
             table.add_row(
                 *head, name, score(cell) + further, by_set(cell.ood, cell.set_metrics), str(cell.n)
@@ -228,7 +228,7 @@ def headline(result: dict[str, Any]) -> str:
         f"{name} {shown(values['primary'], list(values))}" if values else f"{name} not available"
         for name, values in result["ood_metrics"].items()
     ]
-    figures = "+".join(result["metrics"])
+    figures = named(result["metrics"], "+")
     return (
         f"{figures} {shown(result['primary'], result['metrics'])} at epoch {result['best_epoch']:g}"
         + (f"; out of domain: {', '.join(ood)}" if ood else "")

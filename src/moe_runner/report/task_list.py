@@ -124,11 +124,12 @@ def recipe_table(names: Sequence[str]) -> Table:
         for name, spec in suites.SUITES[suite].TASKS.items():
             if len(spec.ood) == 2 and spec.form == "domain_generalisation":
                 continue  # pairs differ in the batch only
-            recipe = spec.recipe
-            epochs = ", ".join(f"{tuning} {count}" for tuning, count in recipe.epochs.items())
-            values = [getattr(recipe, key) for key in (*keys, "weight_decay", "patience")]
-            shown = ["-" if value is None else f"{value:g}" for value in values]
-            table.add_row(name, epochs or "-", *shown)
+            own = {f"{name} ({form})": each for form, each in spec.recipes.items()}
+            for label, recipe in {name: spec.recipe, **own}.items():
+                epochs = ", ".join(f"{tuning} {count}" for tuning, count in recipe.epochs.items())
+                values = [getattr(recipe, key) for key in (*keys, "weight_decay", "patience")]
+                shown = ["-" if value is None else f"{value:g}" for value in values]
+                table.add_row(label, epochs or "-", *shown)
     return table
 
 

@@ -198,12 +198,17 @@ def find_parquet(folder: Path, split: str) -> tuple[Path, ...]:
 
     Returns:
         `<split>.parquet`, else all of `<split>-<i>-of-<n>.parquet`, else these in the one subfolder
-        that has them (the Hub's layout); empty if there are none, or if one of the n is missing.
+        that has them (the Hub's layout), else `<split>/0000.parquet` and on (that of the Hub's own
+        parquet copies); empty if there are none, or if one of them is missing.
     """
     if (folder / f"{split}.parquet").is_file():
         return (folder / f"{split}.parquet",)
     pattern = f"{split}-*-of-*.parquet"
-    return hub.complete(folder.glob(pattern)) or hub.complete(folder.glob(f"*/{pattern}"))
+    return (
+        hub.complete(folder.glob(pattern))
+        or hub.complete(folder.glob(f"*/{pattern}"))
+        or hub.numbered(folder / split)
+    )
 
 
 def hub_source(place: HubSplit, remedy: str) -> Source:
@@ -239,8 +244,9 @@ def split_source(options: Task, name: str, place: HubSplit, *, instead: str) -> 
         return hub_source(place, f"use task.data_dir=<folder>{other}")
     other = f", or use task={instead}" if instead else ""
     folder, split = Path(options.data_dir).expanduser(), place.split
-    if files := find_parquet(folder / name, split):
-        return Source(files=files)
+    for own in dict.fromkeys((name, place.config)):
+        if files := find_parquet(folder / own, split):
+            return Source(files=files)
     state = "lacks a split" if folder.is_dir() else "is not a folder"
     return Source(
         problem=f"task.data_dir={options.data_dir} {state}: looked for {name}/{split}.parquet and "

@@ -5,14 +5,17 @@ Heavy imports (datasets, pyarrow) stay inside the functions that read data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_runner.config import Task
-from moe_runner.tasks.base import Source, chosen_ood, read_table, some_rows
+from moe_runner.tasks.base import Source, chosen_ood, limited, read_tables
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+VERSION = 1  # raised when the same files would give other examples
 
 
 def ood_names(task_name: str) -> tuple[str, ...]:
@@ -36,6 +39,7 @@ def read_texts(
     *,
     limit: int | None = None,
     first: int | None = None,
+    cache: Path | None = None,
 ) -> Dataset:
     """Read a split whose answers are texts.
 
@@ -45,6 +49,7 @@ def read_texts(
         target: the column of the answer: a text, or SQuAD's {text: [...], answer_start: [...]}.
         limit: keep a random subset of so many examples, the same every time, in order.
         first: keep so many examples from the start.
+        cache: `paths.cache`: the examples are memory-mapped from there; None: held in memory.
 
     Returns:
         The columns, `label` (the answer, or the first one) and `references` (all of them).
@@ -52,18 +57,22 @@ def read_texts(
     Raises:
         ValueError: if a column is missing, holds no texts or lacks some; names the file.
     """
-    table, origin = read_table(source)
-    return texts(table, origin, columns, target, limit=limit, first=first)
+    data = read_tables(
+        source,
+        lambda table, origin: _checked(table, origin, columns, target),
+        _features(columns),
+        {"free_text": VERSION, "columns": columns, "target": target},
+        cache,
+    )
+    if not len(data):
+        raise ValueError(f"{source.origin} has no row; expected at least one")
+    if first is not None and first < len(data):
+        return data.select(range(first))
+    return limited(data, limit)
 
 
 def texts(
-    table: Any,
-    origin: str,
-    columns: Mapping[str, str],
-    target: str,
-    *,
-    limit: int | None = None,
-    first: int | None = None,
+    table: Any, origin: str, columns: Mapping[str, str], target: str, limit: int | None = None
 ) -> Dataset:
     """Check a table and turn it into a data set; see `read_texts`.
 
@@ -73,31 +82,46 @@ def texts(
         columns: as for `read_texts`.
         target: as for `read_texts`.
         limit: as for `read_texts`.
-        first: as for `read_texts`.
 
     Raises:
         ValueError: as for `read_texts`.
     """
-    from datasets import Dataset, Features, List, Value
+    from datasets import Dataset
 
-    expected = [*columns.values(), target]
-    if not set(expected) <= set(table.column_names):
-        raise ValueError(
-            f"{origin} has the columns {', '.join(table.column_names)}; "
-            f"expected {', '.join(expected)}"
-        )
-    table = some_rows(table.select(expected), limit)
-    if first is not None:
-        table = table.slice(0, first)
-    if not len(table):
-        raise ValueError(f"{origin} has no row; expected at least one")
+    return limited(Dataset(_checked(table, origin, columns, target)), limit)
+
+
+def _features(columns: Mapping[str, str]) -> Any:
+    from datasets import Features, List, Value
+
+    plain = {name: Value("string") for name in (*columns, "label")}
+    return Features({**plain, "references": List(Value("string"))})
+
+
+def _checked(table: Any, origin: str, columns: Mapping[str, str], target: str) -> Any:
+    """Take the columns of a table under the task's names, and list the answers."""
+    import pyarrow as pa
+
+    expect(table, origin, [*columns.values(), target])
     found = {new: _strings(table[old].to_pylist(), old, origin) for new, old in columns.items()}
     references = [_answers(value, target, origin) for value in table[target].to_pylist()]
-    features = {name: Value("string") for name in (*columns, "label")}
-    return Dataset.from_dict(
+    return pa.table(
         {**found, "label": [answers[0] for answers in references], "references": references},
-        features=Features({**features, "references": List(Value("string"))}),
+        schema=_features(columns).arrow_schema,
     )
+
+
+def expect(table: Any, origin: str, columns: Sequence[str]) -> None:
+    """Stop if a column is missing.
+
+    Raises:
+        ValueError: with the columns that are there and those that should be.
+    """
+    if not set(columns) <= set(table.column_names):
+        raise ValueError(
+            f"{origin} has the columns {', '.join(table.column_names)}; "
+            f"expected {', '.join(columns)}"
+        )
 
 
 def _strings(values: list[Any], column: str, origin: str) -> list[str]:

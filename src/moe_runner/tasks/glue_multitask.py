@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from moe_runner.config import Task
 from moe_runner.tasks import glue, glue_mini
-from moe_runner.tasks.base import Recipe, Source, TaskData, TaskSpec
+from moe_runner.tasks.base import About, Recipe, Source, TaskData, TaskSpec
 from moe_runner.tasks.free_text import no_ood, ood_names
 
 if TYPE_CHECKING:
@@ -38,7 +38,18 @@ def _mixture(suite: str, recipe: Recipe) -> TaskSpec:
         validation=("validation",),
         recipe=recipe,
         parts=parts,
-        about=next(iter(parts.values())).about,
+        about=About(
+            source=next(iter(parts.values())).about.source,
+            licence="see the tasks" if suite == "glue" else "MIT",
+            rows={
+                "train": sum(part.about.rows.get("train", 0) for part in parts.values()),
+                "validation": sum(
+                    part.about.rows.get(part.validation[0], 0) for part in parts.values()
+                ),
+            }
+            if all(part.about.rows for part in parts.values())
+            else {},
+        ),
     )
 
 
@@ -77,6 +88,7 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     Args:
         options: the task's options; `limit` and `eval_limit` are of every task.
         name: the suite that is mixed.
+        cache: `paths.cache`; see `base.read`.
         cache: `paths.cache`; only what is encoded is kept there.
 
     Returns:
@@ -91,7 +103,7 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     no_ood(options, name)
     train, validation = [], []
     for part, spec in TASKS[name].parts.items():
-        data = SUITES[name].load(options, part)
+        data = SUITES[name].load(options, part, cache)
         selecting = data.validation[spec.validation[0]]
         assert selecting is not None  # its absence is a problem of the plan
         train.append(as_texts(spec, data.train))

@@ -140,6 +140,12 @@ RAW = ("perplexity",)  # no fractions: tables show them as they are
 LOWER_IS_BETTER = ("perplexity",)
 
 
+def named(names: Sequence[str], between: str = " + ") -> str:
+    """Name the metrics of a task in short; those of a mixture are one per task and metric."""
+    tasks = {name.partition("/")[0] for name in names if "/" in name}
+    return f"mean of {len(tasks)} tasks" if tasks else between.join(names)
+
+
 def shown(value: float, names: Sequence[str]) -> str:
     """Write the primary value of a task as people read it: percent, or as it is."""
     return f"{value:.2f}" if set(names) & set(RAW) else f"{100 * value:.1f}"

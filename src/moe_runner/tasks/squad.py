@@ -31,6 +31,9 @@ RECIPE = Recipe(
 )
 
 
+ABOUT = About(source=HUB_ID, licence="CC BY-SA 4.0", rows={"train": 87599, "validation": 10570})
+
+
 def questions(name: str, about: About, recipe: Recipe = RECIPE) -> TaskSpec:
     """Say what a task of answering questions about a text is."""
     return TaskSpec(
@@ -46,7 +49,7 @@ def questions(name: str, about: About, recipe: Recipe = RECIPE) -> TaskSpec:
     )
 
 
-TASKS = {"squad": questions("squad", About(source=HUB_ID, licence="CC BY-SA 4.0"))}
+TASKS = {"squad": questions("squad", ABOUT)}
 
 
 def sources(options: Task, name: str) -> dict[str, Source]:
@@ -85,6 +88,7 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     Args:
         options: the task's options.
         name: the member task.
+        cache: `paths.cache`; see `base.read`.
         cache: `paths.cache`; only what is encoded is kept there.
 
     Returns:
@@ -99,7 +103,7 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     columns = {column: column for column in COLUMNS}
     limits = {"train": options.limit, "validation": options.eval_limit}
     read = {
-        split: read_texts(found[split], columns, "answers", limit=limit)
+        split: read_texts(found[split], columns, "answers", limit=limit, cache=cache)
         for split, limit in limits.items()
     }
     return TaskData(

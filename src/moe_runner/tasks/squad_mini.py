@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from moe_runner.config import Task
 from moe_runner.tasks import squad
-from moe_runner.tasks.base import GENERATED, Recipe, Source, TaskData
+from moe_runner.tasks.base import About, Recipe, Source, TaskData
 from moe_runner.tasks.free_text import no_ood, ood_names, texts
-from moe_runner.tasks.mini.texts import VERSION
+from moe_runner.tasks.mini.texts import SIZES, VERSION
 from moe_runner.tasks.mini.texts import questions as generate
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ RECIPE = Recipe(  # ours
     batch_size=32,
     eval_batch_size=50,
 )
-TASKS = {NAME: squad.questions(NAME, GENERATED, RECIPE)}
+ABOUT = About(source="generated", licence="MIT", rows=SIZES)
+TASKS = {NAME: squad.questions(NAME, ABOUT, RECIPE)}
 
 
 def sources(options: Task, name: str) -> dict[str, Source]:
@@ -49,6 +50,7 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     Args:
         options: the task's options.
         name: the member task.
+        cache: not needed: nothing is read.
         cache: `paths.cache`; only what is encoded is kept there.
 
     Returns:
@@ -64,7 +66,7 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
 
     def made(split: str, limit: int | None) -> "Dataset":
         table = pa.table(generate(split, seed=options.data_seed))
-        return texts(table, f"{NAME}/{split}", columns, "answers", limit=limit)
+        return texts(table, f"{NAME}/{split}", columns, "answers", limit)
 
     return TaskData(
         spec=TASKS[name],

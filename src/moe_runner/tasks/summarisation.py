@@ -41,14 +41,26 @@ class Place:
     config: str
     document: str
     summary: str
+    licence: str
+    rows: tuple[int, int]  # published sizes of train and validation
 
 
 PLACES: Mapping[str, Place] = {
     "xsum": Place(
-        hub_id="EdinburghNLP/xsum", config="default", document="document", summary="summary"
+        hub_id="EdinburghNLP/xsum",
+        config="default",
+        document="document",
+        summary="summary",
+        licence="unknown",
+        rows=(204045, 11332),
     ),
     "cnn_dailymail": Place(
-        hub_id="abisee/cnn_dailymail", config="3.0.0", document="article", summary="highlights"
+        hub_id="abisee/cnn_dailymail",
+        config="3.0.0",
+        document="article",
+        summary="highlights",
+        licence="Apache 2.0",
+        rows=(287113, 13368),
     ),
 }
 
@@ -69,7 +81,14 @@ def summaries(name: str, about: About, recipe: Recipe = RECIPE) -> TaskSpec:
 
 
 TASKS = {
-    name: summaries(name, About(source=place.hub_id, licence="see its card on the Hub"))
+    name: summaries(
+        name,
+        About(
+            source=place.hub_id,
+            licence=place.licence,
+            rows=dict(zip(("train", "validation"), place.rows, strict=True)),
+        ),
+    )
     for name, place in PLACES.items()
 }
 
@@ -111,6 +130,7 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     Args:
         options: the task's options.
         name: the member task.
+        cache: `paths.cache`; see `base.read`.
         cache: `paths.cache`; only what is encoded is kept there.
 
     Returns:
@@ -126,10 +146,10 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     columns = {"document": place.document}
     return TaskData(
         spec=TASKS[name],
-        train=read_texts(found["train"], columns, place.summary, limit=options.limit),
+        train=read_texts(found["train"], columns, place.summary, limit=options.limit, cache=cache),
         validation={
             "validation": read_texts(
-                found["validation"], columns, place.summary, first=options.eval_limit
+                found["validation"], columns, place.summary, first=options.eval_limit, cache=cache
             )
         },
         ood={},

@@ -21,12 +21,13 @@ from moe_runner.tasks.base import (
     TaskData,
     TaskSpec,
     check,
+    read,
     read_table,
     some_rows,
     split_source,
     tidy,
 )
-from moe_runner.tasks.free_text import no_ood, ood_names, texts
+from moe_runner.tasks.free_text import expect, no_ood, ood_names, texts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,6 +37,17 @@ __all__ = ["TASKS", "load", "ood_names", "sources"]
 HUB_ID = "aps/super_glue"
 FALSE_TRUE = ("False", "True")
 CONFIGS = {"wsc": "wsc.fixed"}  # on the Hub, where it is not the task's name
+
+ROWS = {  # published sizes of train and validation
+    "boolq": (9427, 3270),
+    "cb": (250, 56),
+    "copa": (400, 100),
+    "multirc": (27243, 4848),
+    "record": (100730, 10000),
+    "rte": (2490, 277),
+    "wic": (5428, 638),
+    "wsc": (554, 104),
+}
 
 
 def _task(
@@ -55,8 +67,12 @@ def _task(
         metrics=metrics,
         validation=("validation",),
         recipe=glue.RECIPE if classified else glue.HYPERMOE,
+        about=About(
+            source=HUB_ID,
+            licence="each set's own",
+            rows=dict(zip(("train", "validation"), ROWS[name], strict=True)),
+        ),
         recipes={"text_to_text": glue.HYPERMOE},
-        about=About(source=HUB_ID, licence="each set's own"),
     )
 
 
@@ -119,6 +135,7 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     Args:
         options: the task's options.
         name: the member task.
+        cache: `paths.cache`; see `base.read`.
         cache: `paths.cache`; only what is encoded is kept there.
 
     Returns:
@@ -132,25 +149,32 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     check(found)
     return TaskData(
         spec=TASKS[name],
-        train=_read(name, found["train"], options.limit, training=True),
+        train=_read(name, found["train"], options.limit, cache, training=True),
         validation={
-            "validation": _read(name, found["validation"], options.eval_limit, training=False)
+            "validation": _read(
+                name, found["validation"], options.eval_limit, cache, training=False
+            )
         },
         ood={},
         ood_specs={},
     )
 
 
-def _read(name: str, source: Source, limit: int | None, *, training: bool) -> Dataset:
+def _read(
+    name: str, source: Source, limit: int | None, cache: Path | None, *, training: bool
+) -> Dataset:
     """Read a split of a task."""
     spec = TASKS[name]
+    if name not in ("record", "multirc", "wsc"):
+        data = read(source, [spec.columns], spec.labels, limit, cache)
+        assert data is not None  # check() has seen to it
+        return data
     table, origin = read_table(source)
     if name == "record":
         return _read_record(table, origin, limit, training=training)
     if name == "multirc":
         return _read_multirc(table, origin, limit)
-    if name == "wsc":
-        table = _with_marked_spans(table, origin)
+    table = _with_marked_spans(table, origin)
     return tidy(table, origin, [spec.columns], spec.labels, limit)
 
 
@@ -159,7 +183,7 @@ def _read_multirc(table: Any, origin: str, limit: int | None) -> Dataset:
     import pyarrow as pa
 
     spec = TASKS["multirc"]
-    _expect(table, origin, (*spec.columns, "idx", "label"))
+    expect(table, origin, (*spec.columns, "idx", "label"))
     table = some_rows(table, limit)
     groups = [f"{idx['paragraph']}/{idx['question']}" for idx in table["idx"].to_pylist()]
     data = tidy(table, origin, [spec.columns], spec.labels)
@@ -170,7 +194,7 @@ def _read_record(table: Any, origin: str, limit: int | None, *, training: bool) 
     """Make an example of every query; in training one of each of its right answers, as T5 does."""
     import pyarrow as pa
 
-    _expect(table, origin, ("passage", "query", "entities", "answers"))
+    expect(table, origin, ("passage", "query", "entities", "answers"))
     rows = []
     for row in some_rows(table, limit).to_pylist():
         made = {
@@ -192,7 +216,7 @@ def _with_marked_spans(table: Any, origin: str) -> Any:
     import pyarrow as pa
 
     spans = ("span1_text", "span1_index", "span2_text", "span2_index")
-    _expect(table, origin, ("text", *spans, "label"))
+    expect(table, origin, ("text", *spans, "label"))
     marked = []
     for row in table.to_pylist():
         words = row["text"].split()
@@ -209,12 +233,3 @@ def _with_marked_spans(table: Any, origin: str) -> Any:
             words[start:end] = [word, *[""] * (end - start - 1)]
         marked.append(" ".join(word for word in words if word))
     return pa.table({"text": marked, "label": table["label"]})
-
-
-def _expect(table: Any, origin: str, columns: tuple[str, ...]) -> None:
-    """Stop if a column is missing."""
-    if not set(columns) <= set(table.column_names):
-        raise ValueError(
-            f"{origin} has the columns {', '.join(table.column_names)}; "
-            f"expected {', '.join(columns)}"
-        )

@@ -107,7 +107,8 @@ class ShowProgress(TrainerCallback):
         if value is not None:
             better = min if metrics_of.lower_is_better(self.metric_names) else max
             best = better(value, state.best_metric if state.best_metric is not None else value)
-            self.best = f"{'+'.join(self.metric_names)} {metrics_of.shown(best, self.metric_names)}"
+            name = metrics_of.named(self.metric_names, "+")
+            self.best = f"{name} {metrics_of.shown(best, self.metric_names)}"
 
     def close(self) -> None:
         """Take the bar away, also after an error."""

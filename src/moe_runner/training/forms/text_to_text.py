@@ -92,6 +92,7 @@ class TextToText:
             "form": "text_to_text",
             "tokenizer": tokenizer_content(tokenizer),
             "task": self.spec.name,
+            "template": self.spec.template,
             "labels": self.spec.labels,
             "columns": columns,
             "max_length": self.task.max_length,
