@@ -114,11 +114,11 @@ def test_a_bundled_backbone_loads_with_head_and_padding(name):
     backbone = load_classifier(options, find_weights(options), ("no", "yes"))
     assert backbone.model.config.num_labels == 2
     assert backbone.model.config.id2label == {0: "no", 1: "yes"}
-    assert backbone.model.config.pad_token_id == backbone.tokenizer.pad_token_id
+    assert backbone.model.config.pad_token_id == backbone.processor.pad_token_id
     assert backbone.model.dtype == torch.float32
     outside = {n for n in backbone.head if not n.startswith(backbone.model.base_model_prefix)}
     assert outside
-    batch = backbone.tokenizer(["the dog sleeps", "a"], padding=True, return_tensors="pt")
+    batch = backbone.processor(["the dog sleeps", "a"], padding=True, return_tensors="pt")
     assert backbone.model(**batch).logits.shape == (2, 2)
 
 
