@@ -13,6 +13,7 @@ from k_means_constrained import KMeansConstrained
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
 )
@@ -24,11 +25,13 @@ LANGUAGE_MODEL = {
     "bert_tiny": AutoModelForMaskedLM,
     "gpt2_tiny": AutoModelForCausalLM,
     "llama_tiny": AutoModelForCausalLM,
+    "switch_tiny": AutoModelForSeq2SeqLM,
 }
 SECOND_LAYER_KEYS = {
     "bert_tiny": lambda model: model.bert.encoder.layer[1].intermediate.dense.weight,
     "gpt2_tiny": lambda model: model.transformer.h[1].mlp.c_fc.weight.T,
     "llama_tiny": lambda model: model.model.layers[1].mlp.gate_proj.weight,
+    "switch_tiny": lambda model: model.encoder.block[2].layer[1].mlp.wi.weight,  # 1 is sparse
 }
 NEW_IN_A_CLASSIFIER = {
     "bert_tiny": {
@@ -58,6 +61,8 @@ def test_folder_is_at_most_3_mb_and_holds_no_pickle(name):
 @pytest.mark.parametrize("purpose", ["language model", "classifier"])
 def test_loads_offline_with_only_a_classifier_head_missing(name, purpose):
     is_classifier = purpose == "classifier"
+    if is_classifier and name == "switch_tiny":
+        pytest.skip("Switch Transformers have no classifier: they answer by a text")
     automatic = AutoModelForSequenceClassification if is_classifier else LANGUAGE_MODEL[name]
     model, info = _load(automatic, name)
     assert set(info["missing_keys"]) == (NEW_IN_A_CLASSIFIER[name] if is_classifier else set())
@@ -66,6 +71,8 @@ def test_loads_offline_with_only_a_classifier_head_missing(name, purpose):
         assert not info["unexpected_keys"]
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / name)
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    if name == "switch_tiny":
+        batch["decoder_input_ids"] = batch["input_ids"]
     with torch.no_grad():
         logits = model.eval()(**batch).logits
     assert logits.dtype == torch.float32
@@ -116,12 +123,47 @@ def test_fresh_documents_are_predicted_far_better_than_by_random_weights(name):
         chosen &= ~torch.isin(labels, torch.tensor(tokenizer.all_special_ids))
         labels = labels.masked_fill(~chosen, -100)
         batch["input_ids"] = batch["input_ids"].masked_fill(chosen, tokenizer.mask_token_id)
+    if name == "switch_tiny":  # of every document tokens 4 to 6 are missing
+        sentinel = torch.full((len(texts), 1), tokenizer.convert_tokens_to_ids("<extra_id_0>"))
+        labels = torch.cat([sentinel, labels[:, 4:7]], 1)
+        batch["input_ids"][:, 4:5] = sentinel
+        for field in ("input_ids", "attention_mask"):
+            batch[field] = torch.cat([batch[field][:, :5], batch[field][:, 7:]], 1)
     pretrained, _ = _load(LANGUAGE_MODEL[name], name)
     torch.manual_seed(0)
     fresh = LANGUAGE_MODEL[name].from_config(pretrained.config, dtype=torch.float32)
     with torch.no_grad():
         loss, random_loss = (m.eval()(**batch, labels=labels).loss for m in (pretrained, fresh))
     assert loss < random_loss - 3.0
+
+
+def test_sentinels_are_the_last_tokens(name):
+    if name != "switch_tiny":
+        pytest.skip("only an encoder-decoder has sentinels")
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / name)
+    assert tokenizer.tokenize("a <extra_id_3> b") == ["\u2581a", "<extra_id_3>", "\u2581b"]
+    ids = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(32)])
+    assert ids == list(range(1999, 1967, -1))
+    assert tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id == 1
+    assert tokenizer.pad_token_id == 0
+
+
+def test_the_experts_of_a_switch_share_the_tokens(name):
+    if name != "switch_tiny":
+        pytest.skip("only a Switch Transformer has experts")
+    model, _ = _load(LANGUAGE_MODEL[name], name)
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / name)
+    texts = [" ".join(sentences) for sentences in documents(count=48, seed=777_777)]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    counts = []
+    for router in (m for n, m in model.named_modules() if n.endswith("mlp.router")):
+        router.register_forward_hook(lambda m, a, out: counts.append(out[0].sum((0, 1))))
+    with torch.no_grad():
+        model.eval()(**batch, decoder_input_ids=batch["input_ids"])
+    assert [len(count) for count in counts] == [8, 8]
+    for count in counts:
+        assert (count > 0).sum() >= 6
+        assert count.max() < 0.5 * count.sum()
 
 
 def test_neurons_are_more_alike_than_shuffled_ones(name):

@@ -51,7 +51,7 @@ PLACES: Mapping[str, Place] = {
         config="default",
         document="document",
         summary="summary",
-        licence="unknown",
+        licence="see its card on the Hub",
         rows=(204045, 11332),
     ),
     "cnn_dailymail": Place(
