@@ -70,7 +70,7 @@ def by_hand(model, ready) -> tuple[float, float]:
     data = ready.data.validation["validation"]
     loss, right = 0.0, 0
     for text, label in zip(data["sentence"], data["label"], strict=True):
-        logits = model(**ready.backbone.tokenizer(text, return_tensors="pt")).logits
+        logits = model(**ready.backbone.processor(text, return_tensors="pt")).logits
         loss += float(functional.cross_entropy(logits, torch.tensor([label])))
         right += int(logits.argmax()) == label
     return loss / len(data), right / len(data)
@@ -204,7 +204,7 @@ def test_kept_weights_and_exports_give_the_stored_numbers(name, tuning, make_set
     assert loss == pytest.approx(result["id_metrics"]["validation"]["loss"], rel=1e-5)
 
     exported = RunFolder(folder).export
-    assert len(AutoTokenizer.from_pretrained(exported)) == len(ready.backbone.tokenizer)
+    assert len(AutoTokenizer.from_pretrained(exported)) == len(ready.backbone.processor)
     if name in SPARSE:
         model = from_pretrained(exported)
         assert not any("lora" in n for n, _ in model.named_parameters())
@@ -246,7 +246,7 @@ def test_the_export_has_the_logits_of_what_was_evaluated(when, form, loud_settin
     if (when, form) == ("both", "dense"):  # EMoE2LoRA by hand
         merge(expected)
         assert abs(by_hand(expected, ready)[0] - stored) > 2e-5
-    batch = ready.backbone.tokenizer(["w1 w2 good", "bad w7"], padding=True, return_tensors="pt")
+    batch = ready.backbone.processor(["w1 w2 good", "bad w7"], padding=True, return_tensors="pt")
     with torch.no_grad():
         torch.testing.assert_close(
             model(**batch).logits, expected(**batch).logits, rtol=1e-5, atol=1e-6

@@ -288,7 +288,7 @@ def test_the_load_counts_every_real_token_top_k_times(make_settings, only_run):
     line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
     ready = fit.build(run, train.find_resources(settings))
     texts = ready.data.validation["validation"]["sentence"]
-    tokens = sum(len(ready.backbone.tokenizer(text)["input_ids"]) for text in texts)
+    tokens = sum(len(ready.backbone.processor(text)["input_ids"]) for text in texts)
     assert [sum(load) for load in line["load"]] == [2 * tokens]
 
 
