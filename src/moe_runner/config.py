@@ -390,6 +390,7 @@ class Logger:
     name: Literal["none", "wandb"]
     project: str = "moe-runner"
     mode: Literal["offline", "online"] = "offline"
+    group: str | None = None  # of Weights & Biases; a study sets its name
 
 
 @dataclass(frozen=True, kw_only=True)
