@@ -112,10 +112,9 @@ def test_a_mean_over_domains_does_not_weigh_them_by_size():
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_every_method_runs_on_images(method, settings):
     options = {name: value for name, value in SMALL.items() if hasattr(method(), name)}
-    given = settings(method(**options), members=["rotated_digits/75"], batch_size=5)
+    given = settings(method(**options), max_steps=1)
     result, _ = carry_out(given)
     assert np.isfinite(result["id_metrics"]["training_domains"]["loss"])
-    assert result["axes"]["task"] == "rotated_digits/75"
     converted = method.__name__ not in ("Dense", "NoisyTuning")
     assert bool(result["converted_layers"]) == converted
 
@@ -146,15 +145,15 @@ def test_the_optimiser_is_adam_on_all_parameters_with_the_benchmarks_decay(setti
     assert type(seen[0]) is torch.optim.Adam
 
 
-def test_training_learns_the_digits(settings):
+def test_training_learns_the_colours(settings):
     given = settings(
-        EMoE(num_experts=64, top_k=16), members=["rotated_digits/30"], task={"eval_limit": 20},
-        max_steps=40, eval_steps=20, batch_size=40,
+        EMoE(num_experts=64, top_k=16), task={"eval_limit": 40}, learning_rate=2e-3,
+        max_steps=20, eval_steps=10, batch_size=32,
     )  # fmt: skip
     result, _ = carry_out(given)
-    losses = [point["loss"] for point in result["learning_curve"]]
-    assert losses[-1] < losses[0] < 2.4
-    assert result["primary"] > 0.2  # chance: 0.1
+    last = result["learning_curve"][-1]
+    assert last["primary"] > 0.75  # the colour is right for 85% of the training domains
+    assert last["domains"]["minus_90"]["in"] < 0.35  # and for 10% of the other one
 
 
 # ------------------------------------------------------------------------------- resuming
