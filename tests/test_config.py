@@ -258,6 +258,36 @@ def test_problem_has_its_line(composed, changes, line):
     assert line in problems_of(composed, **changes)
 
 
+IMAGE_PROBLEMS = [
+    (
+        {"trainer__length_grouping": True},
+        "trainer.length_grouping=true does not go with task=domainbed_mini, whose images are of "
+        "one length; use trainer.length_grouping=false",
+    ),
+    (
+        {"method__convert_at": "eval"},
+        "method.convert_at=eval does not go with task=domainbed_mini, whose selection rules read "
+        "every checkpoint as it is trained; use method.convert_at=both",
+    ),
+    (
+        {"task__holdout": 0.0},
+        "task.holdout=0.0 leaves nothing to select by; use for example 0.2",
+    ),
+    (
+        {"task__drop_path": 1.0},
+        "task.drop_path=1.0 is not a fraction; use 0 or more and less than 1",
+    ),
+    ({"task__image_size": 0}, "task.image_size=0 is not positive; use a number above 0"),
+]
+
+
+@pytest.mark.parametrize(("changes", "line"), IMAGE_PROBLEMS)
+def test_problem_of_images_has_its_line(changes, line):
+    cfg = compose("config", ["task=domainbed_mini", "model=vit_tiny"])
+    tree = OmegaConf.to_container(cfg, resolve=True)
+    assert problems_of(tree, **changes) == [line]
+
+
 def test_a_key_of_no_chosen_method_names_the_method(composed):
     tree = {**composed, "method": {"name": "dense", "top_k": 8}}
     assert problems_of(tree) == [

@@ -51,6 +51,7 @@ def test_a_member_alone_is_the_same_run_as_within_its_suite(settings):
         "trainer.workers=2", "trainer.save_steps=7", "method.backend=masked",
         "task.skip_missing=true", "task.ood=[constructions]", "trainer.learning_rate=1e-3",
         "trainer.epochs=4", "trainer.deterministic=true", "model.lr_scale=20",
+        "trainer.gradient_checkpointing=true",
     ],
 )  # fmt: skip
 def test_what_cannot_change_a_number_is_not_in_the_id(settings, override):

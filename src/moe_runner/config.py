@@ -390,6 +390,7 @@ class Logger:
     name: Literal["none", "wandb"]
     project: str = "moe-runner"
     mode: Literal["offline", "online"] = "offline"
+    group: str | None = None  # of Weights & Biases; a study sets its name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -805,6 +806,7 @@ def value_problems(parts: Mapping[str, Any]) -> list[str]:
         (protocol_problems, "protocol", "method"),
         (export_problems, "export", "method"),
         (checkpoint_problems, "task", "method"),
+        (batch_problems, "task", "trainer"),
     ]
     problems: list[str] = []
     for check, one, other in checks:
@@ -920,6 +922,16 @@ def checkpoint_problems(task: Task, method: Method) -> list[str]:
         return [
             f"method.convert_at={at} does not go with task={task.suite}, whose selection rules "
             "read every checkpoint as it is trained; use method.convert_at=both"
+        ]
+    return []
+
+
+def batch_problems(task: Task, trainer: Trainer) -> list[str]:
+    """Check how batches are to be put together against what they are made of."""
+    if isinstance(task, DomainBedTask) and trainer.length_grouping:
+        return [
+            f"trainer.length_grouping=true does not go with task={task.suite}, whose images are of "
+            "one length; use trainer.length_grouping=false"
         ]
     return []
 

@@ -44,7 +44,7 @@ def carry_out_study(name: str, cfg: DictConfig, launch: Launch) -> int:
         show_study_plans(plans, store)
         return 0
     jobs = {
-        job.run.id: job
+        job.run.id: (job, plan.study.name)
         for plan in plans
         for job in plan.jobs
         if not job.problems and (cfg.rerun or store.result(job.run.id) is None)
@@ -52,8 +52,11 @@ def carry_out_study(name: str, cfg: DictConfig, launch: Launch) -> int:
     if jobs:
         own = {key: cfg[key] for key in GLOBAL} | {"logger": cfg.logger.name, "quiet": True}
         own |= {"paths.output": cfg.paths.output, "paths.cache": cfg.paths.cache}
-        batch = [as_overrides({**job.choices, **own}) for job in jobs.values()]
-        with Monitor({run_id: job.run for run_id, job in jobs.items()}, store):
+        batch = [
+            as_overrides({**job.choices, **own, "logger.group": study})
+            for job, study in jobs.values()
+        ]
+        with Monitor({run_id: job.run for run_id, (job, _) in jobs.items()}, store):
             launch(batch, initial_job_idx=0)
     return report(plans, store, Path(cfg.paths.output) / "reports" / cfg.profile)
 

@@ -168,6 +168,25 @@ def test_frozen_experts_get_no_gradient_and_tokens_do(backend):
     assert stack.keys.grad is None
 
 
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("trains", ["x", "keys", "ups", "values"])
+def test_gated_experts_train_in_part(trains, backend):
+    """As under LoRA: experts are frozen, or some of their tensors, and gradients still pass."""
+    case = {"tokens": 6, "d_model": 8, "num_experts": 3, "size": 8, "top_k": 2, "gated": True,
+            "biased": False, "weighted": False, "seed": 0}  # fmt: skip
+    tensors = make(case, torch.float32)
+
+    def gradient(name: str) -> torch.Tensor:
+        leaves = {n: t.clone() for n, t in tensors.items() if n not in ("index", "upstream")}
+        leaves[trains].requires_grad_()
+        stack = Stack(activation=ACT2FN["silu"], **{n: leaves[n] for n in NAMES if n in leaves})
+        output = BACKENDS[name](leaves["x"], tensors["index"], None, stack)
+        output.backward(tensors["upstream"])
+        return leaves[trains].grad
+
+    torch.testing.assert_close(gradient(backend), gradient("masked"), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_dropout_acts_on_activations_and_keeps_their_mean(backend):
     torch.manual_seed(0)

@@ -257,6 +257,8 @@ def test_an_unknown_domain_is_told():
     )
     with pytest.raises(ConfigError, match="use <data set>/<domain> of pacs, vlcs, "):
         tasks.sources(options(["paks/photo"]), "paks/photo")
+    with pytest.raises(ConfigError, match="choose one with task=domainbed/pacs"):
+        tasks.sources(options(["pacs/photo", "vlcs/sun09"], hub_id="me/images"), "pacs/photo")
     with pytest.raises(ConfigError, match=r"task.ood=\[imdb\] is not an option"):
         tasks.sources(options(ood=("imdb",)), "pacs/photo")
 

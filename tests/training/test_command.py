@@ -120,12 +120,6 @@ def test_ctrl_c_ends_with_one_line_and_the_state_interrupted(quick, tmp_path):
     assert json.loads(status.read_text())["state"] == "interrupted"
 
 
-def test_several_processes_are_refused(quick, tmp_path):
-    done = moe_run(*quick, cwd=tmp_path, WORLD_SIZE="2")
-    assert done.returncode == 2
-    assert "WORLD_SIZE=2 is not supported yet" in done.stderr
-
-
 def test_a_kept_run_is_evaluated_on_another_set(quick, tmp_path):
     assert moe_run(*quick, "keep_model=best", cwd=tmp_path).returncode == 0
     (folder,) = tmp_path.glob("outputs/runs/*")

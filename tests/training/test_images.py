@@ -218,3 +218,20 @@ def test_positions_are_interpolated_to_another_size(tiny_model):
     resize_positions(flat, 12)
     spread = flat.vit.embeddings.position_embeddings[:, 1:]
     torch.testing.assert_close(spread, torch.full((1, 9, 16), 0.5))
+
+
+def test_worker_processes_make_the_same_batches():
+    from torch.utils.data import DataLoader
+
+    array = np.random.default_rng(0).integers(256, size=(20, 3, 8, 8), dtype=np.uint8)
+    table = {"image": list(range(20)), "domain": [0] * 20, "label": [0] * 20}
+    rows = ImageRows(Dataset.from_dict(table), [array])
+    collate = Collator(8, [0.5] * 3, [0.5] * 3, augment=True)
+
+    def batches(workers):
+        sampler = DomainSampler(rows.domain, 5, seed=0)
+        loader = DataLoader(rows, 5, sampler=sampler, collate_fn=collate, num_workers=workers)
+        return [batch["pixel_values"] for batch in loader]
+
+    for one, other in zip(batches(0), batches(2), strict=True):
+        assert torch.equal(one, other)

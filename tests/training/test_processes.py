@@ -134,11 +134,11 @@ def test_a_batch_that_processes_cannot_share_is_refused(make_settings, monkeypat
     with pytest.raises(ConfigError) as caught:
         make_plan(make_settings(batch_size=8))
     assert caught.value.problems == (
-        "WORLD_SIZE=3 does not divide trainer.batch_size=8; batch_size is the size of one update "
-        "over all processes",
+        "trainer.batch_size=8 does not divide by WORLD_SIZE=3; it is the size of one update: use a "
+        "multiple of 3, for example 6",
     )
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ConfigError, match="WORLD_SIZE=4 times trainer.accumulate=4 does not"):
+    with pytest.raises(ConfigError, match="accumulate=4 times WORLD_SIZE=4"):
         make_plan(make_settings(batch_size=8, accumulate=4))
     assert len(make_plan(make_settings(batch_size=8, accumulate=2)).runs) == 1
 

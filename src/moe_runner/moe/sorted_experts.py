@@ -289,7 +289,8 @@ class SortedExperts(torch.autograd.Function):
                 if up is not None:
                     grad_up = grad_gated * hidden
                     totals["up_bias"].add(grad_up)
-                    totals["ups"].add_product(grad_up, x)
+                    if need_ups:
+                        totals["ups"].add_product(grad_up, x)
                 if grad_x is not None:
                     rows = torch.bmm(grad_pre, keys, out=grad)
                     if ups is not None:

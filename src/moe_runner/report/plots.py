@@ -235,7 +235,8 @@ def scatter(plan: StudyPlan, runs: Sequence[Run], results: Mapping[str, Mapping[
 
 def legend(ax: Any) -> None:
     """Put the legend beside the axes, where it covers nothing."""
-    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
 
 
 KINDS = {"bars": bars, "radar": radar, "series": series, "heatmap": heatmap}

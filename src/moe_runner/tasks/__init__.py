@@ -8,6 +8,7 @@ from moe_runner.runs.identity import content_hash
 from moe_runner.tasks import (
     domainbed,
     domainbed_mini,
+    generation_mini,
     glue,
     glue_mini,
     glue_multitask,
@@ -15,9 +16,7 @@ from moe_runner.tasks import (
     instruct_mini,
     language_modelling,
     squad,
-    squad_mini,
     summarisation,
-    summarisation_mini,
     superglue,
 )
 from moe_runner.tasks.base import (
@@ -58,9 +57,9 @@ SUITES: dict[str, ModuleType] = {
     "instruct_mini": instruct_mini,
     "glue_multitask": glue_multitask,
     "squad": squad,
-    "squad_mini": squad_mini,
+    "squad_mini": generation_mini,
     "summarisation": summarisation,
-    "summarisation_mini": summarisation_mini,
+    "summarisation_mini": generation_mini,
     "superglue": superglue,
 }
 GENERATE = ("t5", "switch")  # families that answer by a text

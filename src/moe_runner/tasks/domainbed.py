@@ -194,6 +194,12 @@ def parts(options: Task, name: str, data_sets: dict[str, DataSet]) -> tuple[str,
         hint = f"did you mean {prefix}/{guess}?" if guess else "use one of its domains"
         pair = ", or a pair such as " + "+".join(domains[:2]) if len(domains) > 2 else ""
         raise ConfigError(f"{given}; {hint} ({', '.join(domains)}{pair})")
+    several = dict.fromkeys(member.partition("/")[0] for member in options.members)
+    if options.hub_id is not None and len(several) > 1:
+        raise ConfigError(
+            f"task.hub_id={options.hub_id} is one data set, and task={options.suite} means "
+            f"{', '.join(several)}; choose one with task={options.suite}/{prefix}"
+        )
     chosen_ood(options, name, ood_names, ())
     return prefix, data_sets[prefix]
 

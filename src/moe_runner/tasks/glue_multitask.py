@@ -89,7 +89,6 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
         options: the task's options; `limit` and `eval_limit` are of every task.
         name: the suite that is mixed.
         cache: `paths.cache`; see `base.read`.
-        cache: `paths.cache`; only what is encoded is kept there.
 
     Returns:
         The data: `source` (the text that is read), `label` (a text) and `group` (the task).

@@ -89,7 +89,6 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
         options: the task's options.
         name: the member task.
         cache: `paths.cache`; see `base.read`.
-        cache: `paths.cache`; only what is encoded is kept there.
 
     Returns:
         The data; a question of the validation set may have several right answers.

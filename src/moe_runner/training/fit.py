@@ -432,6 +432,7 @@ def tracker(run: Run, folder: RunFolder, options: Logger) -> Iterator[None]:
 
     wandb.init(
         project=options.project,
+        group=options.group,
         name=run.label,
         id=run.id,
         dir=folder.path,

@@ -1,21 +1,20 @@
-"""The suite `summarisation_mini`: synthetic texts with summaries, generated; no files."""
+"""The suites `squad_mini` and `summarisation_mini`: synthetic texts, generated; no files."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_runner.config import Task
-from moe_runner.tasks import summarisation
+from moe_runner.tasks import squad, summarisation
 from moe_runner.tasks.base import About, Recipe, Source, TaskData
 from moe_runner.tasks.free_text import no_ood, ood_names, texts
-from moe_runner.tasks.mini.texts import SIZES, VERSION
-from moe_runner.tasks.mini.texts import summaries as generate
+from moe_runner.tasks.mini.texts import SIZES, VERSION, questions
+from moe_runner.tasks.mini.texts import summaries as summarised
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 __all__ = ["TASKS", "load", "ood_names", "sources"]
 
-NAME = "summarisation_mini"
 RECIPE = Recipe(  # ours
     epochs={"full": 4, "lora": 8, "lora_block": 8},
     learning_rate=1e-5,
@@ -23,7 +22,14 @@ RECIPE = Recipe(  # ours
     eval_batch_size=50,
 )
 ABOUT = About(source="generated", licence="MIT", rows=SIZES)
-TASKS = {NAME: summarisation.summaries(NAME, ABOUT, RECIPE)}
+TASKS = {
+    "squad_mini": squad.questions("squad_mini", ABOUT, RECIPE),
+    "summarisation_mini": summarisation.summaries("summarisation_mini", ABOUT, RECIPE),
+}
+MADE = {  # generator, and its column of answers
+    "squad_mini": (questions, "answers"),
+    "summarisation_mini": (summarised, "summary"),
+}
 
 
 def sources(options: Task, name: str) -> dict[str, Source]:
@@ -40,7 +46,7 @@ def sources(options: Task, name: str) -> dict[str, Source]:
         ConfigError: for an out-of-domain set: there are none.
     """
     no_ood(options, name)
-    source = Source(generated=f"{NAME} v{VERSION} seed {options.data_seed}")
+    source = Source(generated=f"{name} v{VERSION} seed {options.data_seed}")
     return dict.fromkeys(["train", "validation"], source)
 
 
@@ -51,7 +57,6 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
         options: the task's options.
         name: the member task.
         cache: not needed: nothing is read.
-        cache: `paths.cache`; only what is encoded is kept there.
 
     Returns:
         The data; the same for the same version and `data_seed`.
@@ -62,11 +67,12 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     import pyarrow as pa  # heavy, so here
 
     no_ood(options, name)
-    columns = {"document": "document"}
+    generate, answers = MADE[name]
+    columns = {column: column for column in TASKS[name].columns}
 
     def made(split: str, limit: int | None) -> "Dataset":
         table = pa.table(generate(split, seed=options.data_seed))
-        return texts(table, f"{NAME}/{split}", columns, "summary", limit)
+        return texts(table, f"{name}/{split}", columns, answers, limit)
 
     return TaskData(
         spec=TASKS[name],

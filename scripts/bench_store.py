@@ -1,0 +1,114 @@
+"""Measure planning and reporting at scale: thousands of runs planned, of finished runs rendered.
+
+`python scripts/bench_store.py`           10,000 finished runs
+`python scripts/bench_store.py --quick`   1,000
+
+The store is synthetic: the runs of all studies in both profiles, with made-up scores, repeated with
+further seeds until there are enough. Nothing is trained. The baseline of `plan` and `render` is the
+time of reading every result.json once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench import Row, median_seconds, parser, save, set_threads, show
+from moe_runner.config import CONF
+from moe_runner.files import write_json
+from moe_runner.report.render import FORMATS, render
+from moe_runner.runs.run import Run
+from moe_runner.runs.store import Store
+from moe_runner.sweeps.study import PROFILES, read_study, study_names
+from moe_runner.sweeps.study_plan import StudyPlan, plan_study
+
+
+def main() -> None:
+    """Make the store, measure, print and write."""
+    options = parser(__doc__.splitlines()[0]).parse_args()
+    set_threads(options.threads)
+    size = 1_000 if options.quick else 10_000
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        plans = plan_all(folder)
+        every = {job.run.id: job.run for plan in plans for job in plan.jobs}
+        for run in padded(list(every.values()), size):
+            write_json(made(store.folder(run.id)) / "result.json", result_of(run))
+        reports = Path(folder) / "reports"
+        functions = {
+            "read every result": lambda: sum(1 for _ in store.results()),
+            f"plan {len(every)} runs": lambda: plan_all(folder),
+            "render all tables": lambda: render(
+                plans, store, Path(folder) / "reports", FORMATS[:3]
+            ),
+            "render tables, plots, page": lambda: render(plans, store, reports, FORMATS),
+        }
+        seconds = median_seconds(functions, 1)
+    baseline = seconds["read every result"]
+    rows = [
+        Row(f"{size} finished runs", name, "", value, baseline / value)
+        for name, value in seconds.items()
+    ]
+    show("The store at scale", rows)
+    save("store", rows)
+
+
+def plan_all(folder: str) -> list[StudyPlan]:
+    """Plan every study in both profiles."""
+    common = {"paths.output": folder, "paths.cache": f"{folder}/cache"}
+    return [
+        plan_study(read_study(CONF, name), profile, common)
+        for name in study_names(CONF)
+        for profile in PROFILES
+    ]
+
+
+def padded(runs: list[Run], size: int) -> Iterator[Run]:
+    """Give the runs, then the same with further seeds, until there are enough."""
+    for number in range(size):
+        run = runs[number % len(runs)]
+        repeated = number // len(runs)
+        yield run if not repeated else dataclasses.replace(run, seed=run.seed + 1000 * repeated)
+
+
+def made(folder: Path) -> Path:
+    """Make a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def result_of(run: Run) -> dict[str, Any]:
+    """Make up the content of a result.json."""
+    rng = random.Random(run.id)
+    score = rng.uniform(0.4, 0.9)
+    domains = {name: {"in": score, "out": score} for name in ("a", "b", "c")}
+    curve = [
+        {"step": 10 * n, "epoch": float(n), "loss": 1 / n, "primary": score, "domains": domains}
+        for n in (1, 2, 3)
+    ]
+    is_domain = run.form == "domain_generalisation"
+    task = run.task_name.rpartition("/")[2].split("+")
+    if is_domain:
+        for point in curve:
+            point["domains"] = {name: {"in": score, "out": score} for name in (*task, "other")}
+    return {
+        "schema": 1,
+        "id": run.id,
+        "axes": run.axes(),
+        "settings": run.settings(),
+        "metrics": ["accuracy"],
+        "id_metrics": {"validation": {"accuracy": score, "primary": score}},
+        "primary": score,
+        "ood_metrics": {"other": {"accuracy": score / 2, "primary": score / 2}},
+        "best_epoch": 1.0,
+        "learning_curve": curve,
+        "wall_seconds": 10.0,
+    }
+
+
+if __name__ == "__main__":
+    main()
