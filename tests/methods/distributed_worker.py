@@ -8,9 +8,30 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import transformers
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from moe_runner import auxiliary_loss, convert
+
+
+def two_steps(model: nn.Module, parallel: nn.Module, batch: dict) -> dict:
+    """Train two steps: losses of both, gradients of the second.
+
+    Args:
+        model: converted.
+        parallel: the model, or what wraps it.
+        batch: arguments of the model.
+    """
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(2):  # under DDP a parameter without a gradient is an error in the second one
+        optimizer.zero_grad()
+        loss, extra = parallel(**batch).loss, auxiliary_loss(model)
+        (loss if extra is None else loss + extra).backward()
+        optimizer.step()
+        losses.append((loss.item(), 0.0 if extra is None else extra.item()))
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return {"losses": losses, "gradients": gradients}
 
 
 def work(rank: int, folder: str) -> None:
@@ -29,15 +50,6 @@ def work(rank: int, folder: str) -> None:
             model.get_parameter(parameter).requires_grad_(False)
         parallel = DistributedDataParallel(model)  # every other parameter must get a gradient
         half = {key: value[2 * rank : 2 * rank + 2] for key, value in case["batch"].items()}
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        losses = []
-        for _ in range(2):  # a parameter without a gradient is an error in the second one
-            optimizer.zero_grad()
-            loss, extra = parallel(**half).loss, auxiliary_loss(model)
-            (loss if extra is None else loss + extra).backward()
-            optimizer.step()
-            losses.append((loss.item(), 0.0 if extra is None else extra.item()))
-        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-        found[name] = {"losses": losses, "gradients": gradients}
+        found[name] = two_steps(model, parallel, half)
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe_runner import Dense, auxiliary_loss, convert, merge
+from moe_runner import Dense, convert, merge
 from moe_runner.config import METHODS
 from moe_runner.methods.conversion import conversion_of
-from tests.methods.distributed_worker import work
+from tests.methods.distributed_worker import two_steps, work
 from tests.methods.test_methods import converted
 
 FAMILIES = ["bert", "gpt2", "llama", "t5", "vit", "switch"]
@@ -16,19 +16,6 @@ FAMILIES = ["bert", "gpt2", "llama", "t5", "vit", "switch"]
 
 def four_rows(batch: dict) -> dict:
     return {key: torch.cat([value, value[:1]]) for key, value in batch.items()}
-
-
-def one_process(model, batch: dict) -> dict:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    losses = []
-    for _ in range(2):
-        optimizer.zero_grad()
-        loss, extra = model(**batch).loss, auxiliary_loss(model)
-        (loss if extra is None else loss + extra).backward()
-        optimizer.step()
-        losses.append((loss.item(), 0.0 if extra is None else extra.item()))
-    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    return {"losses": losses, "gradients": gradients}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +35,7 @@ def two_and_one(tiny_model, tiny_batch, tmp_path_factory):
                 "batch": batch,
             }
             key = f"{name} {family}"
-            expected[key] = one_process(model, batch)
+            expected[key] = two_steps(model, model, batch)
             trained = expected[key]["gradients"]
             case["frozen"] = [n for n, _ in model.named_parameters() if n not in trained]
             assert all(n.startswith("vit.pooler") for n in case["frozen"])  # nothing reads it
