@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from moe_runner.config import CONF, ConfigError
 from moe_runner.report.published import published_tables
@@ -125,3 +126,14 @@ def test_a_wrong_study_file_is_named_with_its_problem(old, new, problem, tmp_pat
     file.write_text(text.replace(old, new, 1))
     with pytest.raises(ConfigError, match=f"emoe_gates.yaml: {problem}"):
         read_study(conf, "emoe_gates")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "plugin"),
+    [("slurm", "hydra_submitit_launcher"), ("ray_cluster", "hydra_ray_launcher")],
+)
+def test_a_launcher_for_a_cluster_composes(launcher, plugin):
+    pytest.importorskip(f"hydra_plugins.{plugin}", reason="an extra, see pyproject.toml")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        node = compose("config", [f"hydra/launcher={launcher}"], return_hydra_config=True)
+    assert node.hydra.launcher._target_.startswith(f"hydra_plugins.{plugin}")
