@@ -99,7 +99,8 @@ PROBLEMS = [
     ),
     (
         "logger.foo=1",
-        "logger.foo=1 is not an option of logger; use one of logger.project, logger.mode",
+        "logger.foo=1 is not an option of logger; "
+        "use one of logger.project, logger.mode, logger.group",
     ),
     (
         "learning_rate=1",
