@@ -31,7 +31,7 @@ RECIPE = Recipe(
 )
 
 
-ABOUT = About(source=HUB_ID, licence="CC BY-SA 4.0", rows={"train": 87599, "validation": 10570})
+ABOUT = About(source=HUB_ID, licence="CC BY-SA 4.0")
 
 
 def questions(name: str, about: About, recipe: Recipe = RECIPE) -> TaskSpec:
