@@ -65,6 +65,15 @@ def test_a_published_table_shows_the_difference_to_its_first_row():
     assert sheet.caption.startswith("verified; ")
 
 
+def test_rows_of_other_metrics_and_tables_without_a_baseline_show_no_difference():
+    tables = published_tables()
+    rows = {row[0].text: row for row in published_sheet(tables["emoe-fig7-data"]).rows}
+    assert rows["EMoE"][1].text == "84.49 (+0.74)"
+    assert rows["listed_delta_array"][1].text == "0.74"
+    for row in published_sheet(tables["emoe-fig5-configs"]).rows:
+        assert not any("(" in entry.text for entry in row)
+
+
 def test_unknown_cells_say_so_and_anchors_are_labelled():
     cells = published_sheet(published_tables()["emoe-lora-single-cells"]).rows[1]
     assert [entry.text for entry in cells][2:4] == ["not available", "not available"]

@@ -169,17 +169,20 @@ def caption(plan: StudyPlan) -> str:
 
 
 def published_sheet(published: PublishedTable) -> Sheet:
-    """Lay out a published table with the difference to its first row, source and confidence."""
+    """Lay out a published table with the difference to its baseline, source and confidence."""
     external = " (an anchor, not a target)" if published.paper == "external" else ""
-    first = next(iter(published.rows.values()))
+    baseline = next((name for name in BASELINES if name in published.rows), None)
+    unknown = (None,) * len(published.columns)
     rows = []
-    for number, (name, cells) in enumerate(published.rows.items()):
+    for name, cells in published.rows.items():
+        compared = baseline is not None and name != baseline and "delta" not in name
+        first = published.rows[baseline] if compared and baseline is not None else unknown
         std = published.std.get(name, (None,) * len(cells))
         words = []
         for cell, spread, base in zip(cells, std, first, strict=True):
             text = NOT_AVAILABLE if cell is None else f"{cell:g}" if is_number(cell) else str(cell)
             text += "" if spread is None else f" ± {spread:g}"
-            if number and is_number(cell) and is_number(base):
+            if is_number(cell) and is_number(base):
                 text += f" ({cell - base:+.2f})"
             words.append(text)
         rows.append((Entry(name), *(Entry(word) for word in words)))
@@ -189,6 +192,9 @@ def published_sheet(published: PublishedTable) -> Sheet:
         rows=tuple(rows),
         caption=f"{published.confidence}; {published.source}",
     )
+
+
+BASELINES = ("Dense", "LoRA", "LoRA (no MoE)", "standard tuning", "standard")  # rows so named
 
 
 def is_number(value: object) -> bool:
