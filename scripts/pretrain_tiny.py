@@ -70,9 +70,6 @@ class Family:
         automatic: name of the class that loads the weights.
         learning_rate: its peak.
         steps: default number of updates.
-        relative: the learning rate is multiplied by the root mean square of each parameter's
-            initial values. T5's differ by a factor of 50 (embeddings 1, queries 0.02), and it was
-            trained with Adafactor, whose steps are relative.
     """
 
     model: Callable[[dict[str, Any], Tokens], PreTrainedModel]
@@ -83,7 +80,6 @@ class Family:
     automatic: str
     learning_rate: float
     steps: int
-    relative: bool = False
 
 
 # Text
@@ -515,9 +511,8 @@ FAMILIES = {
         loss=switch_loss,
         keys=switch_keys,
         automatic="AutoModelForSeq2SeqLM",
-        learning_rate=2e-2,
+        learning_rate=5e-3,
         steps=4500,
-        relative=True,
     ),
 }
 
@@ -533,20 +528,7 @@ def train(model: PreTrainedModel, family: Family, batches: Iterator[Batch], step
     """
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim == 1]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": 0.1},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    if family.relative:
-        groups = [
-            {
-                **group,
-                "params": [p],
-                "lr": family.learning_rate * float(p.detach().square().mean().sqrt()),
-            }
-            for group in groups
-            for p in group["params"]
-        ]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=family.learning_rate, betas=(0.9, 0.98), fused=True)
     warmup = max(1, round(0.06 * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -177,4 +177,4 @@ def test_neurons_are_more_alike_than_shuffled_ones(name):
         clusters = KMeansConstrained(16, size_min=size, size_max=size, n_init=1, random_state=0)
         return clusters.fit(keys_FD).inertia_
 
-    assert inertia(keys_FD) < 0.97 * inertia(shuffled_FD)
+    assert inertia(keys_FD) < 0.95 * inertia(shuffled_FD)
