@@ -133,6 +133,7 @@ def radar(plan: StudyPlan, table: StudyTable, runs: Sequence[Run], lines: Mappin
         for column, a, b in zip(table.columns, low, high, strict=True)
     ]
     ax.set_xticks(angles, names, fontsize=7)
+    ax.tick_params(axis="x", pad=18)  # clear of the circle
     ax.set_yticklabels([])
     ax.set_ylim(0, 1.05)
     legend(ax)
