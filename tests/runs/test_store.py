@@ -26,11 +26,12 @@ sys.stdin.readline()
 try:
     with Store(Path(sys.argv[1])).claim({ID!r}, config_yaml="", environment={{}}) as folder:
         folder.log_metrics({{"step": 1}})
-        if "fork" in sys.argv and (child := os.fork()) == 0:
-            sys.stdin.read()
-            os._exit(0)
-        print("claimed", child if "fork" in sys.argv else "", flush=True)
+        child = "fork" in sys.argv and os.fork() == 0
+        if child or "fork" not in sys.argv:
+            print("claimed", os.getpid(), flush=True)
         sys.stdin.read()
+        if child:
+            os._exit(0)
 except RunBusy as error:
     print("busy", error, flush=True)
 """
