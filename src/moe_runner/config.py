@@ -602,7 +602,7 @@ def convert_value(value: Any, hint: Any) -> Any:
 
     Args:
         value: what the config holds.
-        hint: int, float, bool, str, None, Literal, tuple[X, ...] or a union of these.
+        hint: int, float, bool, str, None, Literal, tuple[X, ...], Mapping[str, X] or a union.
 
     Returns:
         The value in the hint's type.
@@ -629,6 +629,10 @@ def convert_value(value: Any, hint: Any) -> Any:
             return tuple(convert_value(item, get_args(hint)[0]) for item in value)
         except TypeError:
             raise TypeError(describe(hint)) from None
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise TypeError(describe(hint))
+        return {str(key): convert_value(item, get_args(hint)[1]) for key, item in value.items()}
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise TypeError(describe(hint))
@@ -651,6 +655,8 @@ def describe(hint: Any) -> str:
     if get_origin(hint) is tuple:
         items = {int: "whole numbers [1,2]", float: "numbers [0.1,0.2]", str: "names [a,b]"}
         return f"a list of {items[get_args(hint)[0]]}"
+    if get_origin(hint) is Mapping:
+        return "a mapping {name: value}"
     return {
         int: "a whole number",
         float: "a number",

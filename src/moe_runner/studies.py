@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from moe_runner.config import CONF, ConfigError
 from moe_runner.report.render import FORMATS, render
 from moe_runner.report.store_commands import last_line
-from moe_runner.report.study_table import print_study
+from moe_runner.report.study_sheet import print_study
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.monitor import Monitor
 from moe_runner.sweeps.study import as_overrides, read_study, study_names

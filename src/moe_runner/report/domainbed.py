@@ -255,14 +255,19 @@ def build_sheet(title: str, systems: Mapping[str, Sequence[Result]]) -> Sheet:
     hint = "" if pairs else f"; leave_one_domain_out needs task={option} task.pairs=true"
     rows = []
     for rule in RULES:
-        for position, (system, results) in enumerate(systems.items()):
-            found = scores(results, rule)
-            cells = [str(found.get(name, "-")) for name in (*domains, "average")]
-            trials = {s.n for s in found.values()}
+        found = {system: scores(results, rule) for system, results in systems.items()}
+        for position, (system, known) in enumerate(found.items()):
+            cells = [Entry("-")] * (len(domains) + 1)
+            for number, name in enumerate((*domains, "average")):
+                if name in known:
+                    best = max(each[name].mean for each in found.values() if name in each)
+                    cells[number] = Entry(str(known[name]), known[name].mean == best)
+            trials = {score.n for score in known.values()}
             n = "-".join(str(n) for n in sorted({min(trials), max(trials)})) if trials else "0"
-            shown = cells if found else [NOT_AVAILABLE, *[""] * len(domains)]
-            words = (rule if position == 0 else "", system, *shown, n)
-            rows.append(tuple(Entry(word) for word in words))
+            if not known:
+                cells = [Entry(NOT_AVAILABLE), *[Entry("")] * len(domains)]
+            head = Entry(rule if position == 0 else ""), Entry(system)
+            rows.append((*head, *cells, Entry(n)))
     return Sheet(
         title=f"{title}: accuracy on the held-out domain",
         header=("selection", "system", *domains, "average", "n"),

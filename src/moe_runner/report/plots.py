@@ -6,14 +6,14 @@ matplotlib is imported when a plot is drawn, and draws without a display.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_runner.report.study_table import StudyTable, label, tabulate
+from moe_runner.report.study_table import Results, StudyTable, label, tabulate
 from moe_runner.runs.run import Run
 from moe_runner.sweeps.study_plan import StudyPlan
-from moe_runner.tasks.metrics import RAW
+from moe_runner.tasks.metrics import scaled
 
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#777777")  # Paul Tol
 WIDTH, HEIGHT = 7.0, 4.0  # inches
@@ -21,7 +21,7 @@ TOP = "mean of the primary metric"
 
 
 def draw_study(
-    plan: StudyPlan, results: Mapping[str, Mapping[str, Any]], lines: Mapping[str, Any], out: Path
+    plan: StudyPlan, results: Results, lines: Mapping[str, Any], out: Path
 ) -> list[Path]:
     """Draw what a study has to show.
 
@@ -64,11 +64,6 @@ def new_figure(title: str, **axes: Any) -> tuple[Any, Any]:
     ax = figure.add_subplot(**axes)
     ax.set_title(title, fontsize=10, loc="left")
     return figure, ax
-
-
-def scaled(value: float, names: Iterable[str]) -> float:
-    """Turn a fraction to percent; leave a perplexity."""
-    return value if set(names) & set(RAW) else 100 * value
 
 
 def averages(table: StudyTable, row: str) -> list[float | None]:
@@ -185,53 +180,50 @@ def heatmap(
     return figure
 
 
-def curves(plan: StudyPlan, runs: Sequence[Run], results: Mapping[str, Mapping[str, Any]]) -> Any:
+def curves(plan: StudyPlan, runs: Sequence[Run], results: Results) -> Any:
     """Draw the primary metric over the updates, a line per run."""
     figure, ax = new_figure(f"{plan.study.title}: learning curves")
-    rows = list(dict.fromkeys(label(run, plan.study.rows) for run in runs))
-    seen: set[str] = set()
-    for run in runs:
-        result, row = results[run.id], label(run, plan.study.rows)
-        points = result["learning_curve"]
-        ax.plot(
-            [point["step"] for point in points],
-            [scaled(point["primary"], result["metrics"]) for point in points],
-            color=COLOURS[rows.index(row) % len(COLOURS)],
-            linewidth=0.9,
-            marker=".",
-            alpha=0.7,
-            label=None if row in seen else row,
-        )
-        seen.add(row)
+    for row, colour, found in by_row(plan, runs, results):
+        x: list[float] = []
+        y: list[float] = []
+        for result in found:
+            points = result["learning_curve"]
+            x += [*(point["step"] for point in points), math.nan]  # NaN: the pen is lifted
+            y += [*(scaled(point["primary"], result["metrics"]) for point in points), math.nan]
+        ax.plot(x, y, ".-", color=colour, linewidth=0.9, alpha=0.7, label=row)
     ax.set_xlabel("updates")
     ax.set_ylabel("primary metric")
     legend(ax)
     return figure
 
 
-def scatter(plan: StudyPlan, runs: Sequence[Run], results: Mapping[str, Mapping[str, Any]]) -> Any:
+def scatter(plan: StudyPlan, runs: Sequence[Run], results: Results) -> Any:
     """Draw in-domain against out-of-domain scores, a point per run and set."""
     figure, ax = new_figure(f"{plan.study.title}: in against out of domain")
-    rows = list(dict.fromkeys(label(run, plan.study.rows) for run in runs))
-    seen: set[str] = set()
-    for run in runs:
-        result, row = results[run.id], label(run, plan.study.rows)
-        for found in result["ood_metrics"].values():
-            if found is None:
-                continue
-            ax.plot(
-                scaled(result["primary"], result["metrics"]),
-                100 * found["primary"],
-                "o",
-                markersize=4,
-                color=COLOURS[rows.index(row) % len(COLOURS)],
-                label=None if row in seen else row,
-            )
-            seen.add(row)
+    for row, colour, found in by_row(plan, runs, results):
+        points = [
+            (scaled(result["primary"], result["metrics"]), scaled(values["primary"], values))
+            for result in found
+            for values in result["ood_metrics"].values()
+            if values is not None
+        ]
+        if points:
+            ax.plot(*zip(*points, strict=True), "o", markersize=4, color=colour, label=row)
     ax.set_xlabel("in domain")
     ax.set_ylabel("out of domain")
     legend(ax)
     return figure
+
+
+def by_row(
+    plan: StudyPlan, runs: Sequence[Run], results: Results
+) -> Iterator[tuple[str, str, list[Mapping[str, Any]]]]:
+    """Give each row of a study with its colour and the results of its runs."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        found.setdefault(label(run, plan.study.rows), []).append(results[run.id])
+    for number, (row, rows) in enumerate(found.items()):
+        yield row, COLOURS[number % len(COLOURS)], rows
 
 
 def legend(ax: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 FILE = Path(__file__).parent / "published.yaml"
+Published = float | int | str | None  # a cell; None: not available
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,8 @@ class PublishedTable:
     where: str
     metric: str
     columns: tuple[str, ...]
-    rows: Mapping[str, tuple[Any, ...]]
-    std: Mapping[str, tuple[Any, ...]]
+    rows: Mapping[str, tuple[Published, ...]]
+    std: Mapping[str, tuple[Published, ...]]
     source: str
     confidence: str
     notes: tuple[str, ...]

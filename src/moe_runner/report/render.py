@@ -9,7 +9,7 @@ from typing import Any
 from moe_runner.files import write_atomic
 from moe_runner.report.page import Section, write_page
 from moe_runner.report.sheet import Sheet, to_csv, to_latex, to_markdown
-from moe_runner.report.study_table import sheets
+from moe_runner.report.study_sheet import sheets
 from moe_runner.runs.store import RunFolder, Store
 from moe_runner.sweeps.study_plan import StudyPlan
 

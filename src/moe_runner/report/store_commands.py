@@ -11,7 +11,7 @@ from rich.table import Table
 
 from moe_runner.config import CONF, ConfigError, not_an_option
 from moe_runner.report.render import FORMATS, render
-from moe_runner.report.study_table import print_study
+from moe_runner.report.study_sheet import print_study
 from moe_runner.runs.store import RunFolder, State, Store
 from moe_runner.sweeps.study import PROFILES, read_study, study_names
 from moe_runner.sweeps.study_plan import StudyPlan, plan_study

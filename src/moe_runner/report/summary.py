@@ -25,7 +25,7 @@ class Cell:
         mean: of the primary metric over seeds, fraction.
         std: population standard deviation over seeds.
         n: runs.
-        learning_rate: chosen by the mean.
+        learning_rate: chosen by the mean; None where each task or trial has its own.
         ood: mean of each out-of-domain set's primary metric; None: not available.
         further: the same for the other validation splits (MNLI mismatched).
         metrics: names of the task's metrics.
@@ -35,7 +35,7 @@ class Cell:
     mean: float
     std: float
     n: int
-    learning_rate: float
+    learning_rate: float | None
     ood: dict[str, float | None]
     further: dict[str, float | None]
     metrics: tuple[str, ...]

@@ -3,7 +3,9 @@
     study:
       title: what the table shows
       paper: emoe                       # or hypermoe, ours
-      published: [emoe-fig2-lora]       # tables of report/published.yaml
+      published: [emoe-fig7-data]       # tables of report/published.yaml, shown as they are
+      beside:                           # tables shown beside ours, pair by pair: see `Pairing`
+        - {table: emoe-fig2-lora, rows: {dense: LoRA}, columns: {bert_large: BERT-Large ID}}
       rows: [method]                    # what distinguishes the rows, and
       columns: [model, task]            # the columns: axes of a run, or keys of its settings
       plot: radar                       # or bars (the default), series, heatmap
@@ -36,6 +38,26 @@ Block = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pairing:
+    """A published table whose figures stand beside ours.
+
+    Args:
+        table: its id.
+        rows: our label -> its row; the first is the baseline. Labels of several profiles may mean
+            one row.
+        columns: ours -> its column: the first words of our labels, whose columns are averaged, or
+            `all`; followed by ` > <set>`, the score on an out-of-domain set; by ` rank`, the mean
+            out-of-domain rank among the rows.
+        rule: of model selection, for DomainBed.
+    """
+
+    table: str
+    rows: Mapping[str, str]
+    columns: Mapping[str, str]
+    rule: Literal["training_domain", "leave_one_domain_out", "oracle"] = "training_domain"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """A grid of runs and the table it becomes."""
 
@@ -46,6 +68,7 @@ class Study:
     columns: tuple[str, ...]
     plot: Literal["bars", "radar", "series", "heatmap"] = "bars"
     published: tuple[str, ...] = ()
+    beside: tuple[Pairing, ...] = ()
     note: str = ""  # what a reader has to know: what is unknown, what differs
     grids: Mapping[Profile, tuple[Block, ...]] = field(default_factory=dict)
 
@@ -69,15 +92,17 @@ def read_study(conf: Path, name: str) -> Study:
         hint = f"did you mean {guess}?" if guess else f"use one of {', '.join(names)}"
         raise ConfigError(f"study={name} is not an option; {hint}")
     tree = dict(read_yaml(conf / "study" / f"{name}.yaml")["study"])
-    grids = tree.pop("grids")
+    grids, beside = tree.pop("grids"), tree.pop("beside", ())
     problems: list[str] = []
     study = build(Study, {"name": name, **tree}, "study", problems)
+    pairings = [build(Pairing, each, "study.beside", problems) for each in beside]
     wrong = [profile for profile in grids if profile not in PROFILES]
     problems += [f"study.grids.{profile} is no profile; use mini or paper" for profile in wrong]
     if problems or study is None:
         raise ConfigError(*(f"conf/study/{name}.yaml: {problem}" for problem in problems))
     return replace(
         study,
+        beside=tuple(pairing for pairing in pairings if pairing is not None),
         grids={
             profile: tuple({**grid.get("common", {}), **block} for block in grid["blocks"])
             for profile, grid in grids.items()

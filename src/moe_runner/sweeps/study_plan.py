@@ -84,7 +84,7 @@ def plan_study(study: Study, profile: Profile, common: Mapping[str, Any]) -> Stu
 
 def single(choices: Mapping[str, Any], run: Run) -> dict[str, Any]:
     """Give the choices that make one run of those that some choices mean."""
-    kept = {key: value for key, value in choices.items() if key != "search"}
+    kept = {key: value for key, value in choices.items() if key not in ("search", "task.pairs")}
     return {
         **kept,
         "task.members": [run.task_name],

@@ -6,7 +6,7 @@ command line reads specs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -148,7 +148,12 @@ def named(names: Sequence[str], between: str = " + ") -> str:
 
 def shown(value: float, names: Sequence[str]) -> str:
     """Write the primary value of a task as people read it: percent, or as it is."""
-    return f"{value:.2f}" if set(names) & set(RAW) else f"{100 * value:.1f}"
+    return f"{scaled(value, names):.{2 if set(names) & set(RAW) else 1}f}"
+
+
+def scaled(value: float, names: Iterable[str]) -> float:
+    """Turn the primary value of a task into the number that people read: percent, or as it is."""
+    return value if set(names) & set(RAW) else 100 * value
 
 
 def lower_is_better(names: Sequence[str]) -> bool:

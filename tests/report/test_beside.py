@@ -1,0 +1,199 @@
+"""A study's cells, and the published figures beside ours."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from moe_runner.config import CONF, ConfigError
+from moe_runner.report.beside import ABSENT, beside_sheet, columns_of
+from moe_runner.report.published import PublishedTable, published_tables
+from moe_runner.report.study_sheet import MARK, study_sheet
+from moe_runner.report.study_table import grouped, tabulate, unequal
+from moe_runner.sweeps.study import PROFILES, Pairing, Study, read_study, study_names
+from moe_runner.sweeps.study_plan import plan_study
+
+STUDIES = study_names(CONF)
+PUBLISHED = PublishedTable(
+    id="made-up",
+    paper="emoe",
+    where="nowhere",
+    metric="accuracy",
+    columns=("Average", "CoLA", "OOD", "Rank", "Other"),
+    rows={"Dense": (80.0, 60.0, 50.0, 1.5, 1.0), "EMoE": (80.5, None, 51.0, 1.2, 2.0)},
+    std={},
+    source="a file",
+    confidence="verified",
+    notes=("made up",),
+)
+PAIRING = Pairing(
+    table="made-up",
+    rows={"dense": "Dense", "emoe": "EMoE"},
+    columns={
+        "all": "Average",
+        "cola": "CoLA",
+        "cola > ood": "OOD",
+        "all rank": "Rank",
+        "elsewhere": "Other",
+    },
+)
+
+
+def study(*blocks, rows=("method",), columns=("task",), **common) -> Study:
+    common = {"model": "bert_tiny", "trainer.epochs": 1} | common
+    grid = tuple({**common, **block} for block in blocks)
+    return Study(
+        name="small", title="a study", paper="ours", rows=rows, columns=columns,
+        grids={"mini": grid},
+    )  # fmt: skip
+
+
+TWO_TASKS = study(
+    {"method": ["dense", "emoe"], "task": ["glue_mini/cola", "glue_mini/rte"], "seed": [0, 1]}
+)
+
+
+@pytest.fixture
+def plan(tmp_path):
+    def make(of: Study, profile="mini"):
+        return plan_study(of, profile, {"paths.cache": str(tmp_path)})
+
+    return make
+
+
+def results(plan, primary, ood=None, **more) -> dict:
+    """Make results; `primary` and `ood` turn a run into its score."""
+    ood = ood or (lambda run: 0.5)
+    return {
+        job.run.id: {
+            "axes": job.run.axes(), "metrics": ["accuracy"], "primary": primary(job.run),
+            "id_metrics": {"validation": {"primary": primary(job.run)}},
+            "ood_metrics": {"ood": {"primary": ood(job.run)}},
+            **more,
+        }
+        for job in plan.jobs
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_pairing_names_what_there_is(name, plan):
+    of = read_study(CONF, name)
+    tables = [tabulate(plan(of, profile), {}) for profile in PROFILES]
+    rows = {row for table in tables for row in table.rows}
+    for pairing in of.beside:
+        published = published_tables()[pairing.table]
+        assert set(pairing.rows) <= rows
+        assert set(pairing.rows.values()) <= set(published.rows)
+        assert set(pairing.columns.values()) <= set(published.columns)
+        for key in pairing.columns:
+            assert any(columns_of(table, key) for table in tables), key
+
+
+@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_runs_of_a_cell_are_repetitions(name, profile, plan):
+    for cell, runs in grouped(plan(read_study(CONF, name), profile)).items():
+        settings: dict[int, list] = {}  # of DomainBed, a batch is a part of each training domain
+        for run in runs:
+            settings.setdefault(run.task_name.count("+"), []).append(run.settings())
+        assert all(one == alike[0] for alike in settings.values() for one in alike), cell
+
+
+def test_every_figure_stands_beside_ours_with_both_differences(plan):
+    made = plan(TWO_TASKS)
+
+    def primary(run):
+        return 0.6 + 0.1 * (run.method.name == "emoe") + 0.2 * (run.task_name == "rte")
+
+    table = tabulate(made, results(made, primary, lambda run: primary(run) / 2))
+    sheet = beside_sheet(table, PUBLISHED, PAIRING, "mini")
+    texts = [tuple(entry.text for entry in row) for row in sheet.rows]
+    assert texts == [
+        ("Average", "all", "dense", "70.00 (2)", "", "80.00", ""),
+        ("Average", "all", "emoe", "80.00 (2)", "+10.00", "80.50", "+0.50"),
+        ("CoLA", "cola", "dense", "60.00 ± 0.00 (2)", "", "60.00", ""),
+        ("CoLA", "cola", "emoe", "70.00 ± 0.00 (2)", "+10.00", "not available", ""),
+        ("OOD", "cola > ood", "dense", "30.00 (2)", "", "50.00", ""),
+        ("OOD", "cola > ood", "emoe", "35.00 (2)", "+5.00", "51.00", "+1.00"),
+        ("Rank", "all rank", "dense", "2.00", "", "1.50", ""),
+        ("Rank", "all rank", "emoe", "1.00", "-1.00", "1.20", "-0.30"),
+        ("Other", ABSENT, "dense", "", "", "1.00", ""),
+        ("Other", ABSENT, "emoe", "", "", "2.00", "+1.00"),
+    ]
+    assert "compare" in sheet.caption
+    assert sheet.caption.endswith("verified; a file; made up")
+
+
+def test_what_is_not_finished_is_missing(plan):
+    made = plan(TWO_TASKS)
+    table = tabulate(made, {})
+    sheet = beside_sheet(table, PUBLISHED, PAIRING, "paper")
+    assert {row[3].text for row in sheet.rows} == {"missing", ""}
+    own = study_sheet(made, table)
+    assert own.rows[0][1].text == "missing (2 runs)"
+
+
+def test_the_tasks_of_a_cell_are_averaged_seed_by_seed_each_at_its_own_rate(plan):
+    of = study(
+        {"method": "dense", "task": ["glue_mini/cola", "glue_mini/rte"], "seed": [0, 1]},
+        {"method": "dense", "task": "glue_mini/rte", "seed": [0, 1], "trainer.learning_rate": 1e-5},
+        columns=("model",),
+    )
+    made = plan(of)
+    scores = {"cola": (0.5, 0.7), "rte": (0.9, 0.7)}
+
+    def primary(run):
+        worse = 0.3 if run.trainer.learning_rate == 1e-5 else 0.0
+        return scores[run.task_name][run.seed] - worse
+
+    cell = tabulate(made, results(made, primary)).cells["dense", "bert_tiny"].cell
+    assert (cell.n, cell.mean, cell.std) == (2, pytest.approx(0.7), pytest.approx(0.0))
+    assert cell.ood == {"cola > ood": 0.5, "rte > ood": 0.5}
+
+
+def test_settings_that_differ_from_the_first_row_are_marked(plan):
+    task = {"task": "glue_mini/cola"}
+    made = plan(study({"method": "dense", **task}, {"method": "emoe", **task}))
+    assert unequal(made) == {}
+    made = plan(
+        study({"method": "dense", **task}, {"method": "emoe", "trainer.batch_size": 8, **task})
+    )
+    assert unequal(made) == {"emoe": ("trainer.batch_size 8 (dense: 32)",)}
+    sheet = study_sheet(made, tabulate(made, {}))
+    assert [row[0].text for row in sheet.rows] == ["dense", f"emoe {MARK}"]
+    assert sheet.caption.endswith(f"{MARK} emoe: trainer.batch_size 8 (dense: 32)")
+
+
+@pytest.mark.parametrize(("rule", "percent"), [("training_domain", 30.0), ("oracle", 60.0)])
+def test_a_cell_of_domainbed_is_a_data_set_by_its_selection_rule(plan, rule, percent):
+    of = study(
+        {"method": "dense", "model": "vit_tiny", "task": "domainbed_mini/colored_digits"},
+        columns=("model", "task"),
+    )
+    made = plan(of)
+    domains = ("plus_90", "plus_80", "minus_90")
+
+    def checkpoint(step, test, out):
+        return {"step": step, "domains": {d: {"in": test, "out": out} for d in domains}}
+
+    curve = [checkpoint(1, 0.3, 0.9), checkpoint(2, 0.6, 0.2)]
+    found = results(made, lambda run: 0.0, learning_curve=curve)
+    table = tabulate(made, found, rule)
+    assert table.columns == ("vit_tiny colored_digits",)
+    cell = table.cells["dense", "vit_tiny colored_digits"]
+    assert (cell.done, cell.planned) == (3, 3)
+    assert 100 * cell.cell.mean == pytest.approx(percent)
+    first = made.jobs[0].run.id
+    part = tabulate(made, {first: found[first]}, rule).cells["dense", "vit_tiny colored_digits"]
+    assert part.cell is None
+
+
+def test_a_wrong_pairing_is_the_mistake_of_its_file(tmp_path):
+    shutil.copytree(CONF, tmp_path / "conf")
+    file = tmp_path / "conf" / "study" / "emoe_layers.yaml"
+    file.write_text(file.read_text().replace("columns: {all: average}", "columns: all"))
+    with pytest.raises(
+        ConfigError, match=r"study\.beside\.columns=all is not valid; use a mapping"
+    ):
+        read_study(tmp_path / "conf", "emoe_layers")
