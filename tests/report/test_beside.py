@@ -110,16 +110,16 @@ def test_every_figure_stands_beside_ours_with_both_differences(plan):
     sheet = beside_sheet(table, PUBLISHED, PAIRING, "mini")
     texts = [tuple(entry.text for entry in row) for row in sheet.rows]
     assert texts == [
-        ("Average", "all", "dense", "70.00 (2)", "", "80.00", ""),
-        ("Average", "all", "emoe", "80.00 (2)", "+10.00", "80.50", "+0.50"),
-        ("CoLA", "cola", "dense", "60.00 ± 0.00 (2)", "", "60.00", ""),
-        ("CoLA", "cola", "emoe", "70.00 ± 0.00 (2)", "+10.00", "not available", ""),
-        ("OOD", "cola > ood", "dense", "30.00 (2)", "", "50.00", ""),
-        ("OOD", "cola > ood", "emoe", "35.00 (2)", "+5.00", "51.00", "+1.00"),
-        ("Rank", "all rank", "dense", "2.00", "", "1.50", ""),
-        ("Rank", "all rank", "emoe", "1.00", "-1.00", "1.20", "-0.30"),
-        ("Other", ABSENT, "dense", "", "", "1.00", ""),
-        ("Other", ABSENT, "emoe", "", "", "2.00", "+1.00"),
+        ("dense", "Average", "all", "70.00 (2)", "", "80.00", ""),
+        ("emoe", "Average", "all", "80.00 (2)", "+10.00", "80.50", "+0.50"),
+        ("dense", "CoLA", "cola", "60.00 ± 0.00 (2)", "", "60.00", ""),
+        ("emoe", "CoLA", "cola", "70.00 ± 0.00 (2)", "+10.00", "not available", ""),
+        ("dense", "OOD", "cola > ood", "30.00 (2)", "", "50.00", ""),
+        ("emoe", "OOD", "cola > ood", "35.00 (2)", "+5.00", "51.00", "+1.00"),
+        ("dense", "Rank", "all rank", "2.00", "", "1.50", ""),
+        ("emoe", "Rank", "all rank", "1.00", "-1.00", "1.20", "-0.30"),
+        ("dense", "Other", ABSENT, "", "", "1.00", ""),
+        ("emoe", "Other", ABSENT, "", "", "2.00", "+1.00"),
     ]
     assert "compare" in sheet.caption
     assert sheet.caption.endswith("verified; a file; made up")

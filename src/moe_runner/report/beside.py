@@ -14,7 +14,15 @@ from moe_runner.sweeps.study import Pairing, Profile
 from moe_runner.tasks.metrics import scaled
 
 BASELINES = ("Dense", "LoRA", "LoRA (no MoE)", "standard tuning", "standard")  # rows so named
-HEADER = ("published", "ours", "row", "ours", "difference", "published", "difference")
+HEADER = (
+    "row",
+    "published column",
+    "our column",
+    "ours",
+    "our difference",
+    "published",
+    "published difference",
+)
 ABSENT = "not in this profile"
 
 
@@ -58,7 +66,7 @@ def beside_sheet(
                 )
             baseline = baseline or (figure, cell)
             words = (figure.text, differences[0], number(cell, std), differences[1])
-            rows.append(tuple(map(Entry, (theirs, key or ABSENT, own or row, *words))))
+            rows.append(tuple(map(Entry, (own or row, theirs, key or ABSENT, *words))))
     return Sheet(
         title=f"beside the paper: {published.where}; {published.metric}",
         header=HEADER,

@@ -17,7 +17,7 @@ __all__ = ["TASKS", "load", "ood_names", "sources"]
 
 RECIPE = Recipe(  # ours
     epochs={"full": 4, "lora": 8, "lora_block": 8},
-    learning_rate=1e-5,
+    learning_rate=1e-4,
     batch_size=32,
     eval_batch_size=50,
 )
