@@ -166,15 +166,16 @@ def test_the_experts_of_a_switch_share_the_tokens(name):
         assert count.max() < 0.5 * count.sum()
 
 
+def inertia(keys_FD: np.ndarray) -> float:
+    """Measure how unlike the neurons of 16 equal clusters are."""
+    keys_FD = keys_FD / np.linalg.norm(keys_FD, axis=1, keepdims=True)
+    size = len(keys_FD) // 16
+    clusters = KMeansConstrained(16, size_min=size, size_max=size, n_init=1, random_state=0)
+    return clusters.fit(keys_FD).inertia_
+
+
 def test_neurons_are_more_alike_than_shuffled_ones(name):
     model, _ = _load(LANGUAGE_MODEL[name], name)
     keys_FD = SECOND_LAYER_KEYS[name](model).detach().double().numpy()
     shuffled_FD = np.random.default_rng(0).permuted(keys_FD, axis=0)
-
-    def inertia(keys_FD):
-        keys_FD = keys_FD / np.linalg.norm(keys_FD, axis=1, keepdims=True)
-        size = len(keys_FD) // 16
-        clusters = KMeansConstrained(16, size_min=size, size_max=size, n_init=1, random_state=0)
-        return clusters.fit(keys_FD).inertia_
-
     assert inertia(keys_FD) < 0.95 * inertia(shuffled_FD)

@@ -7,13 +7,13 @@ import re
 import numpy as np
 import pytest
 import torch
-from k_means_constrained import KMeansConstrained
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from moe_runner.backbones.loading import load_image_classifier
 from moe_runner.backbones.weights import ASSETS, find_weights
 from moe_runner.config import Model
 from moe_runner.tasks.mini.drawings import BACKGROUNDS, GLYPHS, LABELS, SIZE, blurred, draw
+from tests.test_assets import inertia
 
 FOLDER = ASSETS / "vit_tiny"
 OPTIONS = Model(
@@ -65,13 +65,6 @@ def test_fresh_drawings_are_recognised_far_better_than_by_chance(pretrained):
 def test_neurons_are_more_alike_than_shuffled_ones(pretrained):
     keys_FD = pretrained.vit.layers[3].mlp.fc1.weight.detach().double().numpy()
     shuffled_FD = np.random.default_rng(0).permuted(keys_FD, axis=0)
-
-    def inertia(keys_FD):
-        keys_FD = keys_FD / np.linalg.norm(keys_FD, axis=1, keepdims=True)
-        size = len(keys_FD) // 16
-        clusters = KMeansConstrained(16, size_min=size, size_max=size, n_init=1, random_state=0)
-        return clusters.fit(keys_FD).inertia_
-
     assert inertia(keys_FD) < 0.95 * inertia(shuffled_FD)
 
 

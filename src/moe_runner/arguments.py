@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
@@ -41,6 +43,7 @@ from moe_runner.config import (
 from moe_runner.files import read_yaml
 
 LIMIT = 64  # combinations of a sweep that are composed here; each job validates itself anyway
+WIDTH = 100  # of the lines of options in --help
 
 # flags with which Hydra composes another config than ours, or none
 HYDRA_ONLY = (
@@ -429,3 +432,29 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
 def first_line(error: Exception) -> str:
     """Shorten the text of Hydra's and OmegaConf's errors, which have details below."""
     return str(error).partition("\n")[0]
+
+
+# ------------------------------------------------------------------------------- help
+
+
+def option_groups() -> str:
+    """List every group with its options for `--help`, in wrapped lines.
+
+    Hydra's own list has a line per group, however long, and takes it half a second.
+    """
+    sources = HydraConfig.get().runtime.config_sources
+    files = OptionFiles.find([Path(each.path) for each in sources if each.schema == "file"])
+    paragraphs = [
+        textwrap.fill(
+            f"{group}: {', '.join(options)}",
+            WIDTH,
+            subsequent_indent=" " * len(f"{group}: "),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for group, options in sorted(files.options.items())
+    ]
+    return "\n".join(paragraphs)
+
+
+OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)  # of config.yaml

@@ -243,7 +243,7 @@ def test_a_claimed_run_has_a_heartbeat(tmp_path):
 def test_forget_lets_a_run_start_from_nothing(store):
     with store.claim(ID, **CLAIM) as folder:
         folder.log_metrics({"step": 1})
-        for path in (folder.checkpoint, folder.model):
+        for path in (folder.checkpoint, folder.export):
             path.mkdir()
             (path / "weights").touch()
         folder.finish({})

@@ -12,8 +12,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from moe_runner import auxiliary_loss, convert
+from moe_runner import convert
 from moe_runner.training.checkpoint import load_trained, save_state, trained_state
+from tests.methods.distributed_worker import two_steps
 
 
 def work(rank: int, folder: str) -> None:
@@ -38,14 +39,7 @@ def work(rank: int, folder: str) -> None:
         fully_shard(model, mesh=mesh)
         plain = [n for n, p in model.named_parameters() if not isinstance(p, DTensor)]
         half = {key: value[2 * rank : 2 * rank + 2] for key, value in case["batch"].items()}
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        losses = []
-        for _ in range(2):
-            optimizer.zero_grad()
-            loss, extra = model(**half).loss, auxiliary_loss(model)
-            (loss if extra is None else loss + extra).backward()
-            optimizer.step()
-            losses.append(loss.item())
+        losses = [loss for loss, _ in two_steps(model, model, half)["losses"]]
         trained = trained_state(model)  # by both; the first process has it
         if rank == 0:
             save_state(trained, Path(folder))

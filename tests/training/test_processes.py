@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 
 from moe_runner.config import ConfigError, EMoE, GMoE
 from moe_runner.methods.conversion import convert
-from moe_runner.moe.layer import auxiliary_loss
 from moe_runner.runs import processes
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.plan import make_plan
 from moe_runner.train import execute
 from moe_runner.training.device import choose_device
+from tests.methods.distributed_worker import two_steps
 from tests.training.conftest import write_tokenizer
 from tests.training.sharded_worker import work
 
@@ -187,14 +187,7 @@ def sharded(tiny_model, tiny_batch, tmp_path_factory):
             "architecture": type(model).__name__, "config": model.config, "method": method,
             "state": {k: v.clone() for k, v in model.state_dict().items()}, "batch": batch,
         }  # fmt: skip
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        losses = []
-        for _ in range(2):
-            optimizer.zero_grad()
-            loss, extra = model(**batch).loss, auxiliary_loss(model)
-            (loss if extra is None else loss + extra).backward()
-            optimizer.step()
-            losses.append(loss.item())
+        losses = [loss for loss, _ in two_steps(model, model, batch)["losses"]]
         expected[name] = losses, model.state_dict()
     torch.save(cases, folder / "cases.pt")
     torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=2)

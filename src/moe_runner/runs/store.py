@@ -103,11 +103,6 @@ class RunFolder:
         """Where the exported Hugging Face folder is, with export=dense or moe."""
         return self.path / "model"
 
-    @property
-    def model(self) -> Path:
-        """Where the model is exported to."""
-        return self.path / "model"
-
     def log_metrics(self, obj: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl.
 

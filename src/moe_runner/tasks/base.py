@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from moe_runner import hub
 from moe_runner.config import ConfigError, Schedule, Task, not_an_option
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SCORE_RANGE = (0.0, 5.0)  # of a regression's labels; STS-B is the only one
 ROWS = 4096  # that are read and checked together
+T = TypeVar("T")
 
 
 FormName = Literal[
@@ -140,8 +141,8 @@ class TaskData:
     spec: TaskSpec
     train: Dataset
     validation: dict[str, Dataset | None]
-    ood: dict[str, Dataset | None]
-    ood_specs: dict[str, OODSpec]
+    ood: dict[str, Dataset | None] = field(default_factory=dict)
+    ood_specs: dict[str, OODSpec] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)  # examples left out, by where they were
 
     def for_run(self, seed: int) -> TaskData:
@@ -189,6 +190,11 @@ def chosen_ood(
     return chosen
 
 
+def ood_part(found: Mapping[str, T]) -> dict[str, T]:
+    """Take what belongs to out-of-domain sets: set -> the value of "ood/<set>", in order."""
+    return {key.removeprefix("ood/"): of for key, of in found.items() if key.startswith("ood/")}
+
+
 def find_parquet(folder: Path, split: str) -> tuple[Path, ...]:
     """Look for the files of one split, by name.
 
@@ -208,6 +214,13 @@ def find_parquet(folder: Path, split: str) -> tuple[Path, ...]:
         hub.complete(folder.glob(pattern))
         or hub.complete(folder.glob(f"*/{pattern}"))
         or hub.numbered(folder / split)
+    )
+
+
+def hub_split(options: Task, hub_id: str, config: str, split: str) -> HubSplit:
+    """Name a split on the Hub; `task.hub_id` and `task.revision` may choose another copy of it."""
+    return HubSplit(
+        hub_id=options.hub_id or hub_id, config=config, split=split, revision=options.revision
     )
 
 
@@ -252,6 +265,13 @@ def split_source(options: Task, name: str, place: HubSplit, *, instead: str) -> 
         problem=f"task.data_dir={options.data_dir} {state}: looked for {name}/{split}.parquet and "
         f"{name}/{split}-*-of-*.parquet (all parts); put it there{other}"
     )
+
+
+def optional(source: Source) -> Source:
+    """Turn the problem of a split that a run can do without into a remark."""
+    if source.problem is None:
+        return source
+    return replace(source, problem=None, absent=source.problem)
 
 
 def check(sources: Mapping[str, Source]) -> None:

@@ -19,7 +19,6 @@ from moe_runner.tasks import image_tables as tables
 from moe_runner.tasks import image_variants
 from moe_runner.tasks.base import (
     About,
-    HubSplit,
     Recipe,
     Source,
     TaskData,
@@ -28,6 +27,7 @@ from moe_runner.tasks.base import (
     chosen_ood,
     find_parquet,
     hub_source,
+    hub_split,
 )
 from moe_runner.tasks.images import Domain, DomainData, files_of, open_image
 
@@ -231,7 +231,7 @@ def sources(options: Task, name: str) -> dict[str, Source]:
                 "and domain"
             )
         }
-    place = HubSplit(hub_id=hub_id, config="default", split="train", revision=options.revision)
+    place = hub_split(options, hub_id, "default", "train")
     return {"images": hub_source(place, "use task.data_dir=<folder>, or task=domainbed_mini")}
 
 
@@ -242,7 +242,7 @@ def _mnist_source(options: Task, data_set: DataSet, split: str) -> Source:
     if options.data_dir is None:
         hub_id = options.hub_id or data_set.hub_id
         assert hub_id is not None
-        place = HubSplit(hub_id=hub_id, config="mnist", split=split, revision=options.revision)
+        place = hub_split(options, hub_id, "mnist", split)
         return hub_source(place, "use task.data_dir=<folder>, or task=domainbed_mini")
     root = Path(options.data_dir).expanduser()
     folder = find_folder(root, data_set.folder)
@@ -332,8 +332,6 @@ def assemble(
         spec=replace(spec, labels=classes),
         train=cast(Any, None),
         validation={},
-        ood={},
-        ood_specs={},
         options=cast(DomainBedTask, options),
         domains=domains,
         held_out=spec.ood,

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_runner.config import Task
-from moe_runner.tasks.base import Source, chosen_ood, limited, read_tables
+from moe_runner.tasks.base import (
+    Source,
+    chosen_ood,
+    hub_split,
+    limited,
+    read_tables,
+    split_source,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,6 +37,33 @@ def no_ood(options: Task, name: str) -> None:
         ConfigError: with the name that was given.
     """
     chosen_ood(options, name, ood_names, ())
+
+
+def both_splits(
+    options: Task, name: str, hub_id: str, config: str, *, instead: str
+) -> dict[str, Source]:
+    """Find out where the splits of a task without out-of-domain sets are, without reading them.
+
+    Args:
+        options: the task's options.
+        name: the member task.
+        hub_id: of its data set on the Hub.
+        config: there.
+        instead: a task that needs no data, for the remedy; "" if there is none.
+
+    Returns:
+        "train" and "validation"; with a problem if they can't be had.
+
+    Raises:
+        ConfigError: for an out-of-domain set.
+    """
+    no_ood(options, name)
+    return {
+        split: split_source(
+            options, name, hub_split(options, hub_id, config, split), instead=instead
+        )
+        for split in ("train", "validation")
+    }
 
 
 def read_texts(

@@ -33,37 +33,14 @@ MADE = {  # generator, and its column of answers
 
 
 def sources(options: Task, name: str) -> dict[str, Source]:
-    """Say what is generated, from which version and seed.
-
-    Args:
-        options: the task's options.
-        name: the member task.
-
-    Returns:
-        "train" and "validation"; both available.
-
-    Raises:
-        ConfigError: for an out-of-domain set: there are none.
-    """
+    """Say what is generated, from which version and seed; see `tasks.sources`."""
     no_ood(options, name)
     source = Source(generated=f"{name} v{VERSION} seed {options.data_seed}")
     return dict.fromkeys(["train", "validation"], source)
 
 
 def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
-    """Generate the data of a task.
-
-    Args:
-        options: the task's options.
-        name: the member task.
-        cache: not needed: nothing is read.
-
-    Returns:
-        The data; the same for the same version and `data_seed`.
-
-    Raises:
-        ConfigError: for an out-of-domain set.
-    """
+    """Generate the data of a task, the same for the same version and `data_seed`."""
     import pyarrow as pa  # heavy, so here
 
     no_ood(options, name)
@@ -78,6 +55,4 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
         spec=TASKS[name],
         train=made("train", options.limit),
         validation={"validation": made("validation", options.eval_limit)},
-        ood={},
-        ood_specs={},
     )

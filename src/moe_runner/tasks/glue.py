@@ -11,13 +11,15 @@ from moe_runner.config import Task
 from moe_runner.tasks import gluex
 from moe_runner.tasks.base import (
     About,
-    HubSplit,
     Recipe,
     Source,
     TaskData,
     TaskSpec,
     check,
     chosen_ood,
+    hub_split,
+    ood_part,
+    optional,
     read,
     split_source,
 )
@@ -159,11 +161,11 @@ def sources(options: Task, name: str) -> dict[str, Source]:
     first, *others = TASKS[name].validation
     found = {split: _glue_source(options, name, split) for split in ("train", first)}
     for split in others:
-        found[split] = _optional(_glue_source(options, name, split))
+        found[split] = optional(_glue_source(options, name, split))
     for ood, named in chosen_ood(options, name, ood_names, gluex.PAPER[name]).items():
         of_glue = gluex.PARTNERS[ood].glue
         place = _glue_source(options, *of_glue) if of_glue else gluex.source(options, ood)
-        found[f"ood/{ood}"] = place if named else _optional(place)
+        found[f"ood/{ood}"] = place if named else optional(place)
     return found
 
 
@@ -185,15 +187,11 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     spec = TASKS[name]
     found = sources(options, name)
     check(found)
-    partners = {
-        key.removeprefix("ood/"): gluex.PARTNERS[key.removeprefix("ood/")]
-        for key in found
-        if key.startswith("ood/")
-    }
-    ood = {}
-    for ood_name, partner in partners.items():
+    ood, ood_specs = {}, {}
+    for ood_name, place in ood_part(found).items():
+        partner = gluex.PARTNERS[ood_name]
         columns = [c for c in (partner.columns, partner.other_columns) if c is not None]
-        place = found[f"ood/{ood_name}"]
+        ood_specs[ood_name] = partner.spec
         ood[ood_name] = read(place, columns, spec.labels, options.eval_limit, cache)
     train = read(found["train"], [spec.columns], spec.labels, options.limit, cache)
     assert train is not None  # check() has seen to it
@@ -205,20 +203,11 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
             for split in spec.validation
         },
         ood=ood,
-        ood_specs={ood_name: partner.spec for ood_name, partner in partners.items()},
+        ood_specs=ood_specs,
     )
 
 
 def _glue_source(options: Task, name: str, split: str) -> Source:
     """Say where a split of a GLUE task is: in `task.data_dir` if that is given, else on the Hub."""
-    place = HubSplit(
-        hub_id=options.hub_id or HUB_ID, config=name, split=split, revision=options.revision
-    )
+    place = hub_split(options, HUB_ID, name, split)
     return split_source(options, name, place, instead=f"glue_mini/{name}")
-
-
-def _optional(source: Source) -> Source:
-    """Turn the problem of a split that a run can do without into a remark."""
-    if source.problem is None:
-        return source
-    return replace(source, problem=None, absent=source.problem)

@@ -111,8 +111,6 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
         spec=TASKS[name],
         train=concatenate_datasets(train),
         validation={"validation": concatenate_datasets(validation)},
-        ood={},
-        ood_specs={},
     )
 
 

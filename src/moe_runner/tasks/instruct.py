@@ -10,7 +10,6 @@ import json
 import logging
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ from moe_runner.config import InstructTask, Task
 from moe_runner.tasks import mmlu
 from moe_runner.tasks.base import (
     About,
-    HubSplit,
     OODSpec,
     Recipe,
     Source,
@@ -27,6 +25,9 @@ from moe_runner.tasks.base import (
     check,
     chosen_ood,
     hub_source,
+    hub_split,
+    ood_part,
+    optional,
     read_table,
 )
 
@@ -113,9 +114,7 @@ def sources(options: Task, name: str) -> dict[str, Source]:
     found = {"train": records, "validation": records}
     for ood, named in chosen_ood(options, name, ood_names, TASKS[name].ood).items():
         place = mmlu.source(options)
-        if not named and place.problem:
-            place = replace(place, problem=None, absent=place.problem)
-        found[f"ood/{ood}"] = place
+        found[f"ood/{ood}"] = place if named else optional(place)
     return found
 
 
@@ -137,14 +136,21 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     assert isinstance(options, InstructTask)
     found = sources(options, name)
     check(found)
-    train, validation = divided(read_records(found["train"]), options)
-    ood = {
-        key.removeprefix("ood/"): mmlu.load(place, options)
-        for key, place in found.items()
-        if key.startswith("ood/")
-    }
+    records = read_records(found["train"])
+    ood = {ood: mmlu.load(place, options) for ood, place in ood_part(found).items()}
+    return assemble(TASKS[name], records, ood, options)
+
+
+def assemble(
+    spec: TaskSpec,
+    records: list[dict[str, str]],
+    ood: dict[str, Dataset | None],
+    options: InstructTask,
+) -> TaskData:
+    """Put the data of a task together: divided records, and sets of questions; see `divided`."""
+    train, validation = divided(records, options)
     return TaskData(
-        spec=TASKS[name],
+        spec=spec,
         train=train,
         validation={"validation": validation},
         ood=ood,
@@ -200,12 +206,7 @@ def subset(items: list[int], limit: int | None) -> list[int]:
 def record_source(options: Task) -> Source:
     """Say where the records are: `task.data_dir`, a file or a folder, else the Hub."""
     if options.data_dir is None:
-        place = HubSplit(
-            hub_id=options.hub_id or HUB_ID,
-            config="default",
-            split="train",
-            revision=options.revision,
-        )
+        place = hub_split(options, HUB_ID, "default", "train")
         return hub_source(place, "use task.data_dir=<file or folder>, or task=instruct_mini")
     path = Path(options.data_dir).expanduser()
     given = f"task.data_dir={options.data_dir}"

@@ -10,7 +10,16 @@ from pathlib import Path
 
 from moe_runner.config import InstructTask, Task
 from moe_runner.tasks import instruct, mmlu
-from moe_runner.tasks.base import GENERATED, OODSpec, Recipe, Source, TaskData, TaskSpec, chosen_ood
+from moe_runner.tasks.base import (
+    GENERATED,
+    Recipe,
+    Source,
+    TaskData,
+    TaskSpec,
+    chosen_ood,
+    ood_part,
+    optional,
+)
 from moe_runner.tasks.mini.instruct import VERSION, questions, records
 
 OOD = "mmlu_mini"
@@ -34,60 +43,28 @@ def ood_names(task_name: str) -> tuple[str, ...]:
 
 
 def sources(options: Task, name: str) -> dict[str, Source]:
-    """Say what is generated, from which version and seed.
+    """Say what is generated, from which version and seed; see `tasks.sources`.
 
-    Args:
-        options: the task's options.
-        name: the member task.
-
-    Returns:
-        "train", "validation" and "ood/mmlu_mini" if it is chosen; the last one has a problem, or
-        where it is not named is absent, if lm-evaluation-harness is not installed.
-
-    Raises:
-        ConfigError: for an unknown out-of-domain set.
+    The questions have a problem, or where they are not named are absent, if lm-evaluation-harness
+    is not installed.
     """
     made = Source(generated=f"instruct_mini v{VERSION} seed {options.data_seed}")
     found = {"train": made, "validation": made}
     for ood, named in chosen_ood(options, name, ood_names, TASKS[name].ood).items():
-        problem = mmlu.harness_problem(ood)
-        if problem and named:
-            found[f"ood/{ood}"] = replace(made, problem=problem)
-        else:
-            found[f"ood/{ood}"] = replace(made, absent=problem)
+        place = replace(made, problem=mmlu.harness_problem(ood))
+        found[f"ood/{ood}"] = place if named else optional(place)
     return found
 
 
 def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
-    """Generate the records and the questions.
-
-    Args:
-        options: the task's options.
-        name: the member task.
-        cache: `paths.cache`; only what is encoded is kept there.
-
-    Returns:
-        The data; the same for the same version and `data_seed`.
-
-    Raises:
-        ConfigError: for an unknown out-of-domain set.
-    """
+    """Generate the records and the questions, the same for the same version and `data_seed`."""
     assert isinstance(options, InstructTask)
     found = sources(options, name)
-    train, validation = instruct.divided(records(seed=options.data_seed), options)
     ood = {
-        key.removeprefix("ood/"): mmlu.to_dataset(
-            questions(seed=options.data_seed), options.eval_limit
-        )
+        ood: mmlu.to_dataset(questions(seed=options.data_seed), options.eval_limit)
         if place.available
         else None
-        for key, place in found.items()
-        if key.startswith("ood/")
+        for ood, place in ood_part(found).items()
     }
-    return TaskData(
-        spec=TASKS[name],
-        train=train,
-        validation={"validation": validation},
-        ood=ood,
-        ood_specs=dict.fromkeys(ood, OODSpec(columns=mmlu.COLUMNS, metrics=("accuracy",))),
-    )
+    made = records(seed=options.data_seed)
+    return instruct.assemble(TASKS[name], made, ood, options)

@@ -20,7 +20,6 @@ from moe_runner.runs.identity import content_hash
 from moe_runner.tasks.base import (
     ROWS,
     About,
-    HubSplit,
     OODSpec,
     Recipe,
     Source,
@@ -30,6 +29,9 @@ from moe_runner.tasks.base import (
     chosen_ood,
     find_parquet,
     hub_source,
+    hub_split,
+    ood_part,
+    optional,
     read_tables,
 )
 from moe_runner.tasks.mini.corpus import documents
@@ -115,8 +117,7 @@ def sources(options: Task, name: str) -> dict[str, Source]:
         chosen = chosen_ood(options, name, ood_names, TASKS[name].ood)
         return dict.fromkeys([*SPLITS, *(f"ood/{ood}" for ood in chosen)], source)
     found = {split: _text_source(options, name, split) for split in SPLITS}
-    if problem := found["test"].problem:
-        found["test"] = replace(found["test"], problem=None, absent=problem)
+    found["test"] = optional(found["test"])
     texts = _ood_texts(options)
     for ood in chosen_ood(options, name, lambda _: tuple(texts), tuple(texts)):
         found[f"ood/{ood}"] = Source(files=(texts[ood],))
@@ -151,7 +152,7 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
             data[key] = _first(_read(source, part, name in CONFIGS, cache), limit)
     train = data.pop("train")
     assert train is not None  # check() has seen to it
-    ood = {key.removeprefix("ood/"): text for key, text in data.items() if key.startswith("ood/")}
+    ood = ood_part(data)
     return TaskData(
         spec=TASKS[name],
         train=train,
@@ -191,12 +192,7 @@ def _text_source(options: Task, name: str, split: str) -> Source:
                 problem=f"task={name} needs task.data_dir=<text file>, or a folder with train.txt "
                 "and validation.txt"
             )
-        place = HubSplit(
-            hub_id=options.hub_id or HUB_ID,
-            config=config,
-            split=split,
-            revision=options.revision,
-        )
+        place = hub_split(options, HUB_ID, config, split)
         return hub_source(place, f"use task.data_dir=<folder or text file>, or task={MINI}")
     folder = Path(options.data_dir).expanduser()
     if folder.is_file():

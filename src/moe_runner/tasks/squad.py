@@ -7,17 +7,8 @@ default, since the authors' own value is not passed on.
 from pathlib import Path
 
 from moe_runner.config import Task
-from moe_runner.tasks.base import (
-    About,
-    HubSplit,
-    Recipe,
-    Source,
-    TaskData,
-    TaskSpec,
-    check,
-    split_source,
-)
-from moe_runner.tasks.free_text import no_ood, ood_names, read_texts
+from moe_runner.tasks.base import About, Recipe, Source, TaskData, TaskSpec, check
+from moe_runner.tasks.free_text import both_splits, ood_names, read_texts
 
 __all__ = ["TASKS", "load", "ood_names", "sources"]
 
@@ -53,50 +44,12 @@ TASKS = {"squad": questions("squad", ABOUT)}
 
 
 def sources(options: Task, name: str) -> dict[str, Source]:
-    """Find out where both splits are, without reading them.
-
-    Args:
-        options: the task's options.
-        name: the member task.
-
-    Returns:
-        "train" and "validation"; with a problem if they can't be had.
-
-    Raises:
-        ConfigError: for an out-of-domain set: there are none.
-    """
-    no_ood(options, name)
-    return {
-        split: split_source(
-            options,
-            name,
-            HubSplit(
-                hub_id=options.hub_id or HUB_ID,
-                config="plain_text",
-                split=split,
-                revision=options.revision,
-            ),
-            instead="squad_mini",
-        )
-        for split in ("train", "validation")
-    }
+    """Find out where both splits are; see `both_splits`."""
+    return both_splits(options, name, HUB_ID, "plain_text", instead="squad_mini")
 
 
 def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
-    """Read the data of a task.
-
-    Args:
-        options: the task's options.
-        name: the member task.
-        cache: `paths.cache`; see `base.read`.
-
-    Returns:
-        The data; a question of the validation set may have several right answers.
-
-    Raises:
-        ConfigError: if a split can't be had, or for an out-of-domain set.
-        ValueError: if the columns of a file are not what they should be.
-    """
+    """Read the data of a task, see `tasks.load`; a question may have several right answers."""
     found = sources(options, name)
     check(found)
     columns = {column: column for column in COLUMNS}
@@ -109,6 +62,4 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
         spec=TASKS[name],
         train=read["train"],
         validation={"validation": read["validation"]},
-        ood={},
-        ood_specs={},
     )

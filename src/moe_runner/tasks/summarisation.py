@@ -9,17 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_runner.config import Task
-from moe_runner.tasks.base import (
-    About,
-    HubSplit,
-    Recipe,
-    Source,
-    TaskData,
-    TaskSpec,
-    check,
-    split_source,
-)
-from moe_runner.tasks.free_text import no_ood, ood_names, read_texts
+from moe_runner.tasks.base import About, Recipe, Source, TaskData, TaskSpec, check
+from moe_runner.tasks.free_text import both_splits, ood_names, read_texts
 
 __all__ = ["TASKS", "load", "ood_names", "sources"]
 
@@ -81,51 +72,13 @@ TASKS = {
 
 
 def sources(options: Task, name: str) -> dict[str, Source]:
-    """Find out where both splits are, without reading them.
-
-    Args:
-        options: the task's options.
-        name: the member task.
-
-    Returns:
-        "train" and "validation"; with a problem if they can't be had.
-
-    Raises:
-        ConfigError: for an out-of-domain set: there are none.
-    """
-    no_ood(options, name)
+    """Find out where both splits are; see `both_splits`."""
     place = PLACES[name]
-    return {
-        split: split_source(
-            options,
-            name,
-            HubSplit(
-                hub_id=options.hub_id or place.hub_id,
-                config=place.config,
-                split=split,
-                revision=options.revision,
-            ),
-            instead="summarisation_mini",
-        )
-        for split in ("train", "validation")
-    }
+    return both_splits(options, name, place.hub_id, place.config, instead="summarisation_mini")
 
 
 def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
-    """Read the data of a task; of the validation set the first `eval_limit` examples.
-
-    Args:
-        options: the task's options.
-        name: the member task.
-        cache: `paths.cache`; see `base.read`.
-
-    Returns:
-        The data.
-
-    Raises:
-        ConfigError: if a split can't be had, or for an out-of-domain set.
-        ValueError: if the columns of a file are not what they should be.
-    """
+    """Read the data of a task, see `tasks.load`; validation: the first `eval_limit` examples."""
     found = sources(options, name)
     check(found)
     place = PLACES[name]
@@ -138,6 +91,4 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
                 found["validation"], columns, place.summary, first=options.eval_limit, cache=cache
             )
         },
-        ood={},
-        ood_specs={},
     )

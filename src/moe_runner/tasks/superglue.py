@@ -16,7 +16,6 @@ from moe_runner.config import Task
 from moe_runner.tasks import glue
 from moe_runner.tasks.base import (
     About,
-    HubSplit,
     Source,
     TaskData,
     TaskSpec,
@@ -24,10 +23,9 @@ from moe_runner.tasks.base import (
     read,
     read_table,
     some_rows,
-    split_source,
     tidy,
 )
-from moe_runner.tasks.free_text import expect, no_ood, ood_names, texts
+from moe_runner.tasks.free_text import both_splits, expect, ood_names, texts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -85,50 +83,12 @@ TASKS: dict[str, TaskSpec] = {
 
 
 def sources(options: Task, name: str) -> dict[str, Source]:
-    """Find out where both splits are, without reading them.
-
-    Args:
-        options: the task's options.
-        name: the member task.
-
-    Returns:
-        "train" and "validation"; with a problem if they can't be had.
-
-    Raises:
-        ConfigError: for an out-of-domain set: there are none.
-    """
-    no_ood(options, name)
-    return {
-        split: split_source(
-            options,
-            name,
-            HubSplit(
-                hub_id=options.hub_id or HUB_ID,
-                config=CONFIGS.get(name, name),
-                split=split,
-                revision=options.revision,
-            ),
-            instead="",
-        )
-        for split in ("train", "validation")
-    }
+    """Find out where both splits are; see `both_splits`."""
+    return both_splits(options, name, HUB_ID, CONFIGS.get(name, name), instead="")
 
 
 def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
-    """Read the data of a task.
-
-    Args:
-        options: the task's options.
-        name: the member task.
-        cache: `paths.cache`; see `base.read`.
-
-    Returns:
-        The data. Of MultiRC, `limit` counts answers and not questions.
-
-    Raises:
-        ConfigError: if a split can't be had, or for an out-of-domain set.
-        ValueError: if the columns or labels of a file are not what they should be.
-    """
+    """Read the data of a task, see `tasks.load`; of MultiRC, `limit` counts answers."""
     found = sources(options, name)
     check(found)
     return TaskData(
@@ -139,8 +99,6 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
                 name, found["validation"], options.eval_limit, cache, training=False
             )
         },
-        ood={},
-        ood_specs={},
     )
 
 
