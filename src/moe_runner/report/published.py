@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -71,7 +72,7 @@ def read_table(entry: Mapping[str, Any], sources: Mapping[str, str]) -> Publishe
         columns=tuple(str(column) for column in entry["columns"]),
         rows=rows,
         std=std,
-        source=sources.get(source, source),
+        source=re.sub(r"\b(\w+)\b", lambda match: sources.get(match[0], match[0]), source),
         confidence=confidence,
-        notes=tuple(entry.get("notes", ())),
+        notes=tuple(note.rstrip(".") for note in entry.get("notes", ())),
     )
