@@ -21,6 +21,7 @@ OWNERS = ",".join(name for name in METHODS if name not in ("dense", "noisy_tunin
 
 CONF = Path(__file__).parents[1] / "conf"
 MODELS = ", ".join(OptionFiles.find([CONF]).options["model"])
+PRECISIONS = "use fp32, bf16 or fp16"
 TASKS = ", ".join(OptionFiles.find([CONF]).options["task"])
 
 
@@ -47,6 +48,8 @@ def check(*argv: str) -> list[str]:
         "--help",
         "--info defaults",
         "hydra/launcher=joblib hydra.job.name=x",
+        "study=emoe_gates trainer.precision=bf16 logger=wandb device=cpu threads=2 dry_run=true",
+        "study=all profile=paper study.only.task=[cola,mrpc] study.only.learning_rate=1e-3",
         "--hydra-help foo=1",
         "--config-name other foo=1",
     ],
@@ -170,6 +173,45 @@ PROBLEMS = [
     (
         "search=paper trainer.learning_rate=3e-5",
         "trainer.learning_rate=3e-5 and search=paper exclude each other; give one of them",
+    ),
+    # beside a study
+    (
+        "study=emoe_gates seed=3",
+        "seed=3 does not go with a study, whose grid says it; "
+        "run the command without study=, or write a study file",
+    ),
+    (
+        "study=emoe_gates trainer.epochs=3",
+        "trainer.epochs=3 does not go with a study, whose grid says it; "
+        "run the command without study=, or write a study file",
+    ),
+    ("study=emoe_gates trainer.precision=x", f"trainer.precision=x is not valid; {PRECISIONS}"),
+    (
+        "study=emoe_gates device=cpu,cuda",
+        "device=cpu,cuda gives several values; beside a study give one",
+    ),
+    (
+        "study=emoe_gates,emoe_layers",
+        "study=emoe_gates,emoe_layers is refused; "
+        "use study=all study.only.study=[emoe_gates,emoe_layers]",
+    ),
+    (
+        "study=all study.only.metod=emoe",
+        "study.only.metod=emoe is not an option of a study; did you mean study.only.method?",
+    ),
+    (
+        "study=all study.only.method=emoe,dense",
+        "study.only.method=emoe,dense gives several values; "
+        "write them as a list: study.only.method=[emoe,dense]",
+    ),
+    (
+        "study=all +study.only.method=emoe",
+        "+study.only.method=emoe is refused: the option is there already; "
+        "use study.only.method=emoe",
+    ),
+    (
+        "study.only.method=emoe",
+        "study.only.method=emoe restricts a study, and there is none; add study=<name>",
     ),
     # values
     ("trainer.epochs=x", "trainer.epochs=x is not valid; use a whole number or null"),

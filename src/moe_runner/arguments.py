@@ -39,8 +39,11 @@ from moe_runner.config import (
     unknown_key,
 )
 from moe_runner.files import read_yaml
+from moe_runner.sweeps.study import ONLY
 
 LIMIT = 64  # combinations of a sweep that are composed here; each job validates itself anyway
+
+BESIDE = ("study", "logger", "trainer.precision")  # of groups: what goes with a study
 
 # flags with which Hydra composes another config than ours, or none
 HYDRA_ONLY = (
@@ -104,7 +107,9 @@ def check_arguments(argv: Sequence[str], conf: Path) -> list[str]:
     for override in overrides:
         if (key := override.key_or_group) in files.options:
             continue
-        if line := wrong_key(override, files, kinds):
+        if key.startswith("study."):
+            problems += wrong_only(override, given)
+        elif line := wrong_key(override, files, kinds):
             problems.append(line)
         else:
             given.values[key] = list(values_of(override))
@@ -334,14 +339,48 @@ def wrong_key(
 
 
 def beside_a_study(overrides: Sequence[Override], files: OptionFiles) -> list[str]:
-    """Refuse what a study's grid says itself: all but global keys, the logger and paths."""
-    return [
-        f"{override.input_line} does not go with a study, whose grid says it; "
-        "run the command without study=, or write a study file"
-        for override in overrides
-        if (section := override.key_or_group.partition(".")[0]) in files.options
-        and section not in ("study", "logger")
-    ]
+    """Refuse what a study's grid says itself, and sweeps: the study is the sweep."""
+    problems = []
+    for override in overrides:
+        key, word = override.key_or_group, override.input_line or ""
+        section = key.partition(".")[0]
+        if key == "study" and override.is_sweep_override():
+            names = word.partition("=")[2]
+            problems.append(f"{word} is refused; use study=all study.only.study=[{names}]")
+        elif {key, section}.isdisjoint(BESIDE) and (
+            section in files.options or key in ("seed", "evaluate")
+        ):
+            problems.append(
+                f"{word} does not go with a study, whose grid says it; "
+                "run the command without study=, or write a study file"
+            )
+        elif override.is_sweep_override() and section != "study":
+            problems.append(f"{word} gives several values; beside a study give one")
+    return problems
+
+
+def wrong_only(override: Override, given: Given) -> list[str]:
+    """Check a key of `study.only`; its values are checked with the study's runs.
+
+    Args:
+        override: such as `study.only.method=emoe`.
+        given: the choices, among them the study.
+
+    Returns:
+        One line if something is wrong, else none.
+    """
+    key, word = override.key_or_group, override.input_line or ""
+    keys = [f"study.only.{axis}" for axis in ONLY]
+    if key not in keys:
+        return [unknown_key(word, key, " of a study", keys)]
+    if override.is_add() or override.is_force_add():
+        return [f"{word} is refused: the option is there already; use {word.lstrip('+')}"]
+    if "study" not in given.choices:
+        return [f"{word} restricts a study, and there is none; add study=<name>"]
+    if override.is_sweep_override():
+        name, _, values = word.partition("=")
+        return [f"{word} gives several values; write them as a list: {name}=[{values}]"]
+    return []
 
 
 # ------------------------------------------------------------------------------- values

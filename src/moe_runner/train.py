@@ -123,11 +123,15 @@ def run_job(cfg: DictConfig, session: Session) -> float:
 
 
 def check_launch(settings: Settings) -> None:
-    """Check that what is asked for can be done by several processes, if there are several.
+    """Check that a study is with its sweeper, and several processes with what they can do.
 
     Raises:
-        ConfigError: if it can't.
+        ConfigError: if not.
     """
+    if HydraConfig.initialized() and (study := HydraConfig.get().runtime.choices.get("study")):
+        raise ConfigError(
+            f"study={study} is a sweep of its own; leave out hydra/sweeper and hydra.mode"
+        )
     if processes.world_size() == 1:
         return
     several = f"WORLD_SIZE={processes.world_size()}"

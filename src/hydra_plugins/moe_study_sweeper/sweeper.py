@@ -45,4 +45,4 @@ class MoEStudySweeper(BasicSweeper):
         from moe_runner.studies import carry_out_study
 
         assert self.launcher is not None
-        raise SystemExit(carry_out_study(study, self.config, self.launcher.launch))
+        raise SystemExit(carry_out_study(study, self.config, self.launcher.launch, arguments))
