@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from moe_runner.arguments import OptionFiles, check_arguments
+from moe_runner.arguments import OptionFiles, check_arguments, complete_search
 from moe_runner.config import GROUPS, METHODS, nearest_keys, option_keys
 
 NAMES = ", ".join(sorted(METHODS))
@@ -165,6 +165,11 @@ PROBLEMS = [
         "task.ood=imdb,yelp gives several values; "
         "add -m to run each of them, or write [a,b] for one list",
     ),
+    (
+        "-m trainer.learning_rate=interval(1e-5,1e-4)",
+        "trainer.learning_rate=interval(1e-5,1e-4) is endless: "
+        "it needs hydra/sweeper=optuna, or give some values",
+    ),
     ("search=paper seed=1", "seed=1 and search=paper exclude each other; give one of them"),
     (
         "-m search=single,paper seed=0,1",
@@ -288,6 +293,20 @@ def test_hydra_can_run_after_the_check():
     check("method=dense")
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         assert hydra.compose("config", ["method=dense"]).method.name == "dense"
+
+
+def test_optuna_looks_for_the_highest_score_unless_told_otherwise():
+    optuna, up, seed = (
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.direction=maximize",
+        "hydra.sweeper.sampler.seed=0",
+    )
+    assert complete_search(["-m", "seed=0,1"]) == ["-m", "seed=0,1"]
+    assert complete_search([optuna, "seed=0,1", "-m"]) == [optuna, up, seed, "seed=0,1", "-m"]
+    down = [optuna, "hydra.sweeper.direction=minimize"]
+    assert complete_search(down) == [optuna, seed, down[1]]
+    grid = [optuna, "hydra/sweeper/sampler=grid"]
+    assert complete_search(grid) == [optuna, up, grid[1]]
 
 
 def test_every_group_is_in_the_defaults_list():

@@ -43,6 +43,7 @@ from moe_runner.sweeps.study import ONLY
 
 LIMIT = 64  # combinations of a sweep that are composed here; each job validates itself anyway
 
+OPTUNA = "hydra/sweeper=optuna"
 BESIDE = ("study", "logger", "trainer.precision")  # of groups: what goes with a study
 
 # flags with which Hydra composes another config than ours, or none
@@ -98,6 +99,12 @@ def check_arguments(argv: Sequence[str], conf: Path) -> list[str]:
     for override in overrides:
         if override.key_or_group in files.options:
             check_group(override, files, given, problems)
+    if not any(word.startswith("hydra/sweeper=") for word in flags.overrides):
+        problems += [
+            f"{override.input_line} is endless: it needs {OPTUNA}, or give some values"
+            for override in overrides
+            if override.is_interval_sweep()
+        ]
     if "study" in given.choices:
         problems += beside_a_study(overrides, files)
     kinds = {
@@ -118,6 +125,28 @@ def check_arguments(argv: Sequence[str], conf: Path) -> list[str]:
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
         problems += check_values(overrides, files, given, modes)
     return list(dict.fromkeys(problems))
+
+
+def complete_search(argv: Sequence[str]) -> list[str]:
+    """Let Optuna look for the highest score, and for the same ones again, unless told otherwise.
+
+    Its own defaults are the lowest score and a random seed. Hydra lets no option file of ours stand
+    in for that of a plugin.
+
+    Args:
+        argv: the arguments, without the program's name.
+
+    Returns:
+        The arguments, with direction and seed behind `hydra/sweeper=optuna`, if that is there.
+    """
+    if OPTUNA not in argv:
+        return list(argv)
+    keys = {word.lstrip("+").partition("=")[0] for word in argv}
+    added = [] if "hydra.sweeper.direction" in keys else ["hydra.sweeper.direction=maximize"]
+    if keys.isdisjoint({"hydra.sweeper.sampler.seed", "hydra/sweeper/sampler"}):
+        added.append("hydra.sweeper.sampler.seed=0")
+    place = argv.index(OPTUNA) + 1
+    return [*argv[:place], *added, *argv[place:]]
 
 
 # ------------------------------------------------------------------------------- reading
