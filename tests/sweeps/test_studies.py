@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -11,9 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from moe_runner import studies
-from moe_runner.config import CONF, ConfigError
+from moe_runner.config import CONF, ConfigError, EMoE
 from moe_runner.report import store_commands
 from moe_runner.runs.environment import environment
 from moe_runner.runs.store import Store
@@ -239,6 +241,30 @@ def test_the_monitor_says_every_change_once(plan, conf, capsys):
         monitor.look()
     lines = [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()]
     assert sorted(lines) == ["[1/2]  done", "[1/2]  failed"]
+
+
+def test_a_terminal_of_80_columns_shows_the_running_runs_and_a_bar(plan, conf):
+    store = Store(conf.parent / "out")
+    first, second, other = (job.run for job in plan.jobs[:3])
+    twin = dataclasses.replace(first, method=EMoE(num_experts=32, top_k=8))
+    wide = dataclasses.replace(twin, method=EMoE(num_experts=64))
+    capped = dataclasses.replace(second, trainer=dataclasses.replace(other.trainer, max_steps=50))
+    monitor = Monitor({run.id: run for run in (first, capped, twin, wide)}, store)
+    claims = [
+        store.claim(run.id, config_yaml="", environment=environment(1)) for run in (capped, twin)
+    ]
+    with claims[0] as folder, claims[1]:
+        monitor.look()
+        folder.log_metrics({"step": 25, "epoch": 1.0, "loss": 0.68})
+        console = Console(width=80, file=io.StringIO())
+        console.print(monitor.picture())
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 3
+    assert lines[0].strip() == f"{capped.label}: update 25 of 50, loss 0.680"
+    assert lines[1].strip() == f"{twin.label} ({twin.id[:8]}): started"  # another is named so too
+    assert re.search(
+        r"^sweep [━ ]+0/4 done, 0 failed, 4 left, time left unknown$", lines[2].strip()
+    )
 
 
 def test_an_old_failure_is_not_told_as_a_new_one(plan, conf, capsys):
