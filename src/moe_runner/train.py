@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from moe_runner import tasks
 from moe_runner.arguments import check_arguments, complete_search, parse_config
 from moe_runner.config import CONF, ConfigError, Settings
+from moe_runner.handover import runs_here
 from moe_runner.report.summary import headline, print_results, print_table
 from moe_runner.runs import processes
 from moe_runner.runs.environment import environment
@@ -198,16 +199,16 @@ def run_plan(plan: Plan, settings: Settings, session: Session) -> float:
 
 
 def one_of_many_jobs() -> bool:
-    """Tell whether one table for all jobs comes at the end: a sweep or study in this process."""
+    """Tell whether one table for all jobs comes at the end: from this process, or from `Handover`.
+
+    Other sweepers, such as Optuna's, with a launcher of other processes leave it to each job.
+    """
     if not HydraConfig.initialized():
         return False
     node = HydraConfig.get()
-    return runs_here(node) and not OmegaConf.is_missing(node.job, "num")  # of a sweep: numbered
-
-
-def runs_here(node: Any) -> bool:
-    """Tell whether Hydra's launcher runs the jobs in this process."""
-    return str(node.launcher.get("_target_", "")).endswith("BasicLauncher")
+    ours = str(node.sweeper.get("_target_", "")).endswith("MoEStudySweeper")
+    numbered = not OmegaConf.is_missing(node.job, "num")  # of a sweep
+    return numbered and (ours or runs_here(node))
 
 
 def attempt(run: Run, settings: Settings, store: Store, session: Session) -> dict[str, Any] | None:
