@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from moe_runner.arguments import OptionFiles, check_arguments, complete_search
+from moe_runner.arguments import OptionFiles, add_only, check_arguments, complete_search
 from moe_runner.config import GROUPS, METHODS, nearest_keys, option_keys
 
 NAMES = ", ".join(sorted(METHODS))
@@ -307,6 +307,13 @@ def test_optuna_looks_for_the_highest_score_unless_told_otherwise():
     assert complete_search(down) == [optuna, seed, down[1]]
     grid = [optuna, "hydra/sweeper/sampler=grid"]
     assert complete_search(grid) == [optuna, up, grid[1]]
+
+
+def test_study_only_can_be_given_without_a_plus():
+    words = ["study=all", "study.only.seed=0", "dry_run=true"]
+    assert add_only(words) == ["study=all", "++study.only.seed=0", "dry_run=true"]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        assert hydra.compose("config", add_only(words)).study.only == {"seed": 0}
 
 
 def test_every_group_is_in_the_defaults_list():

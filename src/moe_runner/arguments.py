@@ -127,6 +127,11 @@ def check_arguments(argv: Sequence[str], conf: Path) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
+def add_only(argv: Sequence[str]) -> list[str]:
+    """Write `study.only.method=emoe` as Hydra wants a key that no option file has: with `++`."""
+    return [f"++{word}" if word.startswith("study.only.") else word for word in argv]
+
+
 def complete_search(argv: Sequence[str]) -> list[str]:
     """Let Optuna look for the highest score, and for the same ones again, unless told otherwise.
 

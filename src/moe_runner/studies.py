@@ -77,7 +77,8 @@ def carry_out_study(
 
 def read_only(cfg: DictConfig) -> dict[str, list[Any]]:
     """Read `study.only`: allowed values by axis, of those axes that were given."""
-    given = OmegaConf.to_container(cfg.study.only)
+    node = OmegaConf.select(cfg, "study.only")  # there only if something of it was given
+    given = {} if node is None else OmegaConf.to_container(node)
     assert isinstance(given, dict)
     return {
         str(axis): value if isinstance(value, list) else [value]

@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from moe_runner import tasks
-from moe_runner.arguments import check_arguments, complete_search, parse_config
+from moe_runner.arguments import add_only, check_arguments, complete_search, parse_config
 from moe_runner.config import CONF, ConfigError, Settings
 from moe_runner.handover import runs_here
 from moe_runner.report.summary import headline, print_results, print_table
@@ -63,7 +63,7 @@ def main() -> None:
     if problems:
         say("\n".join(problems), file=sys.stderr)
         sys.exit(2)
-    sys.argv[1:] = complete_search(sys.argv[1:])
+    sys.argv[1:] = add_only(complete_search(sys.argv[1:]))
     session = Session()
 
     def job(cfg: DictConfig) -> float:

@@ -50,7 +50,7 @@ def compose_settings(conf: Path, overrides: Mapping[str, Any]) -> Settings:
 
 @functools.cache
 def main_file(conf: Path) -> tuple[dict[str, Any], dict[str, str | None]]:
-    """Read `config.yaml`: what is in it, Hydra's and a study's nodes left out, and the options."""
+    """Read `config.yaml`: what is in it, without Hydra's own node, and the option of each group."""
     tree = read_yaml(conf / "config.yaml")
     defaults = {
         group: option
@@ -59,7 +59,7 @@ def main_file(conf: Path) -> tuple[dict[str, Any], dict[str, str | None]]:
         for group, option in entry.items()
         if " " not in group  # override hydra/sweeper
     }
-    del tree["hydra"], tree["study"]
+    del tree["hydra"]
     return tree, defaults
 
 
