@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from moe_runner.arguments import OptionFiles, check_arguments
+from moe_runner.arguments import OptionFiles, add_only, check_arguments, complete_search
 from moe_runner.config import GROUPS, METHODS, nearest_keys, option_keys
 
 NAMES = ", ".join(sorted(METHODS))
@@ -21,6 +21,7 @@ OWNERS = ",".join(name for name in METHODS if name not in ("dense", "noisy_tunin
 
 CONF = Path(__file__).parents[1] / "conf"
 MODELS = ", ".join(OptionFiles.find([CONF]).options["model"])
+PRECISIONS = "use fp32, bf16 or fp16"
 TASKS = ", ".join(OptionFiles.find([CONF]).options["task"])
 
 
@@ -47,6 +48,8 @@ def check(*argv: str) -> list[str]:
         "--help",
         "--info defaults",
         "hydra/launcher=joblib hydra.job.name=x",
+        "study=emoe_gates trainer.precision=bf16 logger=wandb device=cpu threads=2 dry_run=true",
+        "study=all profile=paper study.only.task=[cola,mrpc] study.only.learning_rate=1e-3",
         "--hydra-help foo=1",
         "--config-name other foo=1",
     ],
@@ -162,6 +165,11 @@ PROBLEMS = [
         "task.ood=imdb,yelp gives several values; "
         "add -m to run each of them, or write [a,b] for one list",
     ),
+    (
+        "-m trainer.learning_rate=interval(1e-5,1e-4)",
+        "trainer.learning_rate=interval(1e-5,1e-4) is endless: "
+        "it needs hydra/sweeper=optuna, or give some values",
+    ),
     ("search=paper seed=1", "seed=1 and search=paper exclude each other; give one of them"),
     (
         "-m search=single,paper seed=0,1",
@@ -170,6 +178,45 @@ PROBLEMS = [
     (
         "search=paper trainer.learning_rate=3e-5",
         "trainer.learning_rate=3e-5 and search=paper exclude each other; give one of them",
+    ),
+    # beside a study
+    (
+        "study=emoe_gates seed=3",
+        "seed=3 does not go with a study, whose grid says it; "
+        "run the command without study=, or write a study file",
+    ),
+    (
+        "study=emoe_gates trainer.epochs=3",
+        "trainer.epochs=3 does not go with a study, whose grid says it; "
+        "run the command without study=, or write a study file",
+    ),
+    ("study=emoe_gates trainer.precision=x", f"trainer.precision=x is not valid; {PRECISIONS}"),
+    (
+        "study=emoe_gates device=cpu,cuda",
+        "device=cpu,cuda gives several values; beside a study give one",
+    ),
+    (
+        "study=emoe_gates,emoe_layers",
+        "study=emoe_gates,emoe_layers is refused; "
+        "use study=all study.only.study=[emoe_gates,emoe_layers]",
+    ),
+    (
+        "study=all study.only.metod=emoe",
+        "study.only.metod=emoe is not an option of a study; did you mean study.only.method?",
+    ),
+    (
+        "study=all study.only.method=emoe,dense",
+        "study.only.method=emoe,dense gives several values; "
+        "write them as a list: study.only.method=[emoe,dense]",
+    ),
+    (
+        "study=all +study.only.method=emoe",
+        "+study.only.method=emoe is refused: the option is there already; "
+        "use study.only.method=emoe",
+    ),
+    (
+        "study.only.method=emoe",
+        "study.only.method=emoe restricts a study, and there is none; add study=<name>",
     ),
     # values
     ("trainer.epochs=x", "trainer.epochs=x is not valid; use a whole number or null"),
@@ -246,6 +293,27 @@ def test_hydra_can_run_after_the_check():
     check("method=dense")
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         assert hydra.compose("config", ["method=dense"]).method.name == "dense"
+
+
+def test_optuna_looks_for_the_highest_score_unless_told_otherwise():
+    optuna, up, seed = (
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.direction=maximize",
+        "hydra.sweeper.sampler.seed=0",
+    )
+    assert complete_search(["-m", "seed=0,1"]) == ["-m", "seed=0,1"]
+    assert complete_search([optuna, "seed=0,1", "-m"]) == [optuna, up, seed, "seed=0,1", "-m"]
+    down = [optuna, "hydra.sweeper.direction=minimize"]
+    assert complete_search(down) == [optuna, seed, down[1]]
+    grid = [optuna, "hydra/sweeper/sampler=grid"]
+    assert complete_search(grid) == [optuna, up, grid[1]]
+
+
+def test_study_only_can_be_given_without_a_plus():
+    words = ["study=all", "study.only.seed=0", "dry_run=true"]
+    assert add_only(words) == ["study=all", "++study.only.seed=0", "dry_run=true"]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        assert hydra.compose("config", add_only(words)).study.only == {"seed": 0}
 
 
 def test_every_group_is_in_the_defaults_list():

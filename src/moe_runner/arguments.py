@@ -41,9 +41,13 @@ from moe_runner.config import (
     unknown_key,
 )
 from moe_runner.files import read_yaml
+from moe_runner.sweeps.study import ONLY
 
 LIMIT = 64  # combinations of a sweep that are composed here; each job validates itself anyway
 WIDTH = 100  # of the lines of options in --help
+
+OPTUNA = "hydra/sweeper=optuna"
+BESIDE = ("study", "logger", "trainer.precision")  # of groups: what goes with a study
 
 # flags with which Hydra composes another config than ours, or none
 HYDRA_ONLY = (
@@ -98,6 +102,12 @@ def check_arguments(argv: Sequence[str], conf: Path) -> list[str]:
     for override in overrides:
         if override.key_or_group in files.options:
             check_group(override, files, given, problems)
+    if not any(word.startswith("hydra/sweeper=") for word in flags.overrides):
+        problems += [
+            f"{override.input_line} is endless: it needs {OPTUNA}, or give some values"
+            for override in overrides
+            if override.is_interval_sweep()
+        ]
     if "study" in given.choices:
         problems += beside_a_study(overrides, files)
     kinds = {
@@ -107,7 +117,9 @@ def check_arguments(argv: Sequence[str], conf: Path) -> list[str]:
     for override in overrides:
         if (key := override.key_or_group) in files.options:
             continue
-        if line := wrong_key(override, files, kinds):
+        if key.startswith("study."):
+            problems += wrong_only(override, given)
+        elif line := wrong_key(override, files, kinds):
             problems.append(line)
         else:
             given.values[key] = list(values_of(override))
@@ -116,6 +128,33 @@ def check_arguments(argv: Sequence[str], conf: Path) -> list[str]:
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
         problems += check_values(overrides, files, given, modes)
     return list(dict.fromkeys(problems))
+
+
+def add_only(argv: Sequence[str]) -> list[str]:
+    """Write `study.only.method=emoe` as Hydra wants a key that no option file has: with `++`."""
+    return [f"++{word}" if word.startswith("study.only.") else word for word in argv]
+
+
+def complete_search(argv: Sequence[str]) -> list[str]:
+    """Let Optuna look for the highest score, and for the same ones again, unless told otherwise.
+
+    Its own defaults are the lowest score and a random seed. Hydra lets no option file of ours stand
+    in for that of a plugin.
+
+    Args:
+        argv: the arguments, without the program's name.
+
+    Returns:
+        The arguments, with direction and seed behind `hydra/sweeper=optuna`, if that is there.
+    """
+    if OPTUNA not in argv:
+        return list(argv)
+    keys = {word.lstrip("+").partition("=")[0] for word in argv}
+    added = [] if "hydra.sweeper.direction" in keys else ["hydra.sweeper.direction=maximize"]
+    if keys.isdisjoint({"hydra.sweeper.sampler.seed", "hydra/sweeper/sampler"}):
+        added.append("hydra.sweeper.sampler.seed=0")
+    place = argv.index(OPTUNA) + 1
+    return [*argv[:place], *added, *argv[place:]]
 
 
 # ------------------------------------------------------------------------------- reading
@@ -337,14 +376,48 @@ def wrong_key(
 
 
 def beside_a_study(overrides: Sequence[Override], files: OptionFiles) -> list[str]:
-    """Refuse what a study's grid says itself: all but global keys, the logger and paths."""
-    return [
-        f"{override.input_line} does not go with a study, whose grid says it; "
-        "run the command without study=, or write a study file"
-        for override in overrides
-        if (section := override.key_or_group.partition(".")[0]) in files.options
-        and section not in ("study", "logger")
-    ]
+    """Refuse what a study's grid says itself, and sweeps: the study is the sweep."""
+    problems = []
+    for override in overrides:
+        key, word = override.key_or_group, override.input_line or ""
+        section = key.partition(".")[0]
+        if key == "study" and override.is_sweep_override():
+            names = word.partition("=")[2]
+            problems.append(f"{word} is refused; use study=all study.only.study=[{names}]")
+        elif {key, section}.isdisjoint(BESIDE) and (
+            section in files.options or key in ("seed", "evaluate")
+        ):
+            problems.append(
+                f"{word} does not go with a study, whose grid says it; "
+                "run the command without study=, or write a study file"
+            )
+        elif override.is_sweep_override() and section != "study":
+            problems.append(f"{word} gives several values; beside a study give one")
+    return problems
+
+
+def wrong_only(override: Override, given: Given) -> list[str]:
+    """Check a key of `study.only`; its values are checked with the study's runs.
+
+    Args:
+        override: such as `study.only.method=emoe`.
+        given: the choices, among them the study.
+
+    Returns:
+        One line if something is wrong, else none.
+    """
+    key, word = override.key_or_group, override.input_line or ""
+    keys = [f"study.only.{axis}" for axis in ONLY]
+    if key not in keys:
+        return [unknown_key(word, key, " of a study", keys)]
+    if override.is_add() or override.is_force_add():
+        return [f"{word} is refused: the option is there already; use {word.lstrip('+')}"]
+    if "study" not in given.choices:
+        return [f"{word} restricts a study, and there is none; add study=<name>"]
+    if override.is_sweep_override():
+        name, _, values = word.partition("=")
+        return [f"{word} gives several values; write them as a list: {name}=[{values}]"]
+    return []
 
 
 # ------------------------------------------------------------------------------- values

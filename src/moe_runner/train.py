@@ -22,8 +22,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from moe_runner.arguments import check_arguments, parse_config
+from moe_runner import tasks
+from moe_runner.arguments import add_only, check_arguments, complete_search, parse_config
 from moe_runner.config import CONF, ConfigError, Settings
+from moe_runner.handover import runs_here
 from moe_runner.report.summary import headline, print_results, print_table
 from moe_runner.runs import processes
 from moe_runner.runs.environment import environment
@@ -31,6 +33,7 @@ from moe_runner.runs.log import logged_to
 from moe_runner.runs.run import Run, read_run
 from moe_runner.runs.store import RunBusy, RunDone, RunFolder, Store, StoreError
 from moe_runner.sweeps.plan import Plan, make_plan, show_plan, stored_baselines
+from moe_runner.tasks.metrics import lower_is_better, named
 
 log = logging.getLogger("moe_runner.train")  # also when run as __main__
 
@@ -60,6 +63,7 @@ def main() -> None:
     if problems:
         say("\n".join(problems), file=sys.stderr)
         sys.exit(2)
+    sys.argv[1:] = add_only(complete_search(sys.argv[1:]))
     session = Session()
 
     def job(cfg: DictConfig) -> float:
@@ -108,9 +112,13 @@ def run_job(cfg: DictConfig, session: Session) -> float:
         if settings.evaluate is not None:
             return evaluate_stored(settings)
         plan = make_plan(settings)
+        check_direction(plan)
         if settings.dry_run:
             if processes.is_leader():
                 show_plan(plan, Store(Path(settings.paths.output)))
+            if direction() is not None:
+                say("the trials after the first depend on its score; nothing is run")
+                sys.exit(0)
             return math.nan
         processes.connect(settings.device)
         return run_plan(plan, settings, session)
@@ -119,15 +127,21 @@ def run_job(cfg: DictConfig, session: Session) -> float:
             traceback.print_exc()
         session.mistakes += str(error).splitlines()
         say(str(error), file=sys.stderr)
+        if direction() is not None:
+            sys.exit(2)  # a search cannot do without its trials
         return math.nan
 
 
 def check_launch(settings: Settings) -> None:
-    """Check that what is asked for can be done by several processes, if there are several.
+    """Check that a study is with its sweeper, and several processes with what they can do.
 
     Raises:
-        ConfigError: if it can't.
+        ConfigError: if not.
     """
+    if HydraConfig.initialized() and (study := HydraConfig.get().runtime.choices.get("study")):
+        raise ConfigError(
+            f"study={study} is a sweep of its own; leave out hydra/sweeper and hydra.mode"
+        )
     if processes.world_size() == 1:
         return
     several = f"WORLD_SIZE={processes.world_size()}"
@@ -137,6 +151,30 @@ def check_launch(settings: Settings) -> None:
         raise ConfigError(
             f"{several} and a launcher exclude each other; use hydra/launcher=basic with torchrun"
         )
+
+
+def direction() -> str | None:
+    """Tell what the sweeper does to the figure that a job returns; None: it does not look at it."""
+    node = HydraConfig.get().sweeper if HydraConfig.initialized() else {}
+    found = node.get("direction")  # an enum, or a list of several
+    return None if found is None else str(getattr(found, "name", found))
+
+
+def check_direction(plan: Plan) -> None:
+    """Check that a sweeper that optimises looks for what is better.
+
+    Raises:
+        ConfigError: if it does not.
+    """
+    chosen = direction()
+    for run in plan.runs if chosen is not None else ():
+        metrics = tasks.spec(run.task.suite, run.task_name).metrics
+        better = "minimize" if lower_is_better(metrics) else "maximize"
+        if chosen != better:
+            raise ConfigError(
+                f"hydra.sweeper.direction={chosen} does not suit {run.task.suite}/{run.task_name}, "
+                f"scored by {named(metrics)}; use hydra.sweeper.direction={better}"
+            )
 
 
 def run_plan(plan: Plan, settings: Settings, session: Session) -> float:
@@ -161,16 +199,16 @@ def run_plan(plan: Plan, settings: Settings, session: Session) -> float:
 
 
 def one_of_many_jobs() -> bool:
-    """Tell whether one table for all jobs comes at the end: a sweep or study in this process."""
+    """Tell whether one table for all jobs comes at the end: from this process, or from `Handover`.
+
+    Other sweepers, such as Optuna's, with a launcher of other processes leave it to each job.
+    """
     if not HydraConfig.initialized():
         return False
     node = HydraConfig.get()
-    return runs_here(node) and not OmegaConf.is_missing(node.job, "num")  # of a sweep: numbered
-
-
-def runs_here(node: Any) -> bool:
-    """Tell whether Hydra's launcher runs the jobs in this process."""
-    return str(node.launcher.get("_target_", "")).endswith("BasicLauncher")
+    ours = str(node.sweeper.get("_target_", "")).endswith("MoEStudySweeper")
+    numbered = not OmegaConf.is_missing(node.job, "num")  # of a sweep
+    return numbered and (ours or runs_here(node))
 
 
 def attempt(run: Run, settings: Settings, store: Store, session: Session) -> dict[str, Any] | None:

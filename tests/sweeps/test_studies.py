@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import re
 import shutil
@@ -10,15 +12,16 @@ from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from moe_runner import studies
-from moe_runner.config import CONF
+from moe_runner.config import CONF, ConfigError, EMoE
 from moe_runner.report import store_commands
 from moe_runner.runs.environment import environment
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.monitor import Monitor
-from moe_runner.sweeps.study import read_study
-from moe_runner.sweeps.study_plan import plan_study
+from moe_runner.sweeps.study import ONLY, read_study
+from moe_runner.sweeps.study_plan import plan_study, restrict
 
 STUDY = """\
 # @package _global_
@@ -56,7 +59,9 @@ def cfg(tmp_path):
         {
             "paths": {"output": str(tmp_path / "out"), "cache": str(tmp_path / "cache")},
             "profile": "mini", "dry_run": False, "rerun": False, "device": "cpu",
-            "keep_model": "none", "debug": False, "logger": {"name": "none"},
+            "keep_model": "none", "export": "none", "debug": False, "threads": None,
+            "logger": {"name": "none", "project": "moe-runner", "mode": "offline", "group": None},
+            "study": {"only": dict.fromkeys(ONLY)}, "trainer": {"precision": "fp32"},
         }
     )  # fmt: skip
 
@@ -131,6 +136,87 @@ def test_an_unknown_study_is_the_users_mistake(conf, cfg, capsys):
     assert "did you mean small" in capsys.readouterr().err
 
 
+def handed_over(cfg, store, jobs, arguments=()):
+    """Carry out the study with a pretended launcher; the overrides of each job."""
+    pretended = launcher(store, jobs)
+    studies.carry_out_study("small", cfg, pretended.launch, arguments)
+    return pretended.seen
+
+
+@pytest.mark.parametrize(
+    ("only", "runs"),
+    [
+        ({"method": "emoe"}, 4),
+        ({"task": ["cola", "glue_mini/rte"], "seed": 0}, 4),
+        ({"method": "emoe", "task": "rte", "seed": [1]}, 1),
+        ({"study": ["small"], "model": "bert_tiny"}, 8),
+    ],
+)
+def test_only_some_runs_of_a_study_are_done(only, runs, conf, cfg, plan, capsys):
+    cfg.study.only = {**cfg.study.only, **only}
+    seen = handed_over(cfg, Store(conf.parent / "out"), plan.jobs)
+    assert len(seen) == runs
+    if only.get("seed") == [1]:
+        assert {"method=emoe", "task=glue_mini/rte", "seed=1"} <= set(seen[0])
+    text = capsys.readouterr()
+    assert "not done" not in text.err  # the others were not asked for
+    assert "only " in text.out
+    assert not (conf.parent / "out" / "reports" / "mini").exists()  # the whole study's
+    assert (conf.parent / "out" / "reports" / "mini-part" / "index.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("only", "problem"),
+    [
+        ({"method": "emo"}, "study.only.method=emo is in no run; did you mean emoe? (dense, emoe)"),
+        ({"seed": [0, 7]}, "study.only.seed=7 is in no run; use some of (0, 1)"),
+        (
+            {"study": "tiny", "learning_rate": 3.0},
+            "study.only.study=tiny is in no run; use some of (small)\n"
+            "study.only.learning_rate=3.0 is in no run; use some of (0.0005)",
+        ),
+    ],
+)
+def test_a_value_that_no_run_has_is_named(only, problem, conf, cfg, capsys):
+    cfg.study.only = {**cfg.study.only, **only}
+    assert studies.carry_out_study("small", cfg, None) == 2
+    assert capsys.readouterr().err == f"{problem}\n"
+
+
+def test_values_that_no_run_has_together_are_named(plan):
+    jobs = tuple(job for job in plan.jobs if (job.run.method.name == "emoe") == bool(job.run.seed))
+    split = dataclasses.replace(plan, jobs=jobs)
+    with pytest.raises(ConfigError, match="no run has all of method=emoe seed=0"):
+        restrict([split], {"method": ["emoe"], "seed": [0]})
+    assert len(restrict([split], {"learning_rate": ["5e-4"]})[0].jobs) == len(jobs)
+
+
+def test_precision_beside_a_study_goes_into_all_its_runs(conf, cfg, plan, capsys):
+    cfg.trainer.precision = "bf16"
+    store = Store(conf.parent / "out")
+    changed = studies.plan_studies(["small"], cfg, {"trainer.precision": "bf16"})[0].jobs
+    assert {job.run.id for job in changed}.isdisjoint(job.run.id for job in plan.jobs)
+    seen = handed_over(cfg, store, changed, ["study=small", "trainer.precision=bf16"])
+    assert len(seen) == 8
+    assert all("trainer.precision=bf16" in overrides for overrides in seen)
+    assert store.ids() == sorted(job.run.id for job in changed)
+    text = capsys.readouterr()
+    assert "not done" not in text.err
+    assert "trainer.precision=bf16" in text.out
+    assert (conf.parent / "out" / "reports" / "mini-bf16" / "index.html").is_file()
+    cfg.trainer.precision = "fp32"
+    seen = handed_over(cfg, store, plan.jobs)
+    assert not any("trainer.precision" in word for overrides in seen for word in overrides)
+
+
+def test_what_is_given_beside_a_study_goes_to_its_jobs(conf, cfg, plan):
+    cfg.logger = {"name": "wandb", "project": "mine", "mode": "online", "group": None}
+    cfg.threads, cfg.export = 2, "dense"
+    for overrides in handed_over(cfg, Store(conf.parent / "out"), plan.jobs):
+        assert {"logger=wandb", "logger.project=mine", "logger.mode=online"} <= set(overrides)
+        assert {"logger.group=small", "threads=2", "export=dense"} <= set(overrides)
+
+
 def test_everything_is_rendered(conf, cfg, plan):
     store = Store(conf.parent / "out")
     studies.carry_out_study("small", cfg, launcher(store, plan.jobs).launch)
@@ -157,6 +243,30 @@ def test_the_monitor_says_every_change_once(plan, conf, capsys):
     assert sorted(lines) == ["[1/2]  done", "[1/2]  failed"]
 
 
+def test_a_terminal_of_80_columns_shows_the_running_runs_and_a_bar(plan, conf):
+    store = Store(conf.parent / "out")
+    first, second, other = (job.run for job in plan.jobs[:3])
+    twin = dataclasses.replace(first, method=EMoE(num_experts=32, top_k=8))
+    wide = dataclasses.replace(twin, method=EMoE(num_experts=64))
+    capped = dataclasses.replace(second, trainer=dataclasses.replace(other.trainer, max_steps=50))
+    monitor = Monitor({run.id: run for run in (first, capped, twin, wide)}, store)
+    claims = [
+        store.claim(run.id, config_yaml="", environment=environment(1)) for run in (capped, twin)
+    ]
+    with claims[0] as folder, claims[1]:
+        monitor.look()
+        folder.log_metrics({"step": 25, "epoch": 1.0, "loss": 0.68})
+        console = Console(width=80, file=io.StringIO())
+        console.print(monitor.picture())
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 3
+    assert lines[0].strip() == f"{capped.label}: update 25 of 50, loss 0.680"
+    assert lines[1].strip() == f"{twin.label} ({twin.id[:8]}): started"  # another is named so too
+    assert re.search(
+        r"^sweep [━ ]+0/4 done, 0 failed, 4 left, time left unknown$", lines[2].strip()
+    )
+
+
 def test_an_old_failure_is_not_told_as_a_new_one(plan, conf, capsys):
     store = Store(conf.parent / "out")
     job = plan.jobs[0]
@@ -176,6 +286,22 @@ def test_status_counts_and_names_what_failed(conf, cfg, plan, capsys):
     assert "RuntimeError: out of memory" in text
     row = next(line for line in text.splitlines() if "small" in line)
     assert [cell.strip() for cell in row.split("│")[2:-1]] == ["2", "", "1", "", "5"]
+
+
+def test_reports_can_be_of_some_runs_only(conf, plan, capsys):
+    output = conf.parent / "out"
+    launcher(Store(output), plan.jobs).launch(
+        [studies.as_overrides(j.choices) for j in plan.jobs], 0
+    )
+    words = [f"output={output}", "study.only.method=emoe"]
+    store_commands.status([*words, "study.only.seed=0,1"])
+    row = next(line for line in capsys.readouterr().out.splitlines() if "small" in line)
+    assert [cell.strip() for cell in row.split("│")[2:-1]] == ["4", "", "", "", ""]
+    store_commands.tables([*words, "study.only.task=[cola,rte]"])
+    assert "only method=emoe task=cola,rte" in " ".join(capsys.readouterr().out.split())
+    assert (output / "reports" / "mini-part" / "tables.md").is_file()
+    with pytest.raises(ConfigError, match="study.only.method=emo is in no run"):
+        store_commands.tables(["study.only.method=emo", f"output={output}"])
 
 
 def test_clean_removes_checkpoints_of_finished_runs_only(conf, plan, capsys):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -320,6 +322,62 @@ def test_wandb_stays_offline_and_in_the_folder(make_settings, only_run, monkeypa
     assert run.id == only_run(make_settings(epochs=1)).id
     _, folder = carry_out(settings, run)
     assert list(folder.glob("wandb/offline-run-*"))
+
+
+def offline_records(folder: Path) -> list:
+    """Read what `wandb sync` would send: records of a log of blocks of 32 KiB, as in LevelDB."""
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    data, place, parts, records = file.read_bytes(), 7, b"", []
+    while place < len(data):
+        if (left := 32768 - place % 32768) < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, place)
+        parts += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            records.append(record)
+            parts = b""
+    return records
+
+
+def test_wandb_gets_the_group_settings_metrics_and_a_table(
+    make_settings, only_run, tmp_path, monkeypatch
+):
+    for name in ("WANDB_MODE", "WANDB_DIR", "WANDB_API_KEY", "WANDB_RUN_GROUP"):
+        monkeypatch.delenv(name, raising=False)
+    settings = make_settings(epochs=2)
+    settings = dataclasses.replace(settings, logger=Logger(name="wandb", group="a_study"))
+    run = only_run(settings)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WANDB_DATA_DIR", "set back after the test")
+    result, folder = carry_out(settings, run)
+    assert not list((tmp_path / "home").rglob("staging"))
+    assert list(folder.glob("wandb/artifacts/staging"))
+    records = offline_records(folder)
+    (opened,) = (record.run for record in records if record.HasField("run"))
+    assert (opened.run_id, opened.run_group, opened.display_name) == (run.id, "a_study", run.label)
+    config = {item.key: json.loads(item.value_json) for item in opened.config.update}
+    assert config.items() >= {"method": "emoe", "seed": 0, "method.top_k": 2}.items()
+    rows: dict[str, list] = {}
+    for record in records:
+        for item in record.history.item:
+            key = item.key or "/".join(item.nested_key)
+            rows.setdefault(key, []).append(json.loads(item.value_json))
+    curve = [line["primary"] for line in result["learning_curve"]]
+    assert rows["eval/primary"] == pytest.approx(curve)
+    assert len(rows["routing/entropy"]) == len(curve) == 2
+    assert rows["results/_type"] == ["table-file"]
+    assert not [key for key in rows if key.startswith("train/_")]  # sets are told by their names
+    (table,) = folder.glob("wandb/offline-run-*/files/media/table/*.json")
+    cells = {(name, metric): value for name, metric, value in json.loads(table.read_text())["data"]}
+    assert cells["validation", "primary"] == pytest.approx(result["primary"])
+    ood = result["ood_metrics"]["cola_ood"]
+    assert cells["cola_ood", "primary"] == pytest.approx(ood["primary"])
 
 
 def test_new_modules_learn_at_their_own_rate(make_settings, only_run, monkeypatch):

@@ -4,12 +4,13 @@ Without a study it is Hydra's basic sweeper.
 """
 
 # No postponed annotations: Hydra imports plugins in a way in which a dataclass cannot resolve them.
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 
 @dataclass
@@ -36,13 +37,25 @@ class MoEStudySweeper(BasicSweeper):
             arguments: overrides of the command line.
 
         Raises:
-            SystemExit: after a study, with the exit code.
+            SystemExit: after a study, and a sweep in other processes, with the exit code.
         """
         assert self.config is not None
         study = OmegaConf.select(self.config, "hydra.runtime.choices.study")
+        assert self.launcher is not None
         if study is None:
-            return super().sweep(arguments)
+            from moe_runner.handover import Handover, runs_here
+
+            if runs_here(self.config.hydra):
+                return super().sweep(arguments)
+            self.launcher = handover = Handover(self.launcher, self.compose)
+            super().sweep(arguments)
+            raise SystemExit(handover.report())
         from moe_runner.studies import carry_out_study
 
-        assert self.launcher is not None
-        raise SystemExit(carry_out_study(study, self.config, self.launcher.launch))
+        raise SystemExit(carry_out_study(study, self.config, self.launcher.launch, arguments))
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """Compose the config of a job of a sweep."""
+        assert self.hydra_context is not None
+        assert self.config is not None
+        return self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))

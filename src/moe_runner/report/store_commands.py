@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,10 +14,11 @@ from moe_runner.config import CONF, ConfigError, not_an_option
 from moe_runner.report.render import FORMATS, render
 from moe_runner.report.study_sheet import print_study
 from moe_runner.runs.store import RunFolder, State, Store
-from moe_runner.sweeps.study import PROFILES, read_study, study_names
-from moe_runner.sweeps.study_plan import StudyPlan, plan_study
+from moe_runner.sweeps.study import ONLY, PROFILES, read_study, study_names
+from moe_runner.sweeps.study_plan import StudyPlan, plan_study, restrict
 
 STATES: tuple[State, ...] = ("done", "running", "failed", "interrupted", "pending")
+ONLY_KEYS = {f"study.only.{axis}": "" for axis in ONLY}
 
 
 def tables(words: Sequence[str]) -> None:
@@ -27,6 +29,7 @@ def tables(words: Sequence[str]) -> None:
     format=md,latex,csv,html   files to write; format=none only prints
     output=outputs   the folder of the runs
     to=<output>/reports/<profile>
+    study.only.method=emoe     only such runs; dense,emoe: of both; also task, seed, ...
 
     Args:
         words: key=value.
@@ -36,7 +39,7 @@ def tables(words: Sequence[str]) -> None:
     """
     given = read_words(
         "tables", words, study="all", profile="mini", format="md,latex,csv,html", output="outputs",
-        to="",
+        to="", **ONLY_KEYS,
     )  # fmt: skip
     formats = [] if given["format"] == "none" else given["format"].split(",")
     if wrong := [name for name in formats if name not in FORMATS]:
@@ -46,8 +49,8 @@ def tables(words: Sequence[str]) -> None:
         results = {job.run.id: store.result(job.run.id) for job in plan.jobs}
         print_study(plan, {key: value for key, value in results.items() if value is not None})
     if formats:
-        folder = Path(given["to"] or Path(given["output"]) / "reports" / given["profile"])
-        for file in render(plans, store, folder, formats):
+        usual = report_folder(Path(given["output"]), given["profile"], only_of(given))
+        for file in render(plans, store, Path(given["to"] or usual), formats):
             print(file)
 
 
@@ -57,6 +60,7 @@ def status(words: Sequence[str]) -> None:
     study=all        or names of conf/study, separated by commas
     profile=mini     or paper
     output=outputs   the folder of the runs
+    study.only.method=emoe     only such runs; dense,emoe: of both; also task, seed, ...
 
     Args:
         words: key=value.
@@ -64,7 +68,7 @@ def status(words: Sequence[str]) -> None:
     Raises:
         ConfigError: for an unknown key or value.
     """
-    given = read_words("status", words, study="all", profile="mini", output="outputs")
+    given = read_words("status", words, study="all", profile="mini", output="outputs", **ONLY_KEYS)
     plans, store = plans_of(given)
     states = {job.run.id: store.status(job.run.id).state for plan in plans for job in plan.jobs}
     table = Table()
@@ -149,7 +153,28 @@ def plans_of(given: Mapping[str, str]) -> tuple[list[StudyPlan], Store]:
     output = given["output"]
     common = {"paths.output": output, "paths.cache": f"{output}/cache"}
     plans = [plan_study(read_study(CONF, name), profile, common) for name in names]
-    return plans, Store(Path(output))
+    return restrict(plans, only_of(given)), Store(Path(output))
+
+
+def only_of(given: Mapping[str, str]) -> dict[str, list[str]]:
+    """Read what studies are restricted to: allowed values by axis."""
+    values = {axis: given.get(f"study.only.{axis}", "") for axis in ONLY}
+    return {axis: value.strip("[]").split(",") for axis, value in values.items() if value}
+
+
+def report_folder(
+    output: Path, profile: str, only: Mapping[str, Any], for_all: Mapping[str, Any] | None = None
+) -> Path:
+    """Choose where studies are rendered: what is not all of them, as published, has its own folder.
+
+    Args:
+        output: the folder of the runs.
+        profile: of the studies.
+        only: what they are restricted to.
+        for_all: values for every run that were given in place of the study's.
+    """
+    words = [profile, *(["part"] if only else []), *map(str, (for_all or {}).values())]
+    return output / "reports" / "-".join(words)
 
 
 def last_line(store: Store, run_id: str) -> str:

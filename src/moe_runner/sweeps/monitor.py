@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from types import TracebackType
 
@@ -34,6 +35,7 @@ class Monitor:
 
     def __init__(self, runs: Mapping[str, Run], store: Store) -> None:
         self.runs, self.store = runs, store
+        self.labels = Counter(run.label for run in runs.values())
         self.before = {run_id: store.status(run_id).attempts for run_id in runs}
         self.states: dict[str, State] = {}
         self.started = time.monotonic()
@@ -98,7 +100,10 @@ class Monitor:
         done = sum(state == "done" for state in self.states.values())
         failed = sum(state == "failed" for state in self.states.values())
         bar = Progress(
-            TextColumn("sweep"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
+            TextColumn("sweep"),
+            BarColumn(bar_width=20),  # with the words, 80 columns
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
         )
         left = len(self.runs) - done - failed
         bar.add_task(
@@ -107,7 +112,8 @@ class Monitor:
             completed=done,
         )
         running = [run_id for run_id, state in self.states.items() if state == "running"]
-        return Group(*(Text(f"  {self.line(run_id)}") for run_id in running), bar)
+        lines = (Text(f"  {self.line(run_id)}", "", no_wrap=True) for run_id in running)
+        return Group(*lines, bar)
 
     def line(self, run_id: str) -> str:
         """Describe a running run by its last evaluation."""
@@ -116,5 +122,11 @@ class Monitor:
             lines = read_lines(file)
         except (FileNotFoundError, ValueError):  # none yet, or a line is being written
             lines = []
-        last = f"update {lines[-1]['step']}, loss {lines[-1]['loss']:.3f}" if lines else "started"
-        return f"{self.runs[run_id].label}: {last}"
+        run = self.runs[run_id]
+        name = f"{run.label} ({run_id[:8]})" if self.labels[run.label] > 1 else run.label
+        if not lines:
+            return f"{name}: started"
+        steps, last = run.trainer.max_steps, lines[-1]
+        length = f"epoch {last['epoch']:g} of {run.trainer.epochs}"
+        place = length if steps is None else f"update {last['step']} of {steps}"
+        return f"{name}: {place}, loss {last['loss']:.3f}"

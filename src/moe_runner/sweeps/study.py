@@ -35,6 +35,9 @@ from moe_runner.files import read_yaml
 Profile = Literal["mini", "paper"]
 PROFILES: tuple[Profile, ...] = ("mini", "paper")
 Block = Mapping[str, Any]
+ONLY = (  # the axes by which study.only restricts studies
+    "study", "method", "model", "tuning", "protocol", "suite", "task", "learning_rate", "seed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

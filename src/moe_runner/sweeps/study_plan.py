@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from moe_runner.config import CONF, ConfigError
+from moe_runner.config import CONF, ConfigError, nearest, show
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.compose import compose_settings
@@ -59,7 +59,7 @@ def plan_study(study: Study, profile: Profile, common: Mapping[str, Any]) -> Stu
     Args:
         study: the study.
         profile: which grid.
-        common: options and values for all its runs.
+        common: options and values for all its runs, in place of the study's own.
 
     Returns:
         The plan. What cannot be had here is said, not left out.
@@ -91,6 +91,75 @@ def single(choices: Mapping[str, Any], run: Run) -> dict[str, Any]:
         "trainer.learning_rate": run.trainer.learning_rate,
         "seed": run.seed,
     }
+
+
+def restrict(plans: Sequence[StudyPlan], only: Mapping[str, Sequence[Any]]) -> list[StudyPlan]:
+    """Keep the runs of studies that have certain values.
+
+    Args:
+        plans: of one or more studies.
+        only: allowed values by axis, see `study.ONLY`; 1e-3 and "0.001" are alike, and a task may
+            be given with its suite, glue/cola.
+
+    Returns:
+        The plans that have such a run, in whose notes (so, captions) the restriction is said.
+
+    Raises:
+        ConfigError: one line per value that no run has, or if no run has all of them.
+    """
+    if not only:
+        return list(plans)
+    problems = []
+    for axis, values in only.items():
+        found = [names(plan, job, axis) for plan in plans for job in plan.jobs]
+        there = {same(name) for each in found for name in each}
+        shown = list(dict.fromkeys(each[0] for each in found))
+        for value in values:
+            if same(value) not in there:
+                guess = nearest(show(value), shown)
+                hint = f"; did you mean {guess}?" if guess else "; use some of"
+                problems.append(
+                    f"study.only.{axis}={show(value)} is in no run{hint} ({', '.join(shown)})"
+                )
+    if problems:
+        raise ConfigError(*problems)
+    wanted = {axis: {same(value) for value in values} for axis, values in only.items()}
+    words = [f"{axis}={','.join(map(show, values))}" for axis, values in only.items()]
+    kept = []
+    for plan in plans:
+        jobs = tuple(
+            job
+            for job in plan.jobs
+            if all(wanted[axis] & {same(name) for name in names(plan, job, axis)} for axis in only)
+        )
+        if jobs:
+            kept.append(noted(replace(plan, jobs=jobs), f"only {' '.join(words)}"))
+    if not kept:
+        raise ConfigError(f"study.only: no run has all of {' '.join(words)}; leave out one of them")
+    return kept
+
+
+def noted(plan: StudyPlan, text: str) -> StudyPlan:
+    """Put a text before the note of a study, which its captions show."""
+    note = f"{text}; {plan.study.note}" if plan.study.note else text
+    return replace(plan, study=replace(plan.study, note=note))
+
+
+def names(plan: StudyPlan, job: Job, axis: str) -> tuple[str, ...]:
+    """List the words by which `study.only` may name the value of a run on an axis."""
+    if axis == "study":
+        return (plan.study.name,)
+    axes = job.run.axes()
+    value = show(axes[axis])
+    return (value, f"{axes['suite']}/{value}") if axis == "task" else (value,)
+
+
+def same(value: Any) -> str:
+    """Write a value so that equal ones are written alike: 1e-3, 0.001 and "0.001"."""
+    try:
+        return repr(float(value))
+    except (TypeError, ValueError):
+        return show(value)
 
 
 def show_study_plans(plans: Sequence[StudyPlan], store: Store) -> None:

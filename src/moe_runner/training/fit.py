@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from moe_runner.training.device import check_precision, peak_memory, prepare
 from moe_runner.training.forms import FORMS, Form
 from moe_runner.training.forms.base import Collator
 from moe_runner.training.routing import changed, choices, count_load, summarise
+from moe_runner.training.tracking import tracker
 from moe_runner.training.trainer import RunTrainer, training_arguments
 from moe_runner.training.tuning import apply_tuning
 
@@ -164,8 +164,9 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
         warn_of_rest(run, len(train))
     if newest:
         log.info("  going on from update %d", resumed_at)
-    with tracker(run, folder, resources.logger):
+    with tracker(run, folder, resources.logger) as copy:
         trainer = make_trainer(run, folder, resources, ready, train, selecting, progress)
+        trainer.tracker = copy
         training_started = time.monotonic()
         try:
             if newest and checkpoint.training_ended(newest[0]):
@@ -177,6 +178,7 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
         training_seconds = time.monotonic() - training_started - trainer.evaluation_seconds
         share = trainer.data_seconds / training_seconds
         log.info("  %.1f%% of the training time went into waiting for data", 100 * share)
+        copy.trained(trainer)
         best_step = trainer.load_best()
         if resources.keep_model and processes.is_leader():
             folder.best.mkdir(parents=True, exist_ok=True)
@@ -187,6 +189,7 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
             for split, dataset in validation.items()
         }
         ood = evaluate_ood(trainer, ready, run)
+        copy.finished({**results, **ood})
     reported = results[spec.validation[0]]
     assert reported is not None
     changes = changed(before, choices(model, probe))  # by all: some losses are sums over processes
@@ -420,28 +423,3 @@ def silence_libraries() -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-
-
-@contextmanager
-def tracker(run: Run, folder: RunFolder, options: Logger) -> Iterator[None]:
-    """Open and close the tracker of one run; with `logger=none` nothing leaves the run's folder."""
-    if options.name == "none" or not processes.is_leader():
-        yield
-        return
-    import wandb  # slow to import, and only wanted here
-
-    wandb.init(
-        project=options.project,
-        group=options.group,
-        name=run.label,
-        id=run.id,
-        dir=folder.path,
-        mode=options.mode,
-        config=run.axes(),
-        resume="allow",
-        settings=wandb.Settings(silent=True),
-    )
-    try:
-        yield
-    finally:
-        wandb.finish()

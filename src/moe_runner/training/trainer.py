@@ -26,6 +26,7 @@ from moe_runner.training.checkpoint import (
     trained_state,
 )
 from moe_runner.training.routing import count_load, summarise
+from moe_runner.training.tracking import Tracker
 
 
 class RunTrainer(Trainer):
@@ -50,6 +51,7 @@ class RunTrainer(Trainer):
     ) -> None:
         super().__init__(**kwargs)
         self.folder = folder
+        self.tracker = Tracker()
         self.metric_names = metric_names
         self.lr_scales = lr_scales
         self.evaluation_seconds = 0.0  # within training
@@ -123,6 +125,7 @@ class RunTrainer(Trainer):
         }
         if self.is_world_process_zero():
             self.folder.log_metrics(line)
+            self.tracker.evaluated(self.state.global_step, summarise(loads))
         return found
 
     def further_figures(self) -> dict[str, Any]:

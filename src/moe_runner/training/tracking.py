@@ -1,0 +1,101 @@
+"""A copy of a run for a tracker, beside what transformers' own callback sends it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import Trainer
+
+from moe_runner.config import Logger
+from moe_runner.runs import processes
+from moe_runner.runs.run import Run
+from moe_runner.runs.store import RunFolder
+
+Scores = Mapping[str, Mapping[str, float] | None]
+
+
+class Tracker:
+    """The tracker of a run; this one, of `logger=none`, is told everything and keeps nothing."""
+
+    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
+        """Take the routing figures of an evaluation.
+
+        Args:
+            step: updates done.
+            figures: between 0 and 1, by name: "routing/entropy".
+        """
+
+    def trained(self, trainer: Trainer) -> None:
+        """Take notice that what the trainer evaluates from here on is no part of training."""
+
+    def finished(self, scores: Scores) -> None:
+        """Take the scores of the best epoch.
+
+        Args:
+            scores: metrics by set, in and out of domain; None: not available.
+        """
+
+
+class Wandb(Tracker):
+    """The Weights & Biases run that is open."""
+
+    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
+        """Log the figures."""
+        import wandb
+
+        if figures:
+            wandb.log({**figures, "train/global_step": step})
+
+    def trained(self, trainer: Trainer) -> None:
+        """Take transformers' callback away, which logs every set's metrics as `train/_accuracy`."""
+        from transformers.integrations import WandbCallback
+
+        trainer.remove_callback(WandbCallback)
+
+    def finished(self, scores: Scores) -> None:
+        """Log a table of sets and metrics, and each as `set/metric` in the summary."""
+        import wandb
+
+        rows = [
+            (name, metric, float(value))
+            for name, found in scores.items()
+            for metric, value in (found or {}).items()
+        ]
+        wandb.log({"results": wandb.Table(columns=["set", "metric", "value"], data=rows)})
+        wandb.summary.update({f"{name}/{metric}": value for name, metric, value in rows})
+
+
+@contextmanager
+def tracker(run: Run, folder: RunFolder, options: Logger) -> Iterator[Tracker]:
+    """Open and close the tracker of one run; with `logger=none` nothing leaves the run's folder.
+
+    Args:
+        run: its id is the tracker's, so that a resumed run goes on there.
+        folder: of the run; the tracker's files are in it.
+        options: which tracker, and how it groups runs.
+    """
+    if options.name == "none" or not processes.is_leader():
+        yield Tracker()
+        return
+    import wandb  # slow to import, and only wanted here
+
+    os.environ["WANDB_DATA_DIR"] = str(folder.path / "wandb")  # else tables are staged in the home
+    settings: dict[str, Any] = {**run.axes(), **run.settings()}
+    wandb.init(
+        project=options.project,
+        group=options.group,
+        name=run.label,
+        id=run.id,
+        dir=folder.path,
+        mode=options.mode,
+        config=settings,
+        resume="allow",
+        settings=wandb.Settings(silent=True),
+    )
+    try:
+        yield Wandb()
+    finally:
+        wandb.finish()
