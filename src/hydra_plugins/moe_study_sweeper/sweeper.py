@@ -4,6 +4,7 @@ Without a study it is Hydra's basic sweeper.
 """
 
 # No postponed annotations: Hydra imports plugins in a way in which a dataclass cannot resolve them.
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,8 @@ class MoEStudySweeper(BasicSweeper):
         assert self.config is not None
         study = OmegaConf.select(self.config, "hydra.runtime.choices.study")
         assert self.launcher is not None
+        # joblib renews a worker that has grown, between two jobs; one that died is an error of its own
+        warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
         if study is None:
             from moe_runner.handover import Handover, runs_here
 
