@@ -43,7 +43,7 @@ class MoEStudySweeper(BasicSweeper):
         assert self.config is not None
         study = OmegaConf.select(self.config, "hydra.runtime.choices.study")
         assert self.launcher is not None
-        # joblib renews a worker that has grown, between two jobs; one that died is an error of its own
+        # joblib renews a worker that has grown, between two jobs; one that dies is an error
         warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
         if study is None:
             from moe_runner.handover import Handover, runs_here
