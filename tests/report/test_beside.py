@@ -20,8 +20,8 @@ PUBLISHED = PublishedTable(
     paper="emoe",
     where="nowhere",
     metric="accuracy",
-    columns=("Average", "CoLA", "OOD", "Rank", "Other"),
-    rows={"Dense": (80.0, 60.0, 50.0, 1.5, 1.0), "EMoE": (80.5, None, 51.0, 1.2, 2.0)},
+    columns=("Average", "CoLA", "OOD", "Rank", "Other", "Far"),
+    rows={"Dense": (80.0, 60.0, 50.0, 1.5, 1.0, 3.0), "EMoE": (80.5, None, 51.0, 1.2, 2.0, 4.0)},
     std={},
     source="a file",
     confidence="verified",
@@ -36,6 +36,7 @@ PAIRING = Pairing(
         "cola > ood": "OOD",
         "all rank": "Rank",
         "elsewhere": "Other",
+        "cola > elsewhere": "Far",
     },
 )
 
@@ -120,6 +121,8 @@ def test_every_figure_stands_beside_ours_with_both_differences(plan):
         ("emoe", "Rank", "all rank", "1.00", "-1.00", "1.20", "-0.30"),
         ("dense", "Other", ABSENT, "", "", "1.00", ""),
         ("emoe", "Other", ABSENT, "", "", "2.00", "+1.00"),
+        ("dense", "Far", ABSENT, "", "", "3.00", ""),
+        ("emoe", "Far", ABSENT, "", "", "4.00", "+1.00"),
     ]
     assert "compare" in sheet.caption
     assert sheet.caption.endswith("verified; a file; made up")

@@ -51,7 +51,7 @@ def beside_sheet(
         profile: of the study.
     """
     rows = []
-    for key, theirs in matched(pairing.columns, lambda key: bool(columns_of(table, key))):
+    for key, theirs in matched(pairing.columns, lambda key: is_in(table, key)):
         place = published.columns.index(theirs)
         baseline: tuple[Figure, Published] | None = None
         for own, row in matched(pairing.rows, table.rows.__contains__):
@@ -90,6 +90,14 @@ def columns_of(table: StudyTable, key: str) -> list[str]:
     if words == "all":
         return list(table.columns)
     return [name for name in table.columns if name == words or name.startswith(f"{words} ")]
+
+
+def is_in(table: StudyTable, key: str) -> bool:
+    """Tell whether there are columns, and the out-of-domain set, that a key of a pairing means."""
+    columns, ood = columns_of(table, key), key.partition(" > ")[2]
+    cells = [each.cell for (_, column), each in table.cells.items() if column in columns]
+    known = [cell for cell in cells if cell is not None]
+    return bool(columns) and (not (ood and known) or any(ood in cell.ood for cell in known))
 
 
 def own_figure(table: StudyTable, row: str | None, key: str | None) -> Figure:
