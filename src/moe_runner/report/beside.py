@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from moe_runner.report.published import Published, PublishedTable
-from moe_runner.report.sheet import Entry, Sheet
+from moe_runner.report.sheet import NOT_AVAILABLE, Entry, Sheet
 from moe_runner.report.study_table import StudyTable
-from moe_runner.report.summary import NOT_AVAILABLE
 from moe_runner.sweeps.study import Pairing, Profile
 from moe_runner.tasks.metrics import scaled
 

@@ -15,10 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moe_runner.report.sheet import Entry, Sheet
+from moe_runner.report.sheet import NOT_AVAILABLE, Entry, Sheet
 
 RULES = ("training_domain", "leave_one_domain_out", "oracle")
-NOT_AVAILABLE = "not available"
 
 Result = Mapping[str, Any]  # content of a result.json
 Checkpoint = Mapping[str, Any]  # one entry of its learning_curve

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
+NOT_AVAILABLE = "not available"  # what a cell without a number says
+
 
 @dataclass(frozen=True)
 class Entry:

@@ -7,9 +7,8 @@ from rich.console import Console
 from moe_runner.report import domainbed
 from moe_runner.report.beside import beside_sheet, published_sheet
 from moe_runner.report.published import published_tables
-from moe_runner.report.sheet import Entry, Sheet, to_rich
+from moe_runner.report.sheet import NOT_AVAILABLE, Entry, Sheet, to_rich
 from moe_runner.report.study_table import Results, StudyCell, StudyTable, label, tabulate, unequal
-from moe_runner.report.summary import NOT_AVAILABLE
 from moe_runner.sweeps.study_plan import StudyPlan
 from moe_runner.tasks.metrics import shown
 

@@ -11,10 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from moe_runner.report import domainbed
-from moe_runner.report.sheet import to_rich
+from moe_runner.report.sheet import NOT_AVAILABLE, to_rich
 from moe_runner.tasks.metrics import lower_is_better, named, shown
-
-NOT_AVAILABLE = "not available"
 
 
 @dataclass(frozen=True)
