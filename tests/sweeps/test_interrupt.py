@@ -19,7 +19,7 @@ def test_ctrl_c_in_a_study_leaves_its_run_interrupted_and_says_so(tmp_path):
     ]  # fmt: skip
     process = subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background: ignored
     )  # fmt: skip
     try:
         status, deadline = None, time.monotonic() + 240
