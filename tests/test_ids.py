@@ -28,7 +28,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import moe_runner
-from moe_runner.config import CONF
+from moe_runner.options.folders import CONF
 from moe_runner.sweeps.compose import compose_settings
 from moe_runner.sweeps.plan import Inventory, list_runs
 from moe_runner.sweeps.study import PROFILES, read_study, study_names
