@@ -28,7 +28,6 @@ from moe_runner.runs.run import Run
 SUSTAINED_TFLOPS = 100.0  # of one A100 in half precision: an assumption, about a third of its peak
 SWITCH_EXPERTS = 8
 PATCH, TINY_PATCH = 16, 8  # pixels a side: DeiT, vit_tiny
-RESULT_BYTES = 30_000  # that a finished run leaves
 
 
 @dataclass(frozen=True)
