@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from moe_runner import hub
 from moe_runner import tasks as suites
 from moe_runner.config import CONF, TASKS, ConfigError, Task, not_an_option
+from moe_runner.console import wide_console
 from moe_runner.tasks.base import Source, TaskSpec
 
 PLACES = ("data_dir", "ood_dir")  # options of a task that say where files are
@@ -45,9 +45,7 @@ def tasks(words: Sequence[str]) -> None:
             problems.append(not_an_option(word, " of moe-report tasks", word, allowed))
     if problems:
         raise ConfigError(*problems)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=150)
+    console = wide_console()
     console.print(build_table(names or list(suites.SUITES), places))
     if names:
         console.print(recipe_table(names))
