@@ -50,6 +50,9 @@ def later(default: Any) -> Any:
 
 # ------------------------------------------------------------------------------------- methods
 
+NUM_COPIES = (
+    8  # experts where no number is given: HyperMoE's GPT-2 and the Switch Transformers here
+)
 Backend = Literal["auto", "masked", "sorted", "grouped_mm"]
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -125,7 +128,7 @@ class MoE:
     """
 
     name: Literal["moe"] = "moe"
-    num_experts: int | None = None  # None: 8, or a Switch Transformer's own
+    num_experts: int | None = None  # None: NUM_COPIES, or a Switch Transformer's own
     top_k: int = 1
     layers: str | tuple[int, ...] = "all"
     balance_loss: float | None = None  # None: 0.01, or a Switch Transformer's own coefficient
@@ -1016,7 +1019,7 @@ def method_problems(method: Method, model: Model) -> list[str]:
             "experts are pretrained; use method.num_experts=null"
         )
     if num_experts is None:
-        num_experts = 8
+        num_experts = NUM_COPIES
     if isinstance(method, Clustered) and (num_experts < 1 or model.d_ff % num_experts):
         sizes = divisors(model.d_ff)
         above = bisect.bisect(sizes, num_experts)

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from moe_runner.backbones.sites import FFNSite, SparseSite, find_sites, find_sparse_sites
 from moe_runner.config import (
+    NUM_COPIES,
     Clustered,
     ConfigError,
     Dense,
@@ -36,7 +37,6 @@ from moe_runner.methods.library_routers import follow_protocol, release, router_
 from moe_runner.methods.noisy_tuning import perturb
 from moe_runner.methods.reference_code import protocol_of_family
 from moe_runner.methods.upcycling import (
-    NUM_COPIES,
     make_beside,
     make_hypernet,
     switch_layer,

@@ -23,13 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_runner.config import HyperMoE, MoE, MoEAdapter, MoEShare, Protocol
+from moe_runner.config import NUM_COPIES, HyperMoE, MoE, MoEAdapter, MoEShare, Protocol
 from moe_runner.moe.experts import FFN, Experts
 from moe_runner.moe.hypernet import HyperExpert, HyperNetwork
 from moe_runner.moe.layer import AuxiliaryLosses, Capacity, MoEFeedForward, SideExperts
 from moe_runner.moe.routing import LinearRouter, NoisyTopKRouter
 
-NUM_COPIES = 8  # HyperMoE: GPT-2 with every FFN copied to 8 experts
 BALANCE = 0.01  # HyperMoE's GPT-2 code: times CV^2 of importance plus CV^2 of load
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from moe_runner import tasks
 from moe_runner.config import (
+    NUM_COPIES,
     Dense,
     DomainBedTask,
     EMoE,
@@ -26,7 +27,6 @@ from moe_runner.config import (
 from moe_runner.runs.run import Run
 
 SUSTAINED_TFLOPS = 100.0  # of one A100 in half precision: an assumption, about a third of its peak
-SWITCH_EXPERTS = 8
 PATCH, TINY_PATCH = 16, 8  # pixels a side: DeiT, vit_tiny
 
 
@@ -95,7 +95,7 @@ def expansion(run: Run, layers: int) -> tuple[float, float, int]:
     method, model = run.method, run.model
     if isinstance(method, Dense | NoisyTuning):
         if model.family == "switch":
-            return SWITCH_EXPERTS, 1.0, layers // 2
+            return NUM_COPIES, 1.0, layers // 2
         return 1.0, 1.0, 0
     stacks = layers // model.num_layers
     if model.family == "switch":
@@ -105,7 +105,7 @@ def expansion(run: Run, layers: int) -> tuple[float, float, int]:
     if isinstance(method, EMoE | EMoELearn):
         return 1.0, method.top_k / method.num_experts, chosen
     assert isinstance(method, GMoE | MoE)
-    return float(method.num_experts or SWITCH_EXPERTS), float(method.top_k), chosen
+    return float(method.num_experts or NUM_COPIES), float(method.top_k), chosen
 
 
 def training_tokens(run: Run) -> float | None:
