@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-WIDTH = 160  # characters, where the output is a file or a pipe
+WIDTH = 150  # characters, where the output is a file or a pipe
 
 
 def wide_console() -> Console:
