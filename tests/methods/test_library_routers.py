@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from moe_runner import EMoE, convert, merge
-from moe_runner.config import Dense, NoisyTuning, Protocol
-from moe_runner.methods.conversion import active_parameters, count_parameters
+from moe_runner.conversion.counts import active_parameters, count_parameters
+from moe_runner.methods.dense.options import Dense
+from moe_runner.methods.noisy_tuning.options import NoisyTuning
+from moe_runner.options.protocol import Protocol
 from tests.methods.test_protocol import long_batch
 
 KEEPING = [Dense(), NoisyTuning(noise=0.0), EMoE(num_experts=8, top_k=8, layers="all")]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moe_runner import convert
-from moe_runner.methods.conversion import moe_layers
+from moe_runner.conversion.counts import moe_layers
 from moe_runner.training.routing import changed, choices
 from tests.methods.test_methods import small
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from rich.table import Table
 
-from moe_runner.config import CONF, ConfigError, nearest, show
 from moe_runner.console import wide_console
+from moe_runner.options.errors import ConfigError, nearest, show
+from moe_runner.options.folders import CONF
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.compose import compose_settings

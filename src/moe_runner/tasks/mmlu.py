@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_runner.config import InstructTask, Task
+from moe_runner.options.task import InstructTask, Task
 from moe_runner.tasks.base import HubSplit, Source, hub_source, read_table, subset
 
 if TYPE_CHECKING:

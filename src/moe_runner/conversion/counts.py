@@ -1,0 +1,55 @@
+"""Count the parameters and operations of a model, converted or not."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from moe_runner.moe.layer import MoEFeedForward
+
+
+def library_experts(model: nn.Module) -> list[nn.ModuleDict]:
+    """List the experts of a Switch Transformer's own sparse layers, which were not converted."""
+    return [m for m in model.modules() if isinstance(m, nn.ModuleDict) and "expert_0" in m]
+
+
+def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
+    """Count the parameters of a model, tied ones once; only those that train if asked."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
+
+
+def active_parameters(model: nn.Module) -> int:
+    """Count the parameters that take part in one token: all but its unselected experts."""
+    total = count_parameters(model) - sum(layer.idle_parameters() for layer in moe_layers(model))
+    for module in library_experts(model):  # one expert each
+        own = sum(p.numel() for p in module.parameters())
+        total -= own - own // len(module)
+    return total
+
+
+def flops_per_token(model: nn.Module) -> int:
+    """Count the floating point operations of a token's forward pass in products with weights.
+
+    Two per weight. Attention scores, which grow with the length, and embeddings are left out; in
+    an encoder-decoder the token passes both stacks. Experts count by what is selected (`masked`
+    computes more than that), the router's product included.
+    """
+    total = 0
+    inside: list[str] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(prefix) for prefix in inside):
+            continue
+        if isinstance(module, MoEFeedForward):
+            inside.append(f"{name}.")
+            total += module.flops_per_token()
+        elif isinstance(module, nn.ModuleDict) and "expert_0" in module:  # a Switch Transformer's
+            inside.append(f"{name}.")
+            total += 2 * sum(p.numel() for p in module["expert_0"].parameters())
+        elif isinstance(module, (nn.Linear, Conv1D)):
+            total += 2 * module.weight.numel()
+    return total
+
+
+def moe_layers(model: nn.Module) -> list[MoEFeedForward]:
+    """List the MoE layers of a model in their order."""
+    return [module for module in model.modules() if isinstance(module, MoEFeedForward)]
