@@ -30,7 +30,7 @@ from moe_runner.options.build import build
 from moe_runner.options.errors import ConfigError, not_an_option
 from moe_runner.options.folders import CONF
 from moe_runner.options.task import TASKS, Task
-from moe_runner.tasks.base import HubSplit
+from moe_runner.tasks.places import HubSplit
 
 SUMS = "SHA256SUMS"
 

@@ -25,7 +25,7 @@ from moe_runner.options.task import InstructTask
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import RunFolder, Store
 from moe_runner.sweeps.plan import make_plan
-from moe_runner.tasks.instruct import prompt
+from moe_runner.tasks.instructions import prompt
 from moe_runner.tasks.mini.instruct import questions
 from moe_runner.tasks.mmlu import to_dataset
 from moe_runner.train import execute, find_resources
