@@ -78,4 +78,8 @@ def option_file(conf: Path, group: str, option: str) -> dict[str, Any]:
             for f in (conf / group).rglob("*.yaml")
         )
         raise ConfigError(not_an_option(f"{group}={option}", "", option, names))
-    return read_yaml(file)
+    tree = read_yaml(file)
+    if "defaults" not in tree:
+        return tree
+    base, _ = tree.pop("defaults")  # the one option that the file puts its values on, and _self_
+    return {**option_file(conf, group, base), **tree}
