@@ -29,7 +29,8 @@ from moe_runner.files import write_atomic
 from moe_runner.options.build import build
 from moe_runner.options.errors import ConfigError, not_an_option
 from moe_runner.options.folders import CONF
-from moe_runner.options.task import TASKS, Task
+from moe_runner.options.task import Task
+from moe_runner.registry import SUITES
 from moe_runner.tasks.places import HubSplit
 
 SUMS = "SHA256SUMS"
@@ -126,7 +127,7 @@ def read_options(name: str) -> Task:
         raise ConfigError(not_an_option(f"task={name}", "", name, names))
     tree = yaml.safe_load((CONF / "task" / f"{name}.yaml").read_text(encoding="utf-8"))
     problems: list[str] = []
-    options = build(TASKS[tree["suite"]], tree, "task", problems)
+    options = build(SUITES[tree["suite"]].options, tree, "task", problems)
     if options is None or problems:
         raise ConfigError(*problems)
     return options
