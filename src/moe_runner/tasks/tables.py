@@ -140,10 +140,10 @@ def tidy(
     return limited(Dataset(table), limit)
 
 
-def chosen_rows(count: int, limit: int | None) -> Sequence[int]:
+def chosen_rows(count: int, limit: int | None) -> list[int]:
     """Choose a random subset of so many rows, the same every time, in order; None: all."""
     if limit is None or limit >= count:
-        return range(count)
+        return list(range(count))
     return sorted(random.Random(0).sample(range(count), limit))
 
 
