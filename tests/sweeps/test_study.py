@@ -84,7 +84,7 @@ def test_a_run_that_two_blocks_share_is_planned_once(common):
 def test_what_cannot_be_composed_is_a_gap_and_no_run(common):
     study = read_study(FOLDERS, "emoe_gates")
     block = {**study.grids["mini"][0], "model": ["bert_tiny", "bert_huge"]}
-    plan = plan_study(dataclasses.replace(study, grids={"mini": (block,)}), "mini", common)
+    plan = plan_study(FOLDERS, dataclasses.replace(study, grids={"mini": (block,)}), "mini", common)
     assert len(plan.jobs) == 3
     assert [gap.partition(";")[0] for gap in plan.gaps] == ["model=bert_huge is not an option"]
 
