@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from moe_runner import hub
 from moe_runner import tasks as suites
+from moe_runner.console import wide_console
 from moe_runner.options.errors import ConfigError, not_an_option
 from moe_runner.options.files import read_option
 from moe_runner.options.folders import Folders, option_folders, option_names
@@ -55,9 +55,7 @@ def tasks(words: Sequence[str]) -> None:
     if problems:
         raise ConfigError(*problems)
     files = option_files(option_folders(given.pop("config_dir", None)))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=150)
+    console = wide_console()
     console.print(build_table(names or list(SUITES), given, files))
     if names:
         console.print(recipe_table(names))

@@ -16,7 +16,7 @@ from moe_runner.tasks.mini.glue import (
     VERSION,
     generate,
 )
-from tests.tasks.mini import baselines
+from tests.tasks import baselines
 
 SPLITS = [(task, split) for task in TASKS for split in SIZES[task]]
 EVALUATION_SPLITS = [(task, split) for task, split in SPLITS if split != "train"]
