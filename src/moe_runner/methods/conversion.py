@@ -14,7 +14,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from moe_runner.backbones.sites import FFNSite, SparseSite, find_sites, find_sparse_sites
+from moe_runner.backbones.finder import find_sites, find_sparse_sites
+from moe_runner.backbones.sites import FFNSite, SparseSite
 from moe_runner.config import (
     Clustered,
     ConfigError,

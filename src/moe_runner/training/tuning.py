@@ -7,7 +7,7 @@ from collections.abc import Sequence, Set
 from transformers import PreTrainedModel
 
 from moe_runner.backbones.lora import add_lora, set_trainable
-from moe_runner.backbones.sites import find_sites
+from moe_runner.backbones.finder import find_sites
 from moe_runner.config import EMoE, EMoELearn, GMoE, MoE, Protocol, Tuning
 from moe_runner.methods.conversion import Conversion, choose_sites
 from moe_runner.methods.reference_code import protocol_of_family
