@@ -119,7 +119,7 @@ def split(base: nn.Module, name: str, owner: nn.Module, found: Found) -> None:
     first, second = reads_through(owner.intermediate), projects_its_argument(owner.output)
     if first is None or second is None:
         parts = (*owner.intermediate.modules(), *owner.output.modules())
-        kinds = dict.fromkeys(describe(part) for part in parts if any(part.parameters(False)))
+        kinds = dict.fromkeys(describe(part) for part in parts if has_parameters(part))
         found.refused.setdefault(block, f"splits its FFN into {', '.join(kinds)}")
         return
     key, value = f"{name}.intermediate.{first[0]}", f"{name}.output.{second}"
@@ -228,10 +228,15 @@ def describe(module: nn.Module) -> str:
     return type(module).__name__ + (f" of {groups} groups" if groups != 1 else "")
 
 
+def has_parameters(module: nn.Module) -> bool:
+    """Tell whether a module has parameters of its own, those of its children apart."""
+    return any(True for _ in module.parameters(recurse=False))
+
+
 def is_mixer(owner: nn.Module) -> bool:
     """Tell whether a module mixes positions: a state space or a convolution is no FFN."""
     convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return any(isinstance(c, convolutions) for c in owner.children()) or any(owner.parameters(False))
+    return any(isinstance(c, convolutions) for c in owner.children()) or has_parameters(owner)
 
 
 def block_of(base: nn.Module, name: str, own: tuple[str, ...]) -> str | None:
@@ -244,14 +249,14 @@ def block_of(base: nn.Module, name: str, own: tuple[str, ...]) -> str | None:
 
     Returns:
         The innermost item of a list that has weights beside the network's; the outermost item if
-        all its weights are the network's; None if it is in no list (a head, a projector).
+        all its weights are the network's; None if it is in no list (a head, a projector) or a part
+        of an attention (SwinV2's position bias).
     """
     parts = name.split(".")
-    items = [
-        ".".join(parts[:end])
-        for end in range(len(parts), 0, -1)
-        if isinstance(base.get_submodule(".".join(parts[: end - 1])), LISTS)
-    ]
+    above = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+    if any("Attention" in type(base.get_submodule(module)).__name__ for module in above):
+        return None
+    items = [m for m in above if isinstance(base.get_submodule(m.rpartition(".")[0]), LISTS)]
     for item in items:
         for weight, parameter in base.get_submodule(item).named_parameters():
             inside = any(f"{item}.{weight}".startswith(f"{module}.") for module in own)
@@ -340,8 +345,9 @@ def expert_containers(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             inside = name
             continue
         children = dict(module.named_children())
-        stacked = any(p.ndim == 3 for c in children.values() for p in c.parameters(False))
-        if name.rpartition(".")[2] == "experts" or (stacked and {"router", "gate"} & set(children)):
+        parts = [part for child, part in children.items() if child != "experts"]
+        stacked = any(p.ndim == 3 for part in parts for p in part.parameters(False))
+        if name.rpartition(".")[2] == "experts" or (stacked and "router" in children):  # JetMoE
             inside = name
             yield name, module
 
@@ -377,10 +383,11 @@ def find_native_experts(model: PreTrainedModel) -> list[NativeExperts]:
         routers = {
             parameter
             for part in near
-            if not isinstance(part, nn.Linear) or part in module.modules()
-            for parameter in part.parameters(False)
+            if not isinstance(part, nn.Linear)  # counted as any other Linear
+            for parameter in part.parameters(recurse=False)
             if parameter.shape[:1] == (num_experts,) and parameter.ndim == 2
         }
+        routers |= {p for within, p in module.named_parameters() if "router" in within}
         found.append(
             NativeExperts(
                 slot=name,
@@ -388,7 +395,7 @@ def find_native_experts(model: PreTrainedModel) -> list[NativeExperts]:
                 top_k=top_k,
                 parameters=sum(p.numel() for p in own),
                 weights=sum(p.numel() for p in own if p.ndim == matrices),
-                router_weights=sum(p.numel() for p in routers - set(own)),
+                router_weights=sum(p.numel() for p in routers - set(own) if p.ndim == 2),
             )
         )
     return found
