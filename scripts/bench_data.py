@@ -126,7 +126,7 @@ def measure(data: Path, cache: Path | None) -> dict[str, float]:
     from moe_runner import tasks
     from moe_runner.arguments import parse_config
     from moe_runner.backbones.weights import find_weights
-    from moe_runner.config import CONF
+    from moe_runner.options.folders import CONF
     from moe_runner.sweeps.plan import make_plan
     from moe_runner.training.fit import silence_libraries
     from moe_runner.training.forms import FORMS

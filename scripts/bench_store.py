@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import Row, median_seconds, parser, save, set_threads, show
-from moe_runner.config import CONF
 from moe_runner.files import write_json
+from moe_runner.options.folders import CONF
 from moe_runner.report.render import FORMATS, render
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store

@@ -35,7 +35,8 @@ from hydra import compose, initialize_config_dir
 
 from bench import Row, median_seconds, parser, save, set_threads, show
 from moe_runner.arguments import parse_config
-from moe_runner.config import Settings, TextTask
+from moe_runner.options.settings import Settings
+from moe_runner.options.task import TextTask
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.plan import make_plan

@@ -25,8 +25,11 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moe_runner import hub, tasks
-from moe_runner.config import CONF, TASKS, ConfigError, Task, build, not_an_option
 from moe_runner.files import write_atomic
+from moe_runner.options.build import build
+from moe_runner.options.errors import ConfigError, not_an_option
+from moe_runner.options.folders import CONF
+from moe_runner.options.task import TASKS, Task
 from moe_runner.tasks.base import HubSplit
 
 SUMS = "SHA256SUMS"

@@ -14,7 +14,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from moe_runner.arguments import OptionFiles, add_only, check_arguments, complete_search
-from moe_runner.config import GROUPS, METHODS, nearest_keys, option_keys
+from moe_runner.options.errors import nearest_keys
+from moe_runner.options.settings import GROUPS, option_keys
+from moe_runner.registry import METHODS
 
 NAMES = ", ".join(sorted(METHODS))
 OWNERS = ",".join(name for name in METHODS if name not in ("dense", "noisy_tuning"))

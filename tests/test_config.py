@@ -15,25 +15,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from moe_runner.arguments import parse_config
-from moe_runner.config import (
-    GROUPS,
-    KIND,
-    METHODS,
-    READS,
-    TASKS,
-    ConfigError,
-    EMoE,
-    Model,
-    Settings,
-    build,
-    join,
-    nearest_keys,
-    option_keys,
-    parse,
-    select_layers,
-    show,
-    with_sizes_of_path,
-)
+from moe_runner.methods.emoe.options import EMoE
+from moe_runner.options.build import build
+from moe_runner.options.errors import ConfigError, join, nearest_keys, show
+from moe_runner.options.layers import select_layers
+from moe_runner.options.model import Model, with_sizes_of_path
+from moe_runner.options.settings import GROUPS, KIND, Settings, option_keys, parse
+from moe_runner.options.task import TASKS
+from moe_runner.registry import METHODS
 
 CONF = Path(__file__).parents[1] / "conf"
 OPTION_FILES = [
@@ -90,7 +79,7 @@ def test_every_yaml_is_an_option_of_a_known_group():
 def test_option_file_composes_and_validates(group, option):
     overrides = [f"{group}={option}"]
     if group == "task":
-        families = READS[TASKS[OmegaConf.load(CONF / group / f"{option}.yaml").suite]][1]
+        families = TASKS[OmegaConf.load(CONF / group / f"{option}.yaml").suite].families
         overrides.append(f"model={MODEL_OF_FAMILY[families[0]]}")
     if option in IMAGES_ONLY:
         with pytest.raises(ConfigError, match="use a model of the family"):
@@ -557,7 +546,7 @@ def test_select_layers_refuses(rule, problem):
         select_layers(rule, 4)
 
 
-@pytest.mark.parametrize("module", ["moe_runner.config", "moe_runner.arguments"])
+@pytest.mark.parametrize("module", ["moe_runner.options.settings", "moe_runner.arguments"])
 def test_importing_takes_neither_torch_nor_transformers(module):
     code = f"import {module}, sys; sys.exit(bool({{'torch', 'transformers'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

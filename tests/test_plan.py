@@ -9,7 +9,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from moe_runner.arguments import parse_config
-from moe_runner.config import ConfigError, Settings
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.settings import Settings
 from moe_runner.runs.run import read_run
 from moe_runner.sweeps.plan import make_plan
 

@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from moe_runner.backbones.loading import load_image_classifier
 from moe_runner.backbones.weights import ASSETS, find_weights
-from moe_runner.config import Model
+from moe_runner.options.model import Model
 from moe_runner.tasks.mini.drawings import BACKGROUNDS, GLYPHS, LABELS, SIZE, blurred, draw
 from tests.test_assets import inertia
 

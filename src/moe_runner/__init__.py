@@ -1,71 +1,42 @@
 """Turn pretrained transformers into mixtures of experts, fine-tune them, compare with the papers.
 
-The names below load torch, and only when they are used: the command line starts without it.
+    from moe_runner import EMoE, convert, merge
+
+The options of every method are here under the names of their classes. Nothing loads torch before it
+is used: the command line starts without it.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from moe_runner.config import (
-        Dense,
-        EMoE,
-        EMoELearn,
-        GMoE,
-        HyperMoE,
-        MoE,
-        MoEAdapter,
-        MoEShare,
-        NoisyTuning,
-        Protocol,
-    )
-    from moe_runner.methods import convert, from_pretrained, merge, save_pretrained
-    from moe_runner.moe.layer import auxiliary_loss
+from typing import Any
 
 _MODULES = {
-    **dict.fromkeys(
-        (
-            "Dense",
-            "EMoE",
-            "EMoELearn",
-            "GMoE",
-            "HyperMoE",
-            "MoE",
-            "MoEAdapter",
-            "MoEShare",
-            "NoisyTuning",
-            "Protocol",
-        ),
-        "moe_runner.config",
-    ),
-    **dict.fromkeys(
-        ("convert", "from_pretrained", "merge", "save_pretrained"), "moe_runner.methods"
-    ),
+    "Protocol": "moe_runner.options.protocol",
     "auxiliary_loss": "moe_runner.moe.layer",
+    "convert": "moe_runner.conversion.convert",
+    "from_pretrained": "moe_runner.conversion.saving",
+    "merge": "moe_runner.conversion.convert",
+    "save_pretrained": "moe_runner.conversion.saving",
 }
 
-__all__ = [
-    "Dense",
-    "EMoE",
-    "EMoELearn",
-    "GMoE",
-    "HyperMoE",
-    "MoE",
-    "MoEAdapter",
-    "MoEShare",
-    "NoisyTuning",
-    "Protocol",
-    "auxiliary_loss",
-    "convert",
-    "from_pretrained",
-    "merge",
-    "save_pretrained",
-]
+
+def _methods() -> dict[str, Any]:
+    """List the options of the methods by the names of their classes; no torch."""
+    from moe_runner.registry import METHODS
+
+    return {options.__name__: options for options in METHODS.values()}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'moe_runner' has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    if name == "__all__":
+        return __dir__()
+    if not name.startswith("_") and name in (found := _methods()):
+        return found[name]
+    raise AttributeError(f"module 'moe_runner' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*_MODULES, *_methods()])

@@ -25,22 +25,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from moe_runner.config import (
-    GROUPS,
-    KIND,
+from moe_runner.files import read_yaml
+from moe_runner.options.errors import (
     ConfigError,
-    Settings,
     join,
     nearest,
     nearest_keys,
     not_an_option,
-    option_keys,
-    parse,
-    refuse_targets,
     show,
     unknown_key,
 )
-from moe_runner.files import read_yaml
+from moe_runner.options.settings import GROUPS, KIND, Settings, option_keys, parse, refuse_targets
 from moe_runner.sweeps.study import ONLY
 
 LIMIT = 64  # combinations of a sweep that are composed here; each job validates itself anyway

@@ -11,7 +11,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from moe_runner.arguments import parse_config
-from moe_runner.config import ConfigError, Settings
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.settings import Settings
 from moe_runner.report.store_commands import last_line
 from moe_runner.report.summary import headline, print_results
 from moe_runner.runs.store import Store

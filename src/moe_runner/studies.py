@@ -9,7 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from moe_runner.config import CONF, ConfigError
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.folders import CONF
 from moe_runner.report.render import FORMATS, render
 from moe_runner.report.store_commands import last_line, report_folder
 from moe_runner.report.study_sheet import print_study

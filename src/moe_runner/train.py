@@ -24,8 +24,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from moe_runner import tasks
 from moe_runner.arguments import add_only, check_arguments, complete_search, parse_config
-from moe_runner.config import CONF, ConfigError, Settings
 from moe_runner.handover import runs_here
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.folders import CONF
+from moe_runner.options.settings import Settings
 from moe_runner.report.summary import headline, print_results, print_table
 from moe_runner.runs import processes
 from moe_runner.runs.environment import environment

@@ -10,7 +10,8 @@ import torch
 from moe_runner import hub
 from moe_runner.backbones import weights as module
 from moe_runner.backbones.weights import Weights, find_weights
-from moe_runner.config import ConfigError, Model
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.model import Model
 
 SIZES = {"d_model": 16, "d_ff": 32, "num_layers": 4}
 

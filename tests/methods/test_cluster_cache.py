@@ -9,13 +9,28 @@ import numpy as np
 import pytest
 import torch
 
-from moe_runner.config import EMoE, Protocol
 from moe_runner.methods import cluster_cache
+from moe_runner.methods.building import OpenSite
 from moe_runner.methods.cluster_cache import ClusterCache
-from moe_runner.methods.emoe import assign_neurons
+from moe_runner.methods.emoe.options import EMoE
+from moe_runner.methods.neurons import Neurons
+from moe_runner.methods.reference_code import algorithm_of
 from moe_runner.moe import clustering
 from moe_runner.moe.clustering import constrained_kmeans, random_clusters
 from moe_runner.moe.experts import FFN
+from moe_runner.options.protocol import Protocol
+
+
+def assign_neurons(ffns, method, protocol, clusters) -> dict:
+    sites = [OpenSite(key, "bert", "encoder", ffn) for key, ffn in ffns.items()]
+    found = Neurons(clusters).share(
+        sites,
+        num_experts=method.num_experts,
+        top_k=method.top_k,
+        algorithm=algorithm_of(method.clustering, protocol),
+        seed=method.cluster_seed,
+    )
+    return dict(zip(ffns, found, strict=True))
 
 
 def some_keys(seed: int = 0) -> np.ndarray:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from moe_runner import Dense, convert, merge
-from moe_runner.config import METHODS
-from moe_runner.methods.conversion import conversion_of
+from moe_runner.conversion.record import conversion_of
+from moe_runner.registry import METHODS
 from tests.methods.distributed_worker import two_steps, work
 from tests.methods.test_methods import converted
 

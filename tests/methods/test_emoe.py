@@ -10,13 +10,13 @@ from transformers import AutoModelForSequenceClassification
 
 from moe_runner import EMoE, convert, from_pretrained, merge, save_pretrained
 from moe_runner.backbones.finder import find_sites
-from moe_runner.config import ConfigError
-from moe_runner.methods.conversion import (
+from moe_runner.conversion.counts import (
     active_parameters,
     count_parameters,
     flops_per_token,
     moe_layers,
 )
+from moe_runner.options.errors import ConfigError
 from tests.conftest import FAMILIES
 
 GATED = [family for family in FAMILIES if family.startswith("llama") or family == "t5_gated"]

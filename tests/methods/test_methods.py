@@ -10,13 +10,14 @@ from transformers import AutoModelForSequenceClassification
 
 import moe_runner
 from moe_runner import auxiliary_loss, convert, from_pretrained, merge, save_pretrained
-from moe_runner.config import METHODS, ConfigError, HyperMoE, MoE, MoEShare, Protocol
-from moe_runner.methods.conversion import (
-    active_parameters,
-    count_parameters,
-    moe_layers,
-    spans,
-)
+from moe_runner.conversion.counts import active_parameters, count_parameters, moe_layers
+from moe_runner.conversion.record import spans
+from moe_runner.methods.hypermoe.options import HyperMoE
+from moe_runner.methods.moe.options import MoE
+from moe_runner.methods.moe_share.options import MoEShare
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.protocol import Protocol
+from moe_runner.registry import METHODS
 from tests.conftest import FAMILIES
 
 SMALL = {

@@ -18,20 +18,19 @@ import yaml
 from torch.nn import functional
 
 from moe_runner import auxiliary_loss, convert, merge
-from moe_runner.config import (
-    EMoE,
-    EMoELearn,
-    GMoE,
-    HyperMoE,
-    MoE,
-    Protocol,
-    Tuning,
-    build,
-)
-from moe_runner.methods.conversion import moe_layers
-from moe_runner.methods.emoe import emoe_layer
+from moe_runner.conversion.counts import moe_layers
+from moe_runner.methods.building import OpenSite
+from moe_runner.methods.emoe.layers import emoe_layer
+from moe_runner.methods.emoe.options import EMoE
+from moe_runner.methods.emoe_learn.options import EMoELearn
+from moe_runner.methods.gmoe.options import GMoE
+from moe_runner.methods.hypermoe.options import HyperMoE
+from moe_runner.methods.moe.options import MoE
 from moe_runner.moe.experts import FFN
 from moe_runner.moe.layer import MoEFeedForward
+from moe_runner.options.build import build
+from moe_runner.options.protocol import Protocol
+from moe_runner.options.training import Tuning
 from moe_runner.training.tuning import apply_tuning
 from tests.reference import naive_capacity, naive_load, naive_selection, naive_squared_cv
 
@@ -326,7 +325,8 @@ def transparent_layer(family: str, protocol: Protocol, backend: str) -> MoEFeedF
     """Build a layer whose outputs are the activations of its 64 neurons."""
     ffn = FFN(keys=torch.eye(64), values=torch.eye(64), activation=functional.gelu)
     method = EMoE(num_experts=4, top_k=4, backend=backend)
-    return emoe_layer(ffn, method, torch.arange(64) // 16, family, protocol)
+    site = OpenSite("ffn", family, "encoder", ffn)
+    return emoe_layer(site, method, torch.arange(64) // 16, protocol)
 
 
 @proves("expert_dropout")

@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from moe_runner.config import CONF, ConfigError
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.folders import CONF
 from moe_runner.report.beside import ABSENT, beside_sheet, columns_of
 from moe_runner.report.published import PublishedTable, published_tables
 from moe_runner.report.study_sheet import MARK, study_sheet

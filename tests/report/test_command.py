@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from moe_runner.config import TASKS
+from moe_runner.options.task import TASKS
 from moe_runner.report.command import COMMANDS, run
 from moe_runner.report.task_list import option_files
 from moe_runner.tasks import SUITES

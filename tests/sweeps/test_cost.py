@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 
 from moe_runner.backbones.weights import ASSETS
-from moe_runner.config import CONF
+from moe_runner.options.folders import CONF
 from moe_runner.sweeps.compose import compose_settings
 from moe_runner.sweeps.cost import estimate
 from moe_runner.sweeps.plan import Inventory, list_runs

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from hydra import compose, initialize_config_dir
 
-from moe_runner.config import CONF
 from moe_runner.handover import Handover
+from moe_runner.options.folders import CONF
 from moe_runner.runs.environment import environment
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.compose import compose_settings

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from moe_runner import train
-from moe_runner.config import CONF, ConfigError
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.folders import CONF
 from moe_runner.sweeps.compose import compose_settings
 from moe_runner.sweeps.plan import make_plan
 

@@ -15,7 +15,9 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from moe_runner import studies
-from moe_runner.config import CONF, ConfigError, EMoE
+from moe_runner.methods.emoe.options import EMoE
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.folders import CONF
 from moe_runner.report import store_commands
 from moe_runner.runs.environment import environment
 from moe_runner.runs.store import Store

@@ -8,7 +8,8 @@ import shutil
 import pytest
 from hydra import compose, initialize_config_dir
 
-from moe_runner.config import CONF, ConfigError
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.folders import CONF
 from moe_runner.report.published import published_tables
 from moe_runner.sweeps.compose import compose_settings
 from moe_runner.sweeps.plan import Inventory, list_runs

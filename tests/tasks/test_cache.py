@@ -12,7 +12,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from moe_runner import tasks
-from moe_runner.config import TextTask
+from moe_runner.options.task import TextTask
 from moe_runner.tasks.cache import cached_map, content, tokenizer_content
 
 ASSETS = Path(__file__).parents[2] / "src" / "moe_runner" / "assets"

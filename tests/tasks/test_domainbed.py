@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from moe_runner import hub, tasks
-from moe_runner.config import ConfigError, DomainBedTask
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.task import DomainBedTask
 from moe_runner.tasks import images as module
 from moe_runner.tasks.domainbed import DATA_SETS, TASKS, find_folder
 from moe_runner.tasks.image_variants import AGREEMENT, ANGLES, Digits, colored, handwritten, rotated

@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from moe_runner import hub, tasks
-from moe_runner.config import ConfigError, GenerationTask, TextTask
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.task import GenerationTask, TextTask
 from moe_runner.tasks.mini import grammar, texts
 
 ANSWERS = {"text": ["It", "It", "me"], "answer_start": [0, 0, 6]}

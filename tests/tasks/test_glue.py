@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from moe_runner import hub, tasks
-from moe_runner.config import ConfigError, TextTask
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.task import TextTask
 from moe_runner.tasks import glue
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -66,7 +67,7 @@ def test_planning_imports_nothing_heavy(cola):
     code = (
         "import sys\n"
         "from moe_runner import hub, tasks\n"
-        "from moe_runner.config import TextTask\n"
+        "from moe_runner.options.task import TextTask\n"
         "from moe_runner.tasks import base, glue, glue_mini, gluex, metrics\n"
         f"options = {cola!r}\n"
         "tasks.fingerprint(options, 'cola')\n"

@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 
 from moe_runner import hub, tasks
-from moe_runner.config import ConfigError, TextTask
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.task import TextTask
 from moe_runner.tasks import glue, glue_mini
 
 OPTIONS = TextTask(suite="glue_mini", members=tuple(glue_mini.TASKS), ood=("all",))

@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from moe_runner import hub, tasks
-from moe_runner.config import ConfigError, TextTask
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.task import TextTask
 from moe_runner.tasks import glue, gluex
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from moe_runner import tasks
-from moe_runner.config import ConfigError, InstructTask
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.task import InstructTask
 from moe_runner.tasks import instruct, mmlu
 from moe_runner.tasks.mini.instruct import QUESTIONS, SOLVED, SUBJECTS, questions, records
 

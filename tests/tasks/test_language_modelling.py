@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from moe_runner import hub, tasks
-from moe_runner.config import ConfigError, LanguageModellingTask
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.task import LanguageModellingTask
 from moe_runner.tasks import language_modelling as suite
 from moe_runner.tasks.mini.corpus import documents
 

@@ -7,7 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from moe_runner import hub, tasks
-from moe_runner.config import ConfigError, Model, TextTask
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.model import Model
+from moe_runner.options.task import TextTask
 from moe_runner.tasks import superglue
 from moe_runner.tasks.texts import source_text
 

@@ -8,19 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from moe_runner.config import (
-    Dense,
-    EMoE,
-    Logger,
-    Model,
-    Paths,
-    Protocol,
-    Search,
-    Settings,
-    TextTask,
-    Trainer,
-    Tuning,
-)
+from moe_runner.methods.dense.options import Dense
+from moe_runner.methods.emoe.options import EMoE
+from moe_runner.options.model import Model
+from moe_runner.options.protocol import Protocol
+from moe_runner.options.settings import Logger, Paths, Settings
+from moe_runner.options.task import TextTask
+from moe_runner.options.training import Search, Trainer, Tuning
 from moe_runner.runs.run import Run
 from moe_runner.sweeps.plan import make_plan
 

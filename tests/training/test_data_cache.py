@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
-from moe_runner.config import Dense
+from moe_runner.methods.dense.options import Dense
 from moe_runner.runs.store import RunFolder, Store
 from moe_runner.sweeps.plan import make_plan
 from moe_runner.train import execute

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from moe_runner.config import ConfigError
+from moe_runner.options.errors import ConfigError
 from moe_runner.training import device as module
 from moe_runner.training.device import choose_device, peak_memory, prepare
 

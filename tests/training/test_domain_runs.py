@@ -11,21 +11,15 @@ import torch
 
 from moe_runner import train
 from moe_runner.backbones.weights import find_weights
-from moe_runner.config import (
-    METHODS,
-    ConfigError,
-    Dense,
-    DomainBedTask,
-    EMoE,
-    Logger,
-    Model,
-    Paths,
-    Protocol,
-    Search,
-    Settings,
-    Trainer,
-    Tuning,
-)
+from moe_runner.methods.dense.options import Dense
+from moe_runner.methods.emoe.options import EMoE
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.model import Model
+from moe_runner.options.protocol import Protocol
+from moe_runner.options.settings import Logger, Paths, Settings
+from moe_runner.options.task import DomainBedTask
+from moe_runner.options.training import Search, Trainer, Tuning
+from moe_runner.registry import METHODS
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.plan import make_plan
 from moe_runner.training import fit

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from moe_runner import train
-from moe_runner.config import Dense, EMoE
+from moe_runner.methods.dense.options import Dense
+from moe_runner.methods.emoe.options import EMoE
 from moe_runner.runs.store import RunBusy, Store
 from moe_runner.sweeps.plan import make_plan
 from moe_runner.training import fit

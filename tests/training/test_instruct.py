@@ -13,9 +13,15 @@ from safetensors.torch import load_file
 
 from moe_runner.backbones.loading import load_tokenizer
 from moe_runner.backbones.weights import find_weights
-from moe_runner.config import ConfigError, Dense, EMoE, GMoE, InstructTask, Method, Settings
-from moe_runner.methods.conversion import convert
+from moe_runner.conversion.convert import convert
+from moe_runner.methods.dense.options import Dense
+from moe_runner.methods.emoe.options import EMoE
+from moe_runner.methods.gmoe.options import GMoE
 from moe_runner.moe.layer import auxiliary_loss
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.method import Method
+from moe_runner.options.settings import Settings
+from moe_runner.options.task import InstructTask
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import RunFolder, Store
 from moe_runner.sweeps.plan import make_plan

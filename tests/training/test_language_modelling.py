@@ -12,7 +12,9 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from moe_runner.config import ConfigError, HyperMoE, LanguageModellingTask
+from moe_runner.methods.hypermoe.options import HyperMoE
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.task import LanguageModellingTask
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.plan import make_plan
 from moe_runner.train import evaluate_stored, execute
@@ -71,7 +73,7 @@ def test_the_perplexity_is_that_of_the_text_and_falls(settings, text, family, ba
 
 def test_the_first_evaluation_equals_the_model_by_itself(settings, text, backbone_folder):
     """exp of the mean negative log-likelihood of every token of a block but its first."""
-    from moe_runner.config import Dense
+    from moe_runner.methods.dense.options import Dense
 
     result = carried_out(settings(method=Dense(), learning_rate=1e-12, epochs=1))
     folder = backbone_folder("gpt2")

@@ -14,8 +14,14 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from moe_runner import convert, from_pretrained, merge, train
-from moe_runner.config import METHODS, Dense, EMoE, Method, MoE, Protocol
-from moe_runner.methods.conversion import moe_layers, spans
+from moe_runner.conversion.counts import moe_layers
+from moe_runner.conversion.record import spans
+from moe_runner.methods.dense.options import Dense
+from moe_runner.methods.emoe.options import EMoE
+from moe_runner.methods.moe.options import MoE
+from moe_runner.options.method import Method
+from moe_runner.options.protocol import Protocol
+from moe_runner.registry import METHODS
 from moe_runner.runs.store import RunFolder, Store
 from moe_runner.training import checkpoint, fit
 from moe_runner.training.callbacks import ShowProgress

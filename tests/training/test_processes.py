@@ -14,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from moe_runner.config import ConfigError, EMoE, GMoE
-from moe_runner.methods.conversion import convert
+from moe_runner.conversion.convert import convert
+from moe_runner.methods.emoe.options import EMoE
+from moe_runner.methods.gmoe.options import GMoE
+from moe_runner.options.errors import ConfigError
 from moe_runner.runs import processes
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.plan import make_plan

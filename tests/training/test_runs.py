@@ -14,7 +14,10 @@ from safetensors.torch import load_file
 
 from moe_runner import train
 from moe_runner.backbones.weights import Weights
-from moe_runner.config import ConfigError, Dense, EMoE, Logger
+from moe_runner.methods.dense.options import Dense
+from moe_runner.methods.emoe.options import EMoE
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.settings import Logger
 from moe_runner.runs.store import Store
 from moe_runner.training import checkpoint, fit
 from moe_runner.training.evaluate import evaluate_kept

@@ -13,19 +13,18 @@ from hydra import compose, initialize_config_dir
 
 from moe_runner import train
 from moe_runner.arguments import parse_config
-from moe_runner.config import (
-    ConfigError,
-    Dense,
-    GenerationTask,
-    HyperMoE,
-    MoE,
-    MoEAdapter,
-    MoEShare,
-    Protocol,
-)
-from moe_runner.methods.conversion import convert, library_experts, merge, moe_layers
+from moe_runner.conversion.convert import convert, merge
+from moe_runner.conversion.counts import library_experts, moe_layers
+from moe_runner.methods.dense.options import Dense
+from moe_runner.methods.hypermoe.options import HyperMoE
+from moe_runner.methods.moe.options import MoE
+from moe_runner.methods.moe_adapter.options import MoEAdapter
+from moe_runner.methods.moe_share.options import MoEShare
 from moe_runner.moe.layer import auxiliary_loss
 from moe_runner.moe.losses import switch_balance_loss, z_loss
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.protocol import Protocol
+from moe_runner.options.task import GenerationTask
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.plan import make_plan
 

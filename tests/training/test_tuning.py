@@ -10,8 +10,12 @@ import torch
 import yaml
 
 from moe_runner import train
-from moe_runner.config import METHODS, Dense, EMoE, Protocol, Tuning
-from moe_runner.methods.conversion import convert
+from moe_runner.conversion.convert import convert
+from moe_runner.methods.dense.options import Dense
+from moe_runner.methods.emoe.options import EMoE
+from moe_runner.options.protocol import Protocol
+from moe_runner.options.training import Tuning
+from moe_runner.registry import METHODS
 from moe_runner.runs.store import RunFolder
 from moe_runner.training import fit
 from moe_runner.training.callbacks import ShowProgress

@@ -352,7 +352,7 @@ def expert_containers(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def find_native_experts(model: PreTrainedModel) -> list[NativeExperts]:
+def find_native_experts(model: nn.Module) -> list[NativeExperts]:
     """Find the layers that are mixtures of experts already and are the library's.
 
     Args:
@@ -364,7 +364,8 @@ def find_native_experts(model: PreTrainedModel) -> list[NativeExperts]:
     Raises:
         ValueError: if nothing says how many experts a token passes.
     """
-    family = family_of_type(model.config.model_type)
+    config: Any = getattr(model, "config", None)
+    family = None if config is None else family_of_type(config.model_type)
     found = []
     for name, module in expert_containers(model):
         parent = model.get_submodule(name.rpartition(".")[0])

@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from moe_runner.backbones.weights import Weights
-from moe_runner.config import ConfigError, Model
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.model import Model
 
 
 @dataclass

@@ -6,8 +6,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from moe_runner.config import Tuning
 from moe_runner.moe.layer import MoEFeedForward
+from moe_runner.options.training import Tuning
 
 
 def add_lora(model: PreTrainedModel, options: Tuning, targets: tuple[str, ...]) -> None:

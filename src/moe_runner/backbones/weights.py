@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_runner import hub
-from moe_runner.config import Model
+from moe_runner.options.model import Model
 from moe_runner.runs.identity import content_hash
 
 ASSETS = Path(__file__).parents[1] / "assets"

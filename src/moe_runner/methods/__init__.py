@@ -1,13 +1,5 @@
-"""Methods: how the FFN sites of a backbone are converted, and merged back."""
+"""Methods: how the FFN sites of a backbone are converted, a folder each.
 
-from moe_runner.methods.conversion import Conversion, conversion_of, convert, merge
-from moe_runner.methods.saving import from_pretrained, save_pretrained
-
-__all__ = [
-    "Conversion",
-    "convert",
-    "conversion_of",
-    "from_pretrained",
-    "merge",
-    "save_pretrained",
-]
+`<name>/options.py` says what may be set and what is true of the method (torch-free),
+`<name>/layers.py` builds its MoE layers.
+"""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moe_runner.config import Protocol
 from moe_runner.moe.experts import FFN
 from moe_runner.moe.layer import Capacity
+from moe_runner.options.protocol import Protocol
 
 
 def protocol_of_family(protocol: Protocol, family: str) -> Protocol:
@@ -50,3 +50,8 @@ def with_reference_dropout(ffn: FFN, family: str, protocol: Protocol) -> FFN:
 def capacity_of(protocol: Protocol) -> Capacity:
     """Limit the experts as EMoE's code does: what is over is lost."""
     return Capacity(factor=protocol.capacity_factor)
+
+
+def algorithm_of(clustering: str, protocol: Protocol) -> str:
+    """Name the algorithm that groups the neurons: the code's random groups are in neuron order."""
+    return "contiguous" if clustering == "random" and protocol.contiguous_random else clustering

@@ -48,10 +48,10 @@ BACKENDS = {"masked": masked, "sorted": sort_by_expert, "grouped_mm": grouped}
 def choose_backend(tokens: int, top_k: int, experts: Stack) -> str:
     """Choose the fastest back end for the sizes of a layer.
 
-    `grouped_mm` only where its rows are aligned to 16 bytes: on CUDA then, else `sorted`. Elsewhere
-    what was fastest in
+    On CUDA `grouped_mm` where its rows are aligned, else `sorted`. Elsewhere what was fastest in
     the most similar case of a measured table (`backend_table.json`, which names the machine and
-    the command that makes it). While a program is traced: `masked`, whose shapes are static.
+    the command that makes it), with the same exception. While a program is traced: `masked`, whose
+    shapes are static.
 
     Args:
         tokens: T.

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from moe_runner.config import ConfigError, not_an_option
+from moe_runner.options.errors import ConfigError, not_an_option
 from moe_runner.report.store_commands import clean, status, tables
 from moe_runner.report.task_list import tasks
 

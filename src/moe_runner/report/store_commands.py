@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from moe_runner.config import CONF, ConfigError, not_an_option
+from moe_runner.options.errors import ConfigError, not_an_option
+from moe_runner.options.folders import CONF
 from moe_runner.report.render import FORMATS, render
 from moe_runner.report.study_sheet import print_study
 from moe_runner.runs.store import RunFolder, State, Store

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moe_runner.config import show
+from moe_runner.options.errors import show
 from moe_runner.report import domainbed
 from moe_runner.report.summary import Cell, aggregate, mean_ranks
 from moe_runner.runs.run import Run

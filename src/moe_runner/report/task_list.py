@@ -11,7 +11,9 @@ from rich.table import Table
 
 from moe_runner import hub
 from moe_runner import tasks as suites
-from moe_runner.config import CONF, TASKS, ConfigError, Task, not_an_option
+from moe_runner.options.errors import ConfigError, not_an_option
+from moe_runner.options.folders import CONF
+from moe_runner.options.task import TASKS, Task
 from moe_runner.tasks.base import Source, TaskSpec
 
 PLACES = ("data_dir", "ood_dir")  # options of a task that say where files are

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from moe_runner.config import ConfigError
+from moe_runner.options.errors import ConfigError
 
 
 def world_size() -> int:

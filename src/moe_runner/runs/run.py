@@ -11,19 +11,15 @@ from typing import Any
 
 import yaml
 
-from moe_runner.config import (
-    METHODS,
-    TASKS,
-    ConfigError,
-    Method,
-    Model,
-    Protocol,
-    Task,
-    Trainer,
-    Tuning,
-    build,
-    later,
-)
+from moe_runner.options.build import build
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.fields import later
+from moe_runner.options.method import Method
+from moe_runner.options.model import Model
+from moe_runner.options.protocol import Protocol
+from moe_runner.options.task import TASKS, Task
+from moe_runner.options.training import Trainer, Tuning
+from moe_runner.registry import METHODS
 from moe_runner.runs.identity import identifying, run_id
 from moe_runner.tasks.base import FormName
 

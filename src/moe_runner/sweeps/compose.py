@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_runner.config import ConfigError, Settings, not_an_option, parse
 from moe_runner.files import read_yaml
+from moe_runner.options.errors import ConfigError, not_an_option
+from moe_runner.options.settings import Settings, parse
 
 
 def compose_settings(conf: Path, overrides: Mapping[str, Any]) -> Settings:

@@ -11,18 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moe_runner import tasks
-from moe_runner.config import (
-    Dense,
-    DomainBedTask,
-    EMoE,
-    EMoELearn,
-    GenerationTask,
-    GMoE,
-    LanguageModellingTask,
-    MoE,
-    NoisyTuning,
-    select_layers,
-)
+from moe_runner.options.layers import select_layers
+from moe_runner.options.task import DomainBedTask, GenerationTask, LanguageModellingTask
 from moe_runner.runs.run import Run
 
 SUSTAINED_TFLOPS = 100.0  # of one A100 in half precision: an assumption, about a third of its peak
@@ -94,7 +84,7 @@ def expansion(run: Run, layers: int) -> tuple[float, float, int]:
         Copies, share of one dense FFN that is active, converted FFNs.
     """
     method, model = run.method, run.model
-    if isinstance(method, Dense | NoisyTuning):
+    if not method.converts:
         if model.family == "switch":
             return SWITCH_EXPERTS, 1.0, layers // 2
         return 1.0, 1.0, 0
@@ -102,11 +92,9 @@ def expansion(run: Run, layers: int) -> tuple[float, float, int]:
     if model.family == "switch":
         chosen = layers // 2  # every second layer is sparse
     else:
-        chosen = stacks * len(select_layers(method.layers, model.num_layers))
-    if isinstance(method, EMoE | EMoELearn):
-        return 1.0, method.top_k / method.num_experts, chosen
-    assert isinstance(method, GMoE | MoE)
-    return float(method.num_experts or SWITCH_EXPERTS), float(method.top_k), chosen
+        chosen = stacks * len(select_layers(method.layer_rule, model.num_layers))
+    own = method.expansion()
+    return own.copies, own.active, chosen
 
 
 def training_tokens(run: Run) -> float | None:

@@ -9,17 +9,12 @@ from typing import Any
 
 from moe_runner import tasks
 from moe_runner.backbones.weights import Weights, find_weights
-from moe_runner.config import (
-    ConfigError,
-    Dense,
-    DomainBedTask,
-    LanguageModellingTask,
-    Model,
-    Settings,
-    Task,
-    TextTask,
-    Trainer,
-)
+from moe_runner.methods.dense.options import Dense
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.model import Model
+from moe_runner.options.settings import Settings
+from moe_runner.options.task import DomainBedTask, LanguageModellingTask, Task, TextTask
+from moe_runner.options.training import Trainer
 from moe_runner.runs.processes import world_size
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store

@@ -29,8 +29,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from moe_runner.config import ConfigError, build, nearest, show
 from moe_runner.files import read_yaml
+from moe_runner.options.build import build
+from moe_runner.options.errors import ConfigError, nearest, show
 
 Profile = Literal["mini", "paper"]
 PROFILES: tuple[Profile, ...] = ("mini", "paper")

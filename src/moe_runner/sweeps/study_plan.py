@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from moe_runner.config import CONF, ConfigError, nearest, show
+from moe_runner.options.errors import ConfigError, nearest, show
+from moe_runner.options.folders import CONF
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.compose import compose_settings

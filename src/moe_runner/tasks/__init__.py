@@ -3,7 +3,9 @@
 from pathlib import Path
 from types import ModuleType
 
-from moe_runner.config import DomainBedTask, Model, Task, TextTask, join
+from moe_runner.options.errors import join
+from moe_runner.options.model import Model
+from moe_runner.options.task import DomainBedTask, Task, TextTask
 from moe_runner.runs.identity import content_hash
 from moe_runner.tasks import (
     domainbed,

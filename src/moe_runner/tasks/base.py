@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from moe_runner import hub
-from moe_runner.config import ConfigError, Schedule, Task, not_an_option
+from moe_runner.options.errors import ConfigError, not_an_option
+from moe_runner.options.task import Task
+from moe_runner.options.training import Schedule
 from moe_runner.runs.identity import content_hash
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from moe_runner.config import ConfigError, DomainBedTask, Task, nearest
+from moe_runner.options.errors import ConfigError, nearest
+from moe_runner.options.task import DomainBedTask, Task
 from moe_runner.tasks import image_tables as tables
 from moe_runner.tasks import image_variants
 from moe_runner.tasks.base import (

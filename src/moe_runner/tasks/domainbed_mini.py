@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from moe_runner.config import DomainBedTask, Task
+from moe_runner.options.task import DomainBedTask, Task
 from moe_runner.tasks import image_variants
 from moe_runner.tasks.base import About, Source, TaskData, TaskSpec
 from moe_runner.tasks.domainbed import DIGITS, DataSet, assemble, ood_names, parts, specs

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_runner.config import Task
+from moe_runner.options.task import Task
 from moe_runner.tasks.base import (
     Source,
     chosen_ood,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_runner.config import Task
+from moe_runner.options.task import Task
 from moe_runner.tasks import squad, summarisation
 from moe_runner.tasks.base import About, Recipe, Source, TaskData
 from moe_runner.tasks.free_text import no_ood, ood_names, texts

@@ -7,7 +7,7 @@ there.
 from dataclasses import replace
 from pathlib import Path
 
-from moe_runner.config import Task
+from moe_runner.options.task import Task
 from moe_runner.tasks import gluex
 from moe_runner.tasks.base import (
     About,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_runner.config import Task
+from moe_runner.options.task import Task
 from moe_runner.tasks import glue, gluex
 from moe_runner.tasks.base import (
     About,

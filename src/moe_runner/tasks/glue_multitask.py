@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_runner.config import Task
+from moe_runner.options.task import Task
 from moe_runner.tasks import glue, glue_mini
 from moe_runner.tasks.base import About, Recipe, Source, TaskData, TaskSpec
 from moe_runner.tasks.free_text import no_ood, ood_names

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_runner.config import Task
+from moe_runner.options.task import Task
 from moe_runner.tasks.base import HubSplit, OODSpec, Source, find_parquet, hub_source
 
 ACCURACY = ("accuracy",)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_runner.config import DomainBedTask
 from moe_runner.files import read_json, write_json
+from moe_runner.options.task import DomainBedTask
 from moe_runner.runs.identity import content_hash
 from moe_runner.tasks.base import OODSpec, TaskData
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_runner.config import InstructTask, Task
+from moe_runner.options.task import InstructTask, Task
 from moe_runner.tasks import mmlu
 from moe_runner.tasks.base import (
     About,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from moe_runner.config import InstructTask, Task
+from moe_runner.options.task import InstructTask, Task
 from moe_runner.tasks import instruct, mmlu
 from moe_runner.tasks.base import (
     GENERATED,

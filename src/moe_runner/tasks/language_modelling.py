@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_runner.config import Task
+from moe_runner.options.task import Task
 from moe_runner.runs.identity import content_hash
 from moe_runner.tasks.base import (
     ROWS,

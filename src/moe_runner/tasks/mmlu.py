@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_runner.config import InstructTask, Task
+from moe_runner.options.task import InstructTask, Task
 from moe_runner.tasks.base import HubSplit, Source, hub_source, read_table
 
 if TYPE_CHECKING:

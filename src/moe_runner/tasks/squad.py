@@ -6,7 +6,7 @@ default, since the authors' own value is not passed on.
 
 from pathlib import Path
 
-from moe_runner.config import Task
+from moe_runner.options.task import Task
 from moe_runner.tasks.base import About, Recipe, Source, TaskData, TaskSpec, check
 from moe_runner.tasks.free_text import both_splits, ood_names, read_texts
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_runner.config import Task
+from moe_runner.options.task import Task
 from moe_runner.tasks import glue
 from moe_runner.tasks.base import (
     About,

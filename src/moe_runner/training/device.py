@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from transformers import set_seed
 
-from moe_runner.config import ConfigError, Trainer
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.training import Trainer
 from moe_runner.runs.processes import world_size
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moe_runner.backbones.weights import find_weights
-from moe_runner.config import ConfigError, Settings
 from moe_runner.files import read_json, write_json
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.settings import Settings
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import RunFolder, Store
 from moe_runner.training import checkpoint

@@ -19,9 +19,12 @@ from moe_runner import tasks
 from moe_runner.backbones.loading import Backbone
 from moe_runner.backbones.lora import merge_lora
 from moe_runner.backbones.weights import find_weights
-from moe_runner.config import Dense, EMoE, Logger, NoisyTuning
-from moe_runner.methods.conversion import Conversion, convert, count_parameters, merge
-from moe_runner.methods.saving import save_pretrained
+from moe_runner.conversion.convert import convert, merge
+from moe_runner.conversion.counts import count_parameters
+from moe_runner.conversion.record import Conversion
+from moe_runner.conversion.saving import save_pretrained
+from moe_runner.methods.dense.options import Dense
+from moe_runner.options.settings import Logger
 from moe_runner.runs import processes
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import RunFolder
@@ -88,7 +91,7 @@ def build(run: Run, resources: Resources) -> Prepared:
     form = FORMS[run.form](run, data, find_weights(run.model))
     backbone = form.backbone
     # LoRA2EMoE trains the dense model
-    method = Dense() if converts_at(run) == "eval" else run.method
+    method = Dense() if run.method.converted_at == "eval" else run.method
     conversion = convert(
         backbone.model, method, protocol=run.protocol, cache=resources.cluster_cache
     )
@@ -106,21 +109,16 @@ def build(run: Run, resources: Resources) -> Prepared:
     return Prepared(form, conversion, data, lr_scales, resources.data_cache)
 
 
-def converts_at(run: Run) -> str:
-    """Tell when the model is converted: `train`, `eval` or `both`."""
-    return run.method.convert_at if isinstance(run.method, EMoE) else "both"
-
-
 def take_final_form(ready: Prepared, run: Run, resources: Resources) -> None:
     """Give the tuned model the form that is evaluated.
 
     EMoE2LoRA (`convert_at=train`) is merged after tuning, LoRA2EMoE (`convert_at=eval`) converted.
     """
     model = ready.backbone.model
-    if converts_at(run) == "both":
+    if run.method.converted_at == "both":
         return
     merge(model)
-    method = run.method if converts_at(run) == "eval" else Dense()
+    method = run.method if run.method.converted_at == "eval" else Dense()
     trains = {name for name, p in model.named_parameters() if p.requires_grad}
     ready.conversion = convert(model, method, protocol=run.protocol, cache=resources.cluster_cache)
     ready.lr_scales = {name: ready.lr_scales.get(name, 1.0) for name in trains}
@@ -262,7 +260,7 @@ def export(ready: Prepared, folder: RunFolder, form: str) -> None:
     if form == "moe":
         save_pretrained(model, folder.export)
     else:
-        if not isinstance(ready.conversion.method, Dense | NoisyTuning):
+        if ready.conversion.method.converts:
             merge(model)
         model.save_pretrained(folder.export)
     ready.backbone.processor.save_pretrained(folder.export)

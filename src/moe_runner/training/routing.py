@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from moe_runner.methods.conversion import moe_layers
+from moe_runner.conversion.counts import moe_layers
 from moe_runner.moe.layer import MoEFeedForward
 from moe_runner.runs import processes
 

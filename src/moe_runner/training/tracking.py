@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import Trainer
 
-from moe_runner.config import Logger
+from moe_runner.options.settings import Logger
 from moe_runner.runs import processes
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import RunFolder

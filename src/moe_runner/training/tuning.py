@@ -8,9 +8,11 @@ from transformers import PreTrainedModel
 
 from moe_runner.backbones.lora import add_lora, set_trainable
 from moe_runner.backbones.finder import find_sites
-from moe_runner.config import EMoE, EMoELearn, GMoE, MoE, Protocol, Tuning
-from moe_runner.methods.conversion import Conversion, choose_sites
+from moe_runner.conversion.convert import choose_sites
+from moe_runner.conversion.record import Conversion
 from moe_runner.methods.reference_code import protocol_of_family
+from moe_runner.options.protocol import Protocol
+from moe_runner.options.training import Tuning
 
 
 def apply_tuning(
@@ -44,8 +46,7 @@ def apply_tuning(
     Source: EMoE, arXiv:2310.10908; the tenth for new modules and the whole blocks: its code.
     """
     protocol = protocol_of_family(protocol, model.config.model_type)
-    if isinstance(conversion.method, MoE):
-        protocol = Protocol()  # HyperMoE's code has no LoRA, hence no extras beside it
+    protocol = conversion.method.tuned_under(protocol)
     new = conversion.new_parameters(model)
     if options.name == "full":
         scales = {name: 1.0 for name, _ in model.named_parameters()}
@@ -80,14 +81,14 @@ def whole_blocks(
             return conversion.converted_blocks()
         assert options.blocks is not None  # checked with the config
         return [site.block for site in choose_sites(find_sites(model), options.blocks)]
-    if protocol.train_gmoe_block and isinstance(conversion.method, GMoE):
+    if conversion.method.trains_whole_blocks(protocol):
         return conversion.converted_blocks()
     return []
 
 
 def trains_outside_layers(options: Tuning, conversion: Conversion, protocol: Protocol) -> bool:
     """Tell whether the reference code trains everything but layers and embeddings here."""
-    compared = isinstance(conversion.method, EMoE | EMoELearn | GMoE)
+    compared = conversion.method.tunes_outside_layers
     return protocol.train_outside_layers and (compared or options.name == "lora_block")
 
 

@@ -11,7 +11,7 @@ from transformers import DataCollatorWithPadding, EvalPrediction
 
 from moe_runner.backbones.loading import load_classifier
 from moe_runner.backbones.weights import Weights
-from moe_runner.config import TextTask
+from moe_runner.options.task import TextTask
 from moe_runner.runs.run import Run
 from moe_runner.tasks import metrics
 from moe_runner.tasks.base import TaskData

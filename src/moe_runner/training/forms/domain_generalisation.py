@@ -16,7 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from moe_runner.backbones.drop_path import add_drop_path
 from moe_runner.backbones.loading import load_image_classifier
 from moe_runner.backbones.weights import Weights
-from moe_runner.config import DomainBedTask
+from moe_runner.options.task import DomainBedTask
 from moe_runner.runs.run import Run
 from moe_runner.tasks import metrics
 from moe_runner.tasks.base import TaskData

@@ -16,7 +16,8 @@ from transformers.trainer_utils import PredictionOutput
 
 from moe_runner.backbones.loading import load_causal
 from moe_runner.backbones.weights import Weights
-from moe_runner.config import ConfigError, InstructTask
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.task import InstructTask
 from moe_runner.runs.run import Run
 from moe_runner.tasks import mmlu
 from moe_runner.tasks.base import TaskData

@@ -16,7 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from moe_runner.backbones.loading import load_causal
 from moe_runner.backbones.weights import Weights
-from moe_runner.config import LanguageModellingTask
+from moe_runner.options.task import LanguageModellingTask
 from moe_runner.runs.run import Run
 from moe_runner.tasks.base import TaskData
 from moe_runner.tasks.cache import cached_map, tokenizer_content

@@ -12,7 +12,7 @@ from transformers import DataCollatorForSeq2Seq, EvalPrediction, GenerationConfi
 
 from moe_runner.backbones.loading import load_text_to_text
 from moe_runner.backbones.weights import Weights
-from moe_runner.config import GenerationTask, TextTask
+from moe_runner.options.task import GenerationTask, TextTask
 from moe_runner.runs.run import Run
 from moe_runner.tasks import metrics
 from moe_runner.tasks.base import TaskData

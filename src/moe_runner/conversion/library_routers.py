@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moe_runner.backbones.sites import SparseSite
-from moe_runner.config import Protocol
 from moe_runner.moe.layer import AuxiliaryLosses, Routing
 from moe_runner.moe.losses import switch_balance_loss, z_loss
+from moe_runner.options.protocol import Protocol
 
 
 def router_losses(config: Any) -> dict[str, float]:

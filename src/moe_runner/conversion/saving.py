@@ -21,9 +21,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moe_runner.backbones.sites import FFNSite
-from moe_runner.config import METHODS, ConfigError, Dense, EMoE, NoisyTuning, Protocol, build
+from moe_runner.conversion.convert import convert
+from moe_runner.conversion.record import Conversion, conversion_of
 from moe_runner.files import write_json
-from moe_runner.methods.conversion import Conversion, conversion_of, convert
+from moe_runner.options.build import build
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.protocol import Protocol
+from moe_runner.registry import METHODS
 
 FILE = "moe_runner.json"
 WEIGHTS = "model.safetensors"
@@ -42,11 +46,11 @@ def save_pretrained(model: PreTrainedModel, folder: str | Path) -> None:
         ValueError: if the model has no MoE layer.
     """
     conversion = conversion_of(model)
-    if conversion is None or isinstance(conversion.method, Dense | NoisyTuning):
+    if conversion is None or not conversion.method.converts:
         raise ValueError("the model is not converted; use its own save_pretrained")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(conversion.method, EMoE):
+    if conversion.method.not_mergeable is None:
         model.save_pretrained(folder, state_dict=dense_state_dict(model))
     else:
         save_converted(model, folder)
@@ -136,7 +140,7 @@ def from_pretrained(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     if protocol is None:
         raise ConfigError(*(f"{file}: {problem}" for problem in problems))
     assignments = {name: torch.tensor(experts) for name, experts in content["sites"].items()}
-    if isinstance(method, EMoE):
+    if method.not_mergeable is None:
         config = transformers.AutoConfig.from_pretrained(folder)
         model_class = getattr(transformers, config.architectures[0])
         model = model_class.from_pretrained(folder, **kwargs)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from moe_runner.config import NoisyTuning
+from moe_runner.methods.noisy_tuning.options import NoisyTuning
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""EMoE: clusters of neurons, avg-k gating."""

@@ -1,0 +1,1 @@
+"""EMoE-learn: clusters of neurons, a learned cosine router."""

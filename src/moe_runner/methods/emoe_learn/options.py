@@ -1,0 +1,53 @@
+"""EMoE-learn's options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from moe_runner.methods.checks import cluster_problems, top_k_problems
+from moe_runner.options.fields import Count, NotNegative, Seed, runtime
+from moe_runner.options.layers import layer_problems
+from moe_runner.options.method import Backend, Expansion, Method
+from moe_runner.options.model import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMoELearn(Method):
+    """Split pretrained feed-forward networks into clusters, routed by a learned cosine router.
+
+    Source: EMoE, arXiv:2310.10908, ablation EMoE-learn.
+    """
+
+    name: Literal["emoe_learn"] = "emoe_learn"
+    num_experts: int = 64  # must divide d_ff
+    top_k: int = 16
+    layers: str | tuple[int, ...] = "last-even:1"
+    clustering: Literal["constrained_kmeans", "random"] = "constrained_kmeans"
+    cluster_seed: Seed = 0
+    router_dim: Count = 256  # the router compares tokens and experts in so many dimensions
+    balance_loss: NotNegative = 0.005  # times CV^2 of importance plus CV^2 of load
+    backend: Backend = runtime("auto")
+
+    pretrained_parts: ClassVar[frozenset[str]] = frozenset({"experts"})
+    tunes_outside_layers: ClassVar[bool] = True
+
+    @property
+    def not_mergeable(self) -> str:
+        """See `Method`."""
+        return "method=emoe_learn cannot be merged: its learned router weighs the experts"
+
+    def problems(self, model: Model) -> list[str]:
+        """See `Method`."""
+        return [
+            *cluster_problems(self.num_experts, model),
+            *top_k_problems(self.top_k, self.num_experts),
+            *layer_problems("method.layers", self.layers, model),
+        ]
+
+    def expansion(self) -> Expansion:
+        """See `Method`."""
+        return Expansion(active=self.top_k / self.num_experts)
+
+
+METHOD = EMoELearn

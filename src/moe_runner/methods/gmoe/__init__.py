@@ -1,0 +1,1 @@
+"""GMoE: copies of an FFN, a learned cosine router."""

@@ -1,0 +1,1 @@
+"""HyperMoE: sparse upcycling with a HyperExpert."""

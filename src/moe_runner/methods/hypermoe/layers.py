@@ -1,0 +1,54 @@
+"""HyperMoE: upcycling with a HyperExpert, generated from the embeddings of the unselected experts.
+
+    y = sum over the selected experts i of G_i(x) FFN_i(x) + Ehat(x), see `moe.hypernet`
+
+Source: HyperMoE, arXiv:2402.12656.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from moe_runner.methods.building import OpenSite
+from moe_runner.methods.hypermoe.options import HyperMoE
+from moe_runner.methods.moe.layers import upcycle
+from moe_runner.methods.neurons import Neurons
+from moe_runner.moe.hypernet import HyperExpert, HyperNetwork
+from moe_runner.moe.layer import MoEFeedForward
+from moe_runner.options.protocol import Protocol
+
+
+def build(
+    sites: Sequence[OpenSite], method: HyperMoE, protocol: Protocol, neurons: Neurons
+) -> list[MoEFeedForward]:
+    """Build the MoE layers; all share one hypernetwork, or those of a stack; see `upcycle`."""
+
+    def owner(site: OpenSite) -> str:
+        return site.stack if protocol.hypernet_per_stack else ""
+
+    sharing = Counter(map(owner, sites))
+    hypernets: dict[str, HyperNetwork] = {}
+    made: Counter[str] = Counter()
+
+    def hyper_expert(site: OpenSite, num_experts: int) -> HyperExpert:
+        keys, own = site.ffn.keys, owner(site)
+        if own not in hypernets:
+            hypernets[own] = HyperNetwork(
+                keys.shape[1],
+                sharing[own],
+                width=method.width,
+                selection_dim=method.embedding_dim,
+                layer_dim=method.layer_dim,
+                hidden_dim=method.embedding_dim,
+            )
+        made[own] += 1
+        return HyperExpert(
+            hypernets[own],
+            made[own] - 1,  # index among the layers that share it
+            num_experts,
+            embedding_dim=method.embedding_dim,
+            aggregate=method.aggregate,
+        ).to(keys.device)
+
+    return upcycle(sites, method, protocol, hyper_expert, beside_weighted=method.inside)

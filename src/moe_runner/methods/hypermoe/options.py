@@ -1,0 +1,27 @@
+"""HyperMoE's options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from moe_runner.methods.moe.options import MoE
+from moe_runner.options.fields import Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class HyperMoE(MoE):
+    """`moe` with a HyperExpert, generated from the embeddings of the unselected experts.
+
+    Source: HyperMoE, arXiv:2402.12656.
+    """
+
+    name: Literal["hypermoe"] = "hypermoe"  # type: ignore[assignment]
+    width: Count = 64  # r, of the HyperExpert
+    embedding_dim: Count = 128  # of experts, selections and the hypernetwork
+    layer_dim: Count = 10  # of the layer embedding
+    aggregate: Literal["sum", "mean"] = "sum"  # over the unselected experts
+    inside: bool = False  # multiply the HyperExpert by the router's weights
+
+
+METHOD = HyperMoE

@@ -1,0 +1,1 @@
+"""Sparse upcycling: copies of an FFN, a noisy top-k router; HyperMoE's baseline."""

@@ -1,0 +1,1 @@
+"""Sparse upcycling with plain adapters: HyperMoE's parameter-matched control."""

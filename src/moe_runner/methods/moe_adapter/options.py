@@ -1,0 +1,24 @@
+"""Options of `moe` with plain adapters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from moe_runner.methods.moe.options import MoE
+from moe_runner.options.fields import Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoEAdapter(MoE):
+    """`moe` with plain adapters of the HyperExpert's width: HyperMoE's parameter-matched control.
+
+    Source: ours.
+    """
+
+    name: Literal["moe_adapter"] = "moe_adapter"  # type: ignore[assignment]
+    width: Count = 64
+    shared: bool = False  # one adapter for all tokens instead of one per expert
+
+
+METHOD = MoEAdapter

@@ -1,0 +1,1 @@
+"""Sparse upcycling with one more expert that every token passes."""

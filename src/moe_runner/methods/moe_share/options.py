@@ -1,0 +1,21 @@
+"""Options of `moe` with a shared expert."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from moe_runner.methods.moe.options import MoE
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoEShare(MoE):
+    """`moe` with one more expert that every token passes: the mean of both.
+
+    Source: MoE-Share in HyperMoE, arXiv:2402.12656, which does not define it: this form is ours.
+    """
+
+    name: Literal["moe_share"] = "moe_share"  # type: ignore[assignment]
+
+
+METHOD = MoEShare

@@ -1,0 +1,1 @@
+"""NoisyTune: noise on the pretrained weights."""

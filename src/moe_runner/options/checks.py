@@ -1,0 +1,98 @@
+"""Values that are well typed but cannot work together; nothing is loaded to find them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from moe_runner.options.errors import show
+from moe_runner.options.layers import layer_problems
+from moe_runner.options.method import Method
+from moe_runner.options.model import Model
+from moe_runner.options.training import Search, Trainer, Tuning
+
+
+def value_problems(parts: Mapping[str, Any]) -> list[str]:
+    """Find values that are well typed but cannot work together, without loading anything.
+
+    Args:
+        parts: section or global key -> its value; None or absent where it has a problem of its own.
+
+    Returns:
+        One line per problem; a check whose parts are not all there is left out.
+    """
+    checks: list[tuple[Callable[[Any, Any], list[str]], str, str]] = [
+        (search_problems, "search", "trainer"),
+        (device_problems, "device", "trainer"),
+        (lambda task, model: task.problems(model), "task", "model"),
+        (tuning_problems, "tuning", "model"),
+        (size_problems, "method", "model"),
+        (block_problems, "tuning", "method"),
+        (lambda method, protocol: method.protocol_problems(protocol), "method", "protocol"),
+        (lambda method, export: method.export_problems(export), "method", "export"),
+        (lambda task, method: task.method_problems(method), "task", "method"),
+        (lambda task, trainer: task.trainer_problems(trainer), "task", "trainer"),
+    ]
+    problems: list[str] = []
+    for check, one, other in checks:
+        if parts.get(one) is not None and parts.get(other) is not None:
+            problems += check(parts[one], parts[other])
+    return problems
+
+
+def size_problems(method: Method, model: Model) -> list[str]:
+    """Check a method against the sizes of the backbone, where these are sizes."""
+    return method.problems(model) if model.d_ff > 0 and model.num_layers > 0 else []
+
+
+def search_problems(search: Search, trainer: Trainer) -> list[str]:
+    """Check that nothing is both given and searched for."""
+    problems = []
+    if search.tune_learning_rate and trainer.learning_rate is not None:
+        problems.append(
+            f"trainer.learning_rate={show(trainer.learning_rate)} and search={search.name} exclude "
+            "each other; give one of them"
+        )
+    return problems
+
+
+def device_problems(device: str, trainer: Trainer) -> list[str]:
+    """Check the device's name, and the precision as far as the name tells."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        return [f"device={device} is not valid; use auto, cpu, mps, cuda or cuda:<n>"]
+    if trainer.precision == "fp16" and device in ("cpu", "mps"):
+        return [
+            f"trainer.precision=fp16 does not work on device={device}; "
+            "use trainer.precision=bf16 or fp32"
+        ]
+    return []
+
+
+def tuning_problems(tuning: Tuning, model: Model) -> list[str]:
+    """Check which parameters train against the backbone."""
+    if tuning.name == "full":
+        return []
+    problems = [
+        f"tuning.{name}=null does not go with tuning={tuning.name}; give a number"
+        for name in ("rank", "alpha", "dropout")
+        if getattr(tuning, name) is None
+    ]
+    if not model.lora_targets:
+        problems.append(
+            f"tuning={tuning.name} needs model.lora_targets=[...] for model={model.name}: the "
+            "names of its attention projections"
+        )
+    if tuning.blocks is not None:
+        problems += layer_problems("tuning.blocks", tuning.blocks, model)
+    return problems
+
+
+def block_problems(tuning: Tuning, method: Method) -> list[str]:
+    """Check that lora_block knows its blocks."""
+    if tuning.name != "lora_block" or tuning.blocks or method.converts:
+        return []
+    return [
+        f"tuning.blocks=null with method={method.name} names no block to train; "
+        "use for example tuning.blocks=last-even:1"
+    ]

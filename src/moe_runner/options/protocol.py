@@ -1,0 +1,38 @@
+"""The protocol: the papers' equations, or what the authors' code does beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from moe_runner.options.fields import Count, Fraction, NotNegative, Positive, later
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What is done beside the equations: nothing (`paper`), or what the authors' code does.
+
+    Each option is off by default and can be switched on alone. Those of EMoE's code act on `emoe`,
+    `emoe_learn` and `gmoe`, and not on Llama, whose code has none of them; those of HyperMoE's code
+    act on `moe`, `moe_share`, `moe_adapter` and `hypermoe`.
+    """
+
+    name: Literal["paper", "reference"] = "paper"
+    # EMoE's code
+    gate_noise: NotNegative = later(0.0)  # in training, N(0, 1) * gate_noise / E on the scores
+    capacity_factor: Positive | None = later(None)  # room of an expert; the rest is dropped
+    fixed_gate_balance_loss: NotNegative = later(0.0)  # for emoe, whose router does not learn
+    split_output_bias: bool = later(False)  # every expert has b / k of its own
+    expert_dropout: Fraction = later(0.0)  # before the activation (vision: after it)
+    scale_by_top_k: bool = later(True)  # emoe_learn: weights sum to k, so it starts at dense scale
+    contiguous_random: bool = later(False)  # random experts: blocks in neuron order
+    train_outside_layers: bool = later(False)  # lora: also pooler, final norm
+    train_gmoe_block: bool = later(False)  # lora: also the blocks that gmoe converts
+    rest_lr_scale: Positive = later(1.0)  # lora: of pretrained weights that train beside LoRA
+    # HyperMoE's code
+    hypernet_per_stack: bool = later(False)  # encoder and decoder each have a hypernetwork
+    sequence_capacity: Count | None = later(None)  # Switch: choices per expert and sequence
+    dropped_tokens: Literal["zero", "input"] = later("zero")  # over capacity: 0, or weight * input
+    jitter: Fraction = later(0.0)  # Switch: noise on the layer's input in training
+    straight_through: bool = later(True)  # top_k=1: the router learns from the task's loss
+    load_threshold: Literal["scores", "probabilities"] = later("scores")  # of the balance loss

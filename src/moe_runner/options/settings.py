@@ -1,0 +1,162 @@
+"""The whole config as validated settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_type_hints
+
+from moe_runner.options.build import MISSING, build, convert_value, field_names, range_problems
+from moe_runner.options.checks import value_problems
+from moe_runner.options.errors import ConfigError, show, unknown_key
+from moe_runner.options.fields import Count, Seed
+from moe_runner.options.method import Method
+from moe_runner.options.model import Model, with_sizes_of_path
+from moe_runner.options.protocol import Protocol
+from moe_runner.options.task import TASKS, Task
+from moe_runner.options.training import Search, Trainer, Tuning
+from moe_runner.registry import METHODS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logger:
+    """Where a copy of the metrics goes."""
+
+    name: Literal["none", "wandb"]
+    project: str = "moe-runner"
+    mode: Literal["offline", "online"] = "offline"
+    group: str | None = None  # of Weights & Biases; a study sets its name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paths:
+    """Folders that are written to."""
+
+    output: str = "outputs"
+    cache: str = "outputs/cache"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The whole validated config."""
+
+    method: Method
+    model: Model
+    tuning: Tuning
+    task: Task
+    protocol: Protocol
+    search: Search
+    trainer: Trainer
+    logger: Logger
+    paths: Paths
+    seed: Seed = 0
+    device: str = "auto"
+    threads: Count | None = None
+    keep_model: Literal["none", "best"] = "none"
+    evaluate: str | None = None
+    export: Literal["none", "dense", "moe"] = "none"
+    profile: Literal["mini", "paper"] = "mini"
+    dry_run: bool = False
+    rerun: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+
+GROUPS: dict[str, Any] = {
+    "method": METHODS,  # a group with a dataclass per option
+    "model": Model,
+    "tuning": Tuning,
+    "task": TASKS,
+    "protocol": Protocol,
+    "search": Search,
+    "trainer": Trainer,
+    "logger": Logger,
+}
+
+
+KIND = {"method": "name", "task": "suite"}  # the key that chooses among a group's dataclasses
+
+
+def option_keys(kinds: Mapping[str, Iterable[str]] | None = None) -> list[str]:
+    """List every dotted key that a user may set.
+
+    Args:
+        kinds: the chosen methods and suites, whose options differ: {"method": ["emoe"]}; a group
+            that is not there stands for all of its kinds.
+
+    Returns:
+        The global keys, then "group.option", each once.
+    """
+    sections: list[tuple[str, type]] = []
+    for group, cls in GROUPS.items():
+        if group in KIND:
+            sections += [(group, cls[name]) for name in (kinds or {}).get(group, cls)]
+        else:
+            sections.append((group, cls))
+    keys = [name for name in field_names(Settings) if name not in {*GROUPS, "paths"}]
+    for section, cls in (*sections, ("paths", Paths)):
+        keys += [f"{section}.{name}" for name in field_names(cls)]
+    return list(dict.fromkeys(keys))
+
+
+def parse(tree: Mapping[str, Any]) -> Settings:
+    """Turn the composed config into validated settings.
+
+    Args:
+        tree: the whole config as plain Python containers, without Hydra's own node.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ConfigError: with every problem of keys, types and values, one line each.
+    """
+    problems: list[str] = []
+    parts: dict[str, Any] = {}
+    sections = {**GROUPS, "paths": Paths}
+    refuse_targets(tree, "", problems)
+    for section, cls in sections.items():
+        node = tree.get(section)
+        if section in KIND and isinstance(node, Mapping):
+            cls = cls.get(str(node.get(KIND[section])))
+        if not isinstance(node, Mapping) or cls is None:
+            given = f"{section}={show(node)}"
+            problems.append(f"{given} is not valid; moe-run --help lists the options")
+            continue
+        kind = str(node[KIND[section]]) if section in KIND else ""
+        keys = option_keys({section: [kind]} if kind else None)
+        parts[section] = build(cls, node, section, problems, kind=kind, keys=keys)
+    hints = get_type_hints(Settings, include_extras=True)
+    for key, value in tree.items():
+        if key in sections:
+            continue
+        given = f"{key}={show(value)}"
+        if key not in hints:
+            keys = [*sections, *option_keys()]
+            problems.append(unknown_key(given, key, "", keys))
+        elif value == MISSING:
+            problems.append(f"{key} is missing; give {key}=<value>")
+        else:
+            try:
+                parts[key] = convert_value(value, hints[key])
+            except TypeError as error:
+                problems.append(f"{given} is not valid; use {error}")
+            else:
+                problems += range_problems(key, parts[key], hints[key])
+    if parts.get("model") is not None:
+        parts["model"] = with_sizes_of_path(parts["model"], problems)
+    problems += value_problems(parts)
+    if problems:
+        raise ConfigError(*problems)
+    return Settings(**parts)
+
+
+def refuse_targets(tree: Mapping[str, Any], where: str, problems: list[str]) -> None:
+    """Refuse `_target_` anywhere: components are looked up by name, no config names code to run."""
+    for key, value in tree.items():
+        if key == "_target_":
+            problems.append(
+                f"{where}_target_={show(value)} is refused; components are chosen by name"
+            )
+        elif isinstance(value, Mapping):
+            refuse_targets(value, f"{where}{key}.", problems)

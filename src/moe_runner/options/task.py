@@ -1,0 +1,201 @@
+"""The task: a suite, which of its members to run, and where their data come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from moe_runner.options.errors import join
+from moe_runner.options.fields import Count, Fraction, Number, Share, later, runtime
+from moe_runner.options.method import Method
+from moe_runner.options.model import Model
+from moe_runner.options.training import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A suite, which of its members to run, and where their data come from.
+
+    What all suites share; each kind of suite has a dataclass of its own with the rest.
+    """
+
+    suite: str
+    members: tuple[str, ...]
+    data_dir: str | None = runtime(None)  # a folder per task; the content of the files is in the id
+    hub_id: str | None = runtime(None)
+    revision: str = runtime("main")
+    ood: tuple[str, ...] = runtime(())  # names of out-of-domain sets; "all": the paper's partners
+    ood_dir: str | None = runtime(None)
+    limit: Count | None = None  # training examples
+    eval_limit: Count | None = None  # examples of every evaluation set
+    data_seed: Number = 0  # of generated data and of train_fraction
+    skip_missing: bool = runtime(False)
+
+    reads: ClassVar[str] = ""  # what a backbone has to do, for messages
+    families: ClassVar[tuple[str, ...]] = ()  # whose backbones can do it
+
+    def problems(self, model: Model) -> list[str]:
+        """Check the options against the backbone that is to read the task.
+
+        Args:
+            model: the backbone's options.
+
+        Returns:
+            One line per problem.
+        """
+        problems = []
+        if not self.members:
+            problems.append("task.members=[] is empty; name at least one task")
+        if model.family not in self.families:
+            return [
+                *problems,
+                f"model={model.name} is of the family {model.family} and task={self.suite} "
+                f"{self.reads}; use a model of the family {join(self.families)}",
+            ]
+        return problems + self.value_problems(model)
+
+    def value_problems(self, model: Model) -> list[str]:
+        """Check values against the backbone's sizes; a kind of task with such values says more."""
+        return []
+
+    def method_problems(self, method: Method) -> list[str]:
+        """Check how the method goes with the task."""
+        return []
+
+    def trainer_problems(self, trainer: Trainer) -> list[str]:
+        """Check how batches are put together against what they are made of."""
+        return []
+
+
+def position_problems(key: str, length: int | None, model: Model) -> list[str]:
+    """Check a number of tokens against the positions of a backbone; None: nothing to check."""
+    if length is None or not model.max_positions or length <= model.max_positions:
+        return []
+    return [
+        f"{key}={length} is more than the {model.max_positions} positions of model={model.name}; "
+        f"use at most {model.max_positions}"
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTask(Task):
+    """Texts, or pairs of texts, with a class or a score: GLUE, SuperGLUE."""
+
+    max_length: Count | None = None  # tokens; None: 128, or the form's own number (see Recipe)
+    train_fraction: Share = later(1.0)  # of the training examples, drawn with data_seed
+
+    reads: ClassVar[str] = "is text classification"
+    families: ClassVar[tuple[str, ...]] = ("bert", "gpt2", "llama", "t5", "switch")
+
+    def value_problems(self, model: Model) -> list[str]:
+        """See `Task.value_problems`."""
+        return position_problems("task.max_length", self.max_length, model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationTask(Task):
+    """Texts that are answered by a text: summarisation, question answering."""
+
+    max_length: Count = 1024  # tokens of the source
+    target_length: Count = 128  # tokens of the target in training
+    answer_length: Count = 60  # most tokens that are generated
+    min_length: Number = 0  # fewest
+    beams: Count = 1
+    no_repeat_ngram: Number = 0  # 3: no three tokens occur twice in an answer
+
+    reads: ClassVar[str] = "generates text from text"
+    families: ClassVar[tuple[str, ...]] = ("t5", "switch")
+
+    def value_problems(self, model: Model) -> list[str]:
+        """See `Task.value_problems`."""
+        return position_problems("task.max_length", self.max_length, model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModellingTask(Task):
+    """Running text, packed into blocks."""
+
+    block_size: Count | None = None  # tokens; None: 1024, or the model's positions if fewer
+
+    reads: ClassVar[str] = "predicts the next token"
+    families: ClassVar[tuple[str, ...]] = ("gpt2", "llama")
+
+    def value_problems(self, model: Model) -> list[str]:
+        """See `Task.value_problems`."""
+        problems = position_problems("task.block_size", self.block_size, model)
+        if self.block_size == 1:
+            problems.append("task.block_size=1 leaves no token to predict; use 2 or more")
+        return problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructTask(Task):
+    """Instructions with responses; what is learned is the response."""
+
+    max_length: Count = 512  # tokens of prompt and response
+    template: Literal["alpaca", "plain", "chat"] = "alpaca"  # see tasks/instruct.py
+    validation_size: Count = 100  # records that are held out
+    shots: Number = 5  # solved examples before a question of MMLU
+
+    reads: ClassVar[str] = "predicts the next token"
+    families: ClassVar[tuple[str, ...]] = ("gpt2", "llama")
+
+    def value_problems(self, model: Model) -> list[str]:
+        """See `Task.value_problems`."""
+        return position_problems("task.max_length", self.max_length, model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainBedTask(Task):
+    """Images from several domains, some of which are held out: DomainBed."""
+
+    pairs: bool = runtime(False)  # also the members that hold out pairs of the members' domains
+    image_size: Count | None = None  # pixels a side; None: those that the backbone was trained on
+    augment: bool = True  # DomainBed's augmentations
+    holdout: Fraction = 0.2  # of each domain, for validation
+    drop_path: Fraction = 0.1  # share of the blocks' outputs that are dropped in the last layer
+    skip_corrupt: bool = runtime(False)  # leave out files that are no images, and count them
+
+    reads: ClassVar[str] = "classifies images"
+    families: ClassVar[tuple[str, ...]] = ("vit",)
+
+    def value_problems(self, model: Model) -> list[str]:
+        """See `Task.value_problems`."""
+        if self.holdout == 0:
+            return ["task.holdout=0.0 leaves nothing to select by; use for example 0.2"]
+        return []
+
+    def method_problems(self, method: Method) -> list[str]:
+        """Check that the checkpoints, which select the model, have its final form."""
+        if method.converted_at == "both":
+            return []
+        return [
+            f"method.convert_at={method.converted_at} does not go with task={self.suite}, whose "
+            "selection rules read every checkpoint as it is trained; use method.convert_at=both"
+        ]
+
+    def trainer_problems(self, trainer: Trainer) -> list[str]:
+        """See `Task.trainer_problems`."""
+        if not trainer.length_grouping:
+            return []
+        return [
+            f"trainer.length_grouping=true does not go with task={self.suite}, whose images are of "
+            "one length; use trainer.length_grouping=false"
+        ]
+
+
+TASKS: dict[str, type[Task]] = {
+    "glue": TextTask,
+    "glue_mini": TextTask,
+    "glue_multitask": TextTask,
+    "superglue": TextTask,
+    "summarisation": GenerationTask,
+    "summarisation_mini": GenerationTask,
+    "squad": GenerationTask,
+    "squad_mini": GenerationTask,
+    "language_modelling": LanguageModellingTask,
+    "instruct": InstructTask,
+    "instruct_mini": InstructTask,
+    "domainbed": DomainBedTask,
+    "domainbed_mini": DomainBedTask,
+}
