@@ -24,11 +24,10 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from moe_runner.backbones.families import family_of_type, is_verified
+from moe_runner.backbones.interpreter import PROJECTIONS
 from moe_runner.backbones.proof import prove
 from moe_runner.backbones.reading import (
-    PROJECTIONS,
     Reading,
-    Refusal,
     count_uses,
     projects_its_argument,
     read_code,
@@ -114,11 +113,12 @@ def scan(base: nn.Module) -> Found:
 def split(base: nn.Module, name: str, owner: nn.Module, found: Found) -> None:
     """Add a network whose projections are in `intermediate` and `output` (BERT)."""
     block = block_of(base, name, (f"{name}.intermediate", f"{name}.output.dense"))
-    if block is None or not isinstance(owner.intermediate, nn.Module):
+    one, other = owner.intermediate, owner.output
+    if block is None or not (isinstance(one, nn.Module) and isinstance(other, nn.Module)):
         return
-    first, second = reads_through(owner.intermediate), projects_its_argument(owner.output)
+    first, second = reads_through(one), projects_its_argument(other)
     if first is None or second is None:
-        parts = (*owner.intermediate.modules(), *owner.output.modules())
+        parts = (*one.modules(), *other.modules())
         kinds = dict.fromkeys(describe(part) for part in parts if has_parameters(part))
         found.refused.setdefault(block, f"splits its FFN into {', '.join(kinds)}")
         return
@@ -371,7 +371,9 @@ def find_native_experts(model: nn.Module) -> list[NativeExperts]:
         parent = model.get_submodule(name.rpartition(".")[0])
         listed = isinstance(module, (nn.ModuleList, nn.ModuleDict))
         near = [module, *module.children(), parent, *parent.children()]
-        num_experts = whole_number(near, "num_experts") or (len(module) if listed else None)
+        num_experts = whole_number(near, "num_experts") or (
+            len(list(module.children())) if listed else None
+        )
         top_k = whole_number(near, "top_k") or (None if family is None else family.top_k)
         if num_experts is None or top_k is None:
             raise ValueError(f"{name} does not say how many experts a token passes")

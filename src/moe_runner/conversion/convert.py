@@ -63,7 +63,8 @@ def convert(
     protocol = protocol or Protocol()
     all_sparse = find_sparse_sites(model)
     dense = find_sites(model)
-    blocks = list(dict.fromkeys(site.block for site in (*dense, *all_sparse)))
+    candidates: list[Site] = [*dense, *all_sparse]
+    blocks = list(dict.fromkeys(site.block for site in candidates))
     before = count_parameters(model), flops_per_token(model)
     sites: list[Site] = []
     layers: list[MoEFeedForward] = []

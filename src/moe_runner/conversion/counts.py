@@ -21,8 +21,9 @@ def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
 
 def active_parameters(model: nn.Module) -> int:
     """Count the parameters that take part in one token: all but its unselected experts."""
-    layers = [*moe_layers(model), *find_native_experts(model)]
-    return count_parameters(model) - sum(layer.idle_parameters() for layer in layers)
+    idle = [layer.idle_parameters() for layer in moe_layers(model)]
+    idle += [experts.idle_parameters() for experts in find_native_experts(model)]
+    return count_parameters(model) - sum(idle)
 
 
 def flops_per_token(model: nn.Module) -> int:

@@ -6,8 +6,8 @@ from collections.abc import Sequence, Set
 
 from transformers import PreTrainedModel
 
-from moe_runner.backbones.lora import add_lora, set_trainable
 from moe_runner.backbones.finder import find_sites
+from moe_runner.backbones.lora import add_lora, set_trainable
 from moe_runner.conversion.convert import choose_sites
 from moe_runner.conversion.record import Conversion
 from moe_runner.methods.reference_code import protocol_of_family
