@@ -7,10 +7,11 @@ Every model type of the table is converted by a test; any other one has to prove
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from moe_runner.registry import FAMILIES
 
 Form = Literal[
     "classification", "text_to_text", "language_modelling", "instruct", "domain_generalisation"
@@ -61,6 +62,7 @@ class Family:
         gated: whether its FFNs are gated; a pair: the key of config.json that says so, and how its
             value begins then (a string) or what it is.
         forms: of tasks that the family can do; none: it can be converted by the library only.
+        has_options: whether a file of conf/model is of this family, so that messages name it.
         stacks: 2 for an encoder-decoder, which has `num_layers` twice.
         lora_targets: attention projections, query and value or the fused one.
         bundled: the model option whose weights are part of this project.
@@ -79,6 +81,7 @@ class Family:
     d_ff_times: int | None = None
     gated: bool | tuple[str, str | bool] = False
     forms: tuple[Form, ...] = ()
+    has_options: bool = False
     stacks: int = 1
     lora_targets: tuple[str, ...] = ()
     bundled: str | None = None
@@ -135,25 +138,26 @@ def bart_like(name: str, *types: str, **facts: Any) -> Family:
     return Family(name=name, model_types=types, **facts)
 
 
-ROWS = (
+TABLE = (
     # the families of the papers, with models of this project
-    bert_like("bert", bundled="bert_tiny"),
+    bert_like("bert", bundled="bert_tiny", has_options=True),
     Family(
         name="gpt2", sizes=GPT2, d_ff_times=4, forms=DECODER, lora_targets=("c_attn",),
         bundled="gpt2_tiny",
+        has_options=True,
     ),
-    llama_like("llama", bundled="llama_tiny"),
+    llama_like("llama", bundled="llama_tiny", has_options=True),
     Family(
         name="t5", sizes=T5, gated=("feed_forward_proj", "gated-"), forms=SEQ2SEQ, stacks=2,
         lora_targets=("q", "v"),
     ),
     Family(
         name="switch", model_types=("switch_transformers",), sizes=T5, forms=SEQ2SEQ, stacks=2,
-        lora_targets=("q", "v"), bundled="switch_tiny", reads_experts=True, sparse_every=2, top_k=1,
+        lora_targets=("q", "v"), bundled="switch_tiny", reads_experts=True, sparse_every=2, has_options=True, top_k=1,
     ),
     Family(
         name="vit", model_types=("vit", "deit"), forms=IMAGES, lora_targets=("q_proj", "v_proj"),
-        bundled="vit_tiny", dropout_after_activation=True,
+        bundled="vit_tiny", has_options=True, dropout_after_activation=True,
     ),
     # encoders for text
     bert_like("roberta", "roberta", "xlm-roberta", "camembert"),
@@ -292,38 +296,20 @@ ROWS = (
     llama_like("dbrx", forms=CAUSAL, sizes=NO_SIZES, lora_targets=("Wqkv",)),
     bart_like("nllb-moe", top_k=2),
 )  # fmt: skip
-FAMILIES: Mapping[str, Family] = {row.name: row for row in ROWS}
-
-
-def families() -> Mapping[str, Family]:
-    """Give all families by name."""
-    return FAMILIES
-
-
-def family(name: str) -> Family:
-    """Look up a family by its name.
-
-    Raises:
-        ValueError: if there is none; names the nearest.
-    """
-    known = families()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
-        raise ValueError(f"{name} is not a family of backbones{hint}")
-    return known[name]
+ROWS: Mapping[str, Family] = {row.name: row for row in TABLE}
 
 
 def family_of_type(model_type: str) -> Family | None:
     """Look up the family of a `model_type` of Hugging Face; None if there is no row."""
-    return next((row for row in families().values() if model_type in row.types), None)
+    return next((row for row in FAMILIES.values() if model_type in row.types), None)
 
 
-def families_for(form: Form) -> tuple[str, ...]:
-    """Name the families that can do a form of task."""
-    return tuple(row.name for row in families().values() if form in row.forms)
+def name_of_type(model_type: str) -> str:
+    """Name the family of a `model_type`; without a row it is its own."""
+    row = family_of_type(model_type)
+    return model_type if row is None else row.name
 
 
 def is_verified(model_type: str) -> bool:
     """Tell whether a test converts models of a type, so that they need not prove themselves."""
-    return any(model_type in row.types for row in FAMILIES.values())
+    return any(model_type in row.types for row in ROWS.values())

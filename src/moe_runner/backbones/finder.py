@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from moe_runner.backbones.families import family_of_type, is_verified
+from moe_runner.backbones.families import family_of_type, is_verified, name_of_type
 from moe_runner.backbones.interpreter import PROJECTIONS
 from moe_runner.backbones.proof import prove
 from moe_runner.backbones.reading import (
@@ -280,7 +280,7 @@ def with_places(base: nn.Module, model: PreTrainedModel, sites: list[FFNSite]) -
     return [
         replace(
             site,
-            family=model.config.model_type if family is None else family.name,
+            family=name_of_type(model.config.model_type),
             stack=stacks[site.block],
             layer=numbers[site.block],
             shared=shared,

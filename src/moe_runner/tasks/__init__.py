@@ -4,8 +4,9 @@ from pathlib import Path
 from types import ModuleType
 
 from moe_runner.options.errors import join
-from moe_runner.options.model import Model
+from moe_runner.options.model import Model, families_with_options
 from moe_runner.options.task import DomainBedTask, Task, TextTask
+from moe_runner.registry import FAMILIES
 from moe_runner.runs.identity import content_hash
 from moe_runner.tasks import (
     domainbed,
@@ -64,7 +65,6 @@ SUITES: dict[str, ModuleType] = {
     "summarisation_mini": generation_mini,
     "superglue": superglue,
 }
-GENERATE = ("t5", "switch")  # families that answer by a text
 
 
 def spec(suite: str, name: str) -> TaskSpec:
@@ -118,7 +118,8 @@ def form(of: TaskSpec, family: str) -> FormName:
     Returns:
         The form: T5 and Switch Transformers answer a classification by a text, as in HyperMoE.
     """
-    if of.form == "classification" and family in GENERATE:
+    able = FAMILIES[family].forms
+    if of.form == "classification" and of.form not in able and "text_to_text" in able:
         return "text_to_text"
     return of.form
 
@@ -132,7 +133,7 @@ def form_problem(options: Task, name: str, model: Model) -> str | None:
     """Say why a backbone cannot do a task; None if it can."""
     if form(spec(options.suite, name), model.family) != "text_to_text":
         return None
-    if model.family in GENERATE:
+    if "text_to_text" in FAMILIES[model.family].forms:
         return None
     able = [
         member
@@ -142,7 +143,7 @@ def form_problem(options: Task, name: str, model: Model) -> str | None:
     instead = f", or task.members=[{','.join(able)}]" if able else ""
     return (
         f"model={model.name} is of the family {model.family} and task={options.suite}/{name} is "
-        f"answered by a text; use a model of the family {join(GENERATE)}{instead}"
+        f"answered by a text; use a model of the family {join(families_with_options(['text_to_text']))}{instead}"
     )
 
 
