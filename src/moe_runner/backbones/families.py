@@ -149,11 +149,12 @@ TABLE = (
     llama_like("llama", bundled="llama_tiny", has_options=True),
     Family(
         name="t5", sizes=T5, gated=("feed_forward_proj", "gated-"), forms=SEQ2SEQ, stacks=2,
-        lora_targets=("q", "v"),
+        lora_targets=("q", "v"), has_options=True,
     ),
     Family(
         name="switch", model_types=("switch_transformers",), sizes=T5, forms=SEQ2SEQ, stacks=2,
-        lora_targets=("q", "v"), bundled="switch_tiny", reads_experts=True, sparse_every=2, has_options=True, top_k=1,
+        lora_targets=("q", "v"), bundled="switch_tiny", has_options=True, reads_experts=True,
+        sparse_every=2, top_k=1,
     ),
     Family(
         name="vit", model_types=("vit", "deit"), forms=IMAGES, lora_targets=("q_proj", "v_proj"),

@@ -44,7 +44,7 @@ class Found:
     """The sites of a bare backbone, names relative to it, and why others cannot be converted."""
 
     sites: list[FFNSite] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)  # block -> cause
+    refused: dict[str, list[str]] = field(default_factory=dict)  # block -> causes
     claimed: list[str] = field(default_factory=list)  # modules whose inside is no site
 
 
@@ -68,7 +68,9 @@ def find_sites(model: PreTrainedModel) -> list[FFNSite]:
     refused = {block: why for block, why in found.refused.items() if block not in converted}
     if refused:
         block, why = next(iter(refused.items()))
-        raise ValueError(f"model type {kind!r} cannot be converted: {prefix}{block} {why}")
+        raise ValueError(
+            f"model type {kind!r} cannot be converted: {prefix}{block} {'; it '.join(why)}"
+        )
     if not found.sites and not (find_native_experts(model) or find_sparse_sites(model)):
         raise ValueError(
             f"model type {kind!r} has no known FFN sites: its blocks have no two Linear or Conv1D "
@@ -106,7 +108,7 @@ def scan(base: nn.Module) -> Found:
             elif len(children) <= 3 and not is_mixer(owner):
                 block = block_of(base, name, (name,))
                 if block is not None:
-                    found.refused.setdefault(block, f"{read.reason} ({name})")
+                    found.refused.setdefault(block, []).append(f"{read.reason} ({name})")
     return found
 
 
@@ -120,7 +122,7 @@ def split(base: nn.Module, name: str, owner: nn.Module, found: Found) -> None:
     if first is None or second is None:
         parts = (*one.modules(), *other.modules())
         kinds = dict.fromkeys(describe(part) for part in parts if has_parameters(part))
-        found.refused.setdefault(block, f"splits its FFN into {', '.join(kinds)}")
+        found.refused.setdefault(block, []).append(f"splits its FFN into {', '.join(kinds)}")
         return
     key, value = f"{name}.intermediate.{first[0]}", f"{name}.output.{second}"
     if not fits(base, key, value, fused=False):
@@ -165,7 +167,7 @@ def add(base: nn.Module, name: str, owner: nn.Module, read: Reading, found: Foun
         try:
             site = inline(site, name, owner, read)
         except ValueError as error:
-            found.refused.setdefault(block, f"{error} ({name})")
+            found.refused.setdefault(block, []).append(f"{error} ({name})")
             return
     found.sites.append(site)
 

@@ -140,10 +140,11 @@ def form_problem(options: Task, name: str, model: Model) -> str | None:
         for member in options.members
         if form(spec(options.suite, member), model.family) != "text_to_text"
     ]
+    others = families_with_options(["text_to_text"])
     instead = f", or task.members=[{','.join(able)}]" if able else ""
     return (
         f"model={model.name} is of the family {model.family} and task={options.suite}/{name} is "
-        f"answered by a text; use a model of the family {join(families_with_options(['text_to_text']))}{instead}"
+        f"answered by a text; use a model of the family {join(others)}{instead}"
     )
 
 
