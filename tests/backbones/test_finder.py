@@ -73,6 +73,17 @@ def test_the_dropout_of_a_bart_block_is_0_while_the_layer_has_it():
     assert [block.activation_dropout for block in blocks] == [0.3] * 4
 
 
+@pytest.mark.parametrize("model_type", ["opt", "bart", "llama"])
+def test_padding_is_left_out_of_the_load(model_type):
+    model, batch = build(model_type), batch_of(model_type)
+    mask = torch.ones_like(batch["input_ids"])
+    mask[1, 5:] = 0
+    convert(model, EMoE(num_experts=2, top_k=1, layers="all"))
+    model(**batch, attention_mask=mask)
+    layer = moe_layers(model)[0]
+    assert int(layer.routing.load(2).sum()) == int(mask.sum())
+
+
 @pytest.mark.parametrize("layers", [(0,), "last:1", "last-even:1"])
 def test_an_albert_is_converted_in_all_its_layers_or_not_at_all(layers):
     model = build("albert", num_hidden_layers=3)
@@ -153,6 +164,27 @@ def test_activations_that_only_some_neurons_pass_are_refused():
     model = build("gemma3n_text", activation_sparsity_pattern=[0.95, 0.0])
     with pytest.raises(ValueError, match="computes _gaussian_topk between its projections"):
         convert(model, ALL)
+
+
+def test_a_deit_folder_loads_for_another_image_size_and_is_converted(tmp_path):
+    from transformers import DeiTImageProcessor
+
+    from moe_runner.backbones.drop_path import add_drop_path
+    from moe_runner.backbones.loading import load_image_classifier
+    from moe_runner.backbones.weights import find_weights
+    from moe_runner.options.model import Model
+
+    build("deit").save_pretrained(tmp_path)
+    DeiTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    sizes = {"d_model": 32, "d_ff": 64, "num_layers": 2}
+    options = Model(name="deit", family="vit", path=str(tmp_path), **sizes)
+    model = load_image_classifier(options, find_weights(options), ("a", "b"), 32).model
+    add_drop_path(model, 0.5)
+    pixels = torch.randn(2, 3, 32, 32)
+    dense = model.eval()(pixels).logits
+    conversion = convert(model, ALL)
+    assert [site.family for site in conversion.sites] == ["vit", "vit"]
+    torch.testing.assert_close(model(pixels).logits, dense, rtol=1e-5, atol=1e-5)
 
 
 # ------------------------------------------------------------------------- unknown model types

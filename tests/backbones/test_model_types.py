@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from transformers.models.auto import modeling_auto as auto
 
 from moe_runner import Dense, EMoE, convert, merge
 from moe_runner.backbones.families import ROWS, family_of_type, is_verified
@@ -115,6 +116,27 @@ def test_the_table_of_families_names_exactly_what_is_verified():
     assert set(listed) == set(CONFIGS) - set(REFUSED)
     assert all(is_verified(kind) for kind in listed)
     assert family_of_type("bitnet") is None
+
+
+LOADS = {  # form of task -> the model types that transformers has a class for
+    "classification": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "language_modelling": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "instruct": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "text_to_text": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    "domain_generalisation": auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+}
+
+
+def test_transformers_has_the_heads_of_the_forms_that_a_row_claims():
+    claims = {(kind, form) for row in ROWS.values() for kind in row.types for form in row.forms}
+    assert {(kind, form) for kind, form in claims if kind not in LOADS[form]} == set()
+
+
+@pytest.mark.parametrize("model_type", CONVERTED)
+def test_the_lora_targets_of_a_row_are_modules_of_the_model(model_type):
+    row = family_of_type(model_type)
+    found = {name.rpartition(".")[2] for name, _ in build(model_type).named_modules()}
+    assert not row.lora_targets or set(row.lora_targets) & found
 
 
 SIZED = [name for name in CONVERTED if (row := family_of_type(name)) and row.sizes]

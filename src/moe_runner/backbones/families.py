@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
+from types import ModuleType
 from typing import Any, Literal
 
 from moe_runner.registry import FAMILIES
@@ -64,7 +66,7 @@ class Family:
         forms: of tasks that the family can do; none: it can be converted by the library only.
         has_options: whether a file of conf/model is of this family, so that messages name it.
         stacks: 2 for an encoder-decoder, which has `num_layers` twice.
-        lora_targets: attention projections, query and value or the fused one.
+        lora_targets: attention projections, query and value or the fused one, for messages.
         bundled: the model option whose weights are part of this project.
         reference_extras: EMoE's code has its extras for this family (its Llama code has none).
         dropout_after_activation: where EMoE's code drops neurons: vision after, language before.
@@ -73,6 +75,8 @@ class Family:
             keeps it.
         top_k: pretrained experts of a token, where the modules do not say it.
         shares_layers: groups of layers call one FFN (ALBERT).
+        modeling: a module that has the classes and registers them with transformers when it is
+            imported; None: they are transformers' own.
     """
 
     name: str
@@ -91,6 +95,11 @@ class Family:
     sparse_every: int = 0
     top_k: int | None = None
     shares_layers: bool = False
+    modeling: str | None = None
+
+    def classes(self) -> ModuleType | None:
+        """Import the module of the family's own classes, if it has one."""
+        return None if self.modeling is None else import_module(self.modeling)
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -263,11 +272,11 @@ TABLE = (
     bart_like("bart"),
     bart_like("mbart"),
     bart_like("pegasus"),
-    bart_like("bigbird_pegasus", lora_targets=()),
+    bart_like("bigbird_pegasus", lora_targets=(*QUERY_VALUE, *QV)),
     bart_like("blenderbot"),
     bart_like("marian"),
     bart_like("m2m_100"),
-    bart_like("led", lora_targets=()),
+    bart_like("led", lora_targets=(*QUERY_VALUE, *QV)),
     bart_like("whisper", forms=()),
     # images, sound, several towers: converted by the library, no task of ours
     *(
@@ -290,7 +299,7 @@ TABLE = (
     llama_like("phimoe"),
     llama_like("jetmoe", lora_targets=("kv_proj",)),
     llama_like("jamba"),
-    llama_like("deepseek_v2", lora_targets=("q_proj",)),
+    llama_like("deepseek_v2", lora_targets=("q_proj", "q_b_proj")),
     llama_like("deepseek_v3", lora_targets=("q_b_proj",)),
     llama_like("glm4_moe", forms=CAUSAL),
     llama_like("ernie4_5_moe", forms=CAUSAL),

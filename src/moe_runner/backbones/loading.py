@@ -21,6 +21,7 @@ from transformers import (
 from moe_runner.backbones.weights import Weights
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.model import Model
+from moe_runner.registry import FAMILIES
 
 
 @dataclass
@@ -88,6 +89,7 @@ def load_image_classifier(
     """
     if weights.problem is not None:
         raise ConfigError(weights.problem)
+    FAMILIES[options.family].classes()
     processor = AutoImageProcessor.from_pretrained(backend="pil", **weights.location)
     config = AutoConfig.from_pretrained(
         num_labels=len(labels),
@@ -183,6 +185,7 @@ def load_tokenizer(options: Model, weights: Weights) -> PreTrainedTokenizerBase:
     """
     if weights.problem is not None:
         raise ConfigError(weights.problem)
+    FAMILIES[options.family].classes()  # before anything asks transformers for them
     tokenizer = AutoTokenizer.from_pretrained(**weights.location)
     if tokenizer.pad_token is None:  # GPT-2, Llama
         tokenizer.pad_token = tokenizer.eos_token
