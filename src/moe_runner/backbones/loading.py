@@ -25,6 +25,7 @@ from moe_runner.backbones.loaded import check_loaded, renew_head, some
 from moe_runner.backbones.weights import Weights
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.model import Model
+from moe_runner.registry import FAMILIES
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ def load_image_classifier(
     """
     if weights.problem is not None:
         raise ConfigError(weights.problem)
+    FAMILIES[options.family].classes()
     processor = AutoImageProcessor.from_pretrained(backend="pil", **weights.location)
     config = AutoConfig.from_pretrained(
         num_labels=len(labels),
@@ -218,7 +220,8 @@ def with_language_head(
     if info["missing_keys"]:
         raise ConfigError(
             f"{weights.origin} has no language head (the file lacks "
-            f"{some(sorted(info['missing_keys']))}), and a new one would predict nothing; use a checkpoint with its head"
+            f"{some(sorted(info['missing_keys']))}), and a new one would predict nothing; use a "
+            "checkpoint with its head"
         )
     fit_vocabulary(model, tokenizer, weights)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -233,6 +236,7 @@ def load_tokenizer(options: Model, weights: Weights) -> PreTrainedTokenizerBase:
     """
     if weights.problem is not None:
         raise ConfigError(weights.problem)
+    FAMILIES[options.family].classes()  # before anything asks transformers for them
     tokenizer = AutoTokenizer.from_pretrained(**weights.location)
     if tokenizer.pad_token is None:  # GPT-2, Llama
         tokenizer.pad_token = tokenizer.eos_token

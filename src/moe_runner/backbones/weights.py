@@ -11,10 +11,10 @@ from pathlib import Path
 from moe_runner import hub
 from moe_runner.backbones.integrity import tokenizer_problem, weights_problem
 from moe_runner.options.model import Model
+from moe_runner.registry import FAMILIES
 from moe_runner.runs.identity import content_hash
 
 ASSETS = Path(__file__).parents[1] / "assets"
-BUNDLED = ("bert", "gpt2", "llama", "switch", "vit")  # families with a <family>_tiny
 DEIT_SIZE = 224  # pixels a side
 # What decides the numbers: weights, sizes and tokenizer, not the model card.
 CONTENT = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
@@ -98,10 +98,11 @@ def find_weights(model: Model) -> Weights:
             return in_folder(Path(spec.origin).parent / "model", f"model.package={model.package}")
     if model.hub_id is None:
         return Weights(problem=f"model={model.name} has no weights; use model.path=<folder>")
-    remedy = f"use model={model.family}_tiny, or model.path=<folder>"
+    bundled = FAMILIES[model.family].bundled
+    remedy = f"use model={bundled}, or model.path=<folder>"
     if model.package is not None:
         remedy = f"pip install 'moe-runner[{model.name}]', or model.path=<folder>"
-    elif model.family not in BUNDLED:
+    elif bundled is None:
         remedy = "use model.path=<folder>"
     problem = hub.problem("model", model.hub_id, model.revision, remedy)
     cached = hub.cached_model(model.hub_id, model.revision)
