@@ -14,9 +14,9 @@ from moe_runner.cli.values import parse_config
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.files import overlaid, read_option
 from moe_runner.options.folders import CONF, option_folders, option_names
-from moe_runner.options.settings import GROUPS, KIND, Settings
-from moe_runner.options.task import TASKS
-from moe_runner.registry import METHODS
+from moe_runner.options.model import families_with_options
+from moe_runner.options.settings import GROUPS, KIND, Settings, options_class
+from moe_runner.registry import METHODS, SUITES
 
 FOLDERS = option_folders()
 OPTION_FILES = [
@@ -50,7 +50,8 @@ def test_every_yaml_is_an_option_of_a_known_group():
 def test_option_file_composes_and_validates(group, option):
     overrides = [f"{group}={option}"]
     if group == "task":
-        families = TASKS[read_option(FOLDERS, group, option)["suite"]].families
+        suite = SUITES[read_option(FOLDERS, group, option)["suite"]]
+        families = families_with_options(suite.options.forms)
         overrides.append(f"model={MODEL_OF_FAMILY[families[0]]}")
     cfg = compose("config", overrides)
     assert OmegaConf.to_container(cfg[group]) == read_option(FOLDERS, group, option)
@@ -67,7 +68,8 @@ def test_option_file_composes_and_validates(group, option):
 @pytest.mark.parametrize(("group", "option"), OPTION_FILES)
 def test_option_file_has_the_keys_of_its_dataclass(group, option):
     tree = read_option(FOLDERS, group, option)
-    cls = GROUPS[group][tree[KIND[group]]] if group in KIND else GROUPS[group]
+    cls = options_class(group, tree[KIND[group]] if group in KIND else "")
+    assert cls is not None
     assert [str(key) for key in tree] == [f.name for f in dataclasses.fields(cls)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -12,8 +13,15 @@ from moe_runner.cli.values import parse_config
 from moe_runner.options.build import build
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.files import read_option
-from moe_runner.options.folders import CONF, option_folders
-from moe_runner.options.model import Model, with_sizes_of_path
+from moe_runner.options.folders import CONF, option_folders, option_names
+from moe_runner.options.model import Model, families_with_options, with_sizes_of_path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra() -> Iterator[None]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
 
 FOLDERS = [  # family, config.json, d_model, d_ff, num_layers, gated, vocab_size, max_positions
     (
@@ -93,10 +101,35 @@ def test_sizes_of_a_local_folder_win(tmp_path, family, content, sizes):
     assert tuple(getattr(found, name) for name in names) == sizes
 
 
+def test_the_families_of_the_option_files_are_those_that_messages_name():
+    folders = option_folders()
+    names = option_names(folders, "model")
+    found = {read_option(folders, "model", name)["family"] for name in names}
+    assert set(families_with_options()) == found
+
+
+def test_an_unknown_family_is_named_with_the_nearest():
+    with pytest.raises(ConfigError) as caught:
+        parse_config(compose("config", ["model.family=robertaa"]))
+    assert caught.value.problems == (
+        "model.family=robertaa is not a known family; did you mean roberta?",
+    )
+
+
+def test_the_layers_of_an_albert_are_named_all_or_not_at_all():
+    overrides = ["model.family=albert", "method.num_experts=8", "method.top_k=2"]
+    with pytest.raises(ConfigError) as caught:
+        parse_config(compose("config", [*overrides, "method.layers=last:1"]))
+    assert caught.value.problems == (
+        "method.layers=last:1 names 1 of 4 layers of model=bert_tiny, which share one FFN; "
+        "use method.layers=all",
+    )
+    parse_config(compose("config", [*overrides, "method.layers=all"]))
+
+
 def test_experts_are_checked_against_the_local_folder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(FOLDERS[0][1]))
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", ["model=bert", f"model.path={tmp_path}", "task.max_length=64"])
+    cfg = compose("config", ["model=bert", f"model.path={tmp_path}", "task.max_length=64"])
     with pytest.raises(ConfigError) as caught:
         parse_config(cfg)
     assert caught.value.problems == (

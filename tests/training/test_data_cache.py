@@ -11,7 +11,7 @@ from datasets import Dataset
 from moe_runner.methods.dense.options import Dense
 from moe_runner.runs.store import RunFolder, Store
 from moe_runner.sweeps.plan import make_plan
-from moe_runner.train import execute
+from moe_runner.training.execute import execute
 from moe_runner.training.fit import Resources, carry_out
 
 

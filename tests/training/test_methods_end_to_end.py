@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from moe_runner import convert, from_pretrained, merge, train
+from moe_runner import auxiliary_loss, convert, from_pretrained, merge, train
 from moe_runner.conversion.counts import moe_layers
 from moe_runner.conversion.record import spans
 from moe_runner.methods.dense.options import Dense
@@ -346,6 +346,39 @@ def test_the_auxiliary_loss_is_logged_in_training(name, make_settings, only_run,
     assert len(training) == 1
     assert 0 < training[0]["aux/loss"] < training[0]["loss"]
     assert not any("aux/loss" in line for line in lines if line not in training)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "switch"])
+def test_an_evaluation_reports_the_task_s_loss_without_the_auxiliary_one(
+    family, make_settings, only_run, tmp_path
+):
+    name = "moe" if family == "switch" else "gmoe"
+    method = dataclasses.replace(small(name, family), balance_loss=50.0)
+    settings = make_settings(family, method, eval_batch_size=40)  # all in one batch
+    run, resources = only_run(settings), train.find_resources(settings)
+    ready = fit.build(run, resources)
+    model, spec = ready.backbone.model, ready.data.spec
+    data = ready.encode(ready.data.validation["validation"], spec.columns)
+    folder = RunFolder(tmp_path)
+    progress = ShowProgress("", spec.metrics)
+    trainer = fit.make_trainer(run, folder, resources, ready, data, data, progress)
+    (batch,) = fit.probe_batches(data, ready.form.collator, run, resources.device)
+    with torch.no_grad():
+        task = model.eval()(**batch).loss
+        assert auxiliary_loss(model) > 1  # there is one, and it is not small
+        torch.testing.assert_close(trainer.compute_loss(model, dict(batch)), task)
+        loss, output = trainer.compute_loss(model, dict(batch), return_outputs=True)
+        torch.testing.assert_close(loss, output.loss)
+    evaluated = trainer.evaluate()["eval_loss"]
+    predicted = fit.predict(trainer, data, spec.metrics)["loss"]
+    assert trainer.auxiliary == []
+    assert evaluated == pytest.approx(predicted, rel=1e-5)
+    assert evaluated == pytest.approx(float(task), rel=1e-5)
+    (line,) = folder.metrics()
+    assert line["loss"] == evaluated
+    model.train()
+    assert trainer.compute_loss(model, dict(batch)) > 2 * task
+    assert len(trainer.auxiliary) == 1
 
 
 def test_without_an_auxiliary_loss_none_is_logged(make_settings, only_run, monkeypatch):

@@ -180,6 +180,26 @@ def test_the_hypernetwork_of_all_layers_trains_once(tiny_model):
     assert scales[shared[0]] == 0.1
 
 
+@pytest.mark.parametrize("name", ["moe", "moe_share", "moe_adapter", "hypermoe"])
+def test_experts_and_router_of_a_switch_are_pretrained_and_not_new(name, tiny_model):
+    slots = [f"{stack}.block.{i}.layer.{last}.mlp" for stack, last in (("encoder", 1),
+             ("decoder", 2)) for i in (1, 3)]  # fmt: skip
+    pretrained = {f"{slot}.{n}" for slot in slots
+                  for n in ("router.weight", "experts.keys", "experts.values")}  # fmt: skip
+    for tuning, rate in (("lora", None), ("lora_block", 1.0)):
+        model = tiny_model("switch")
+        conversion = convert(model, small(name, "switch"))
+        scales = apply_tuning(
+            model, read_tuning(tuning), ("q", "v"), head=set(), conversion=conversion,
+            protocol=Protocol(),
+        )  # fmt: skip
+        assert pretrained <= {n for n, _ in model.named_parameters()}
+        assert {scales.get(n) for n in pretrained} == {rate}  # None: frozen
+        beside = {n: scale for n, scale in scales.items() if ".beside." in n}
+        assert set(beside.values()) == (set() if name == "moe" else {0.1})
+        assert not {n for n, scale in scales.items() if scale == 0.1} - beside.keys()
+
+
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("family", ["bert", "gpt2", "t5", "llama"])
 def test_lora_starts_as_the_model_without_it(family, name, tiny_model, tiny_batch):

@@ -11,14 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moe_runner import tasks
+from moe_runner.methods.moe.options import NUM_EXPERTS
 from moe_runner.options.layers import select_layers
-from moe_runner.options.task import DomainBedTask, GenerationTask, LanguageModellingTask
+from moe_runner.registry import FAMILIES
 from moe_runner.runs.run import Run
 
 SUSTAINED_TFLOPS = 100.0  # of one A100 in half precision: an assumption, about a third of its peak
-SWITCH_EXPERTS = 8
-PATCH, TINY_PATCH = 16, 8  # pixels a side: DeiT, vit_tiny
-RESULT_BYTES = 30_000  # that a finished run leaves
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def estimate(run: Run) -> Cost:
         The estimate.
     """
     model = run.model
-    stacks = 2 if model.family in ("t5", "switch") else 1
+    stacks = FAMILIES[model.family].stacks
     ffn = (3 if model.gated else 2) * model.d_model * model.d_ff
     attention = 4 * model.d_model**2
     layers = model.num_layers * stacks
@@ -84,13 +82,12 @@ def expansion(run: Run, layers: int) -> tuple[float, float, int]:
         Copies, share of one dense FFN that is active, converted FFNs.
     """
     method, model = run.method, run.model
+    every = FAMILIES[model.family].sparse_every
     if not method.converts:
-        if model.family == "switch":
-            return SWITCH_EXPERTS, 1.0, layers // 2
-        return 1.0, 1.0, 0
+        return (NUM_EXPERTS, 1.0, layers // every) if every else (1.0, 1.0, 0)
     stacks = layers // model.num_layers
-    if model.family == "switch":
-        chosen = layers // 2  # every second layer is sparse
+    if every:
+        chosen = layers // every
     else:
         chosen = stacks * len(select_layers(method.layer_rule, model.num_layers))
     own = method.expansion()
@@ -107,19 +104,6 @@ def training_tokens(run: Run) -> float | None:
         size = tasks.spec(task.suite, run.task_name).about.rows.get("train")
         if size is None:
             return None
-        used = min(size, task.limit or size) * float(getattr(task, "train_fraction", 1.0))
+        used = min(size, task.limit or size) * task.share
         examples = used * (trainer.epochs or 1)
-    return examples * length(run)
-
-
-def length(run: Run) -> float:
-    """Give the most tokens of an example."""
-    task = run.task
-    if isinstance(task, DomainBedTask):
-        side = TINY_PATCH if run.model.bundled else PATCH
-        return ((task.image_size or 0) / side) ** 2 + 1
-    if isinstance(task, LanguageModellingTask):
-        return float(task.block_size or 0)
-    if isinstance(task, GenerationTask):
-        return float(task.max_length + task.target_length)
-    return float(getattr(task, "max_length", None) or 0)
+    return examples * task.tokens(run.model)

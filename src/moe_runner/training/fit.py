@@ -28,8 +28,8 @@ from moe_runner.options.settings import Logger
 from moe_runner.runs import processes
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import RunFolder
-from moe_runner.tasks.base import OODSpec, TaskData
 from moe_runner.tasks.metrics import lower_is_better
+from moe_runner.tasks.specs import OODSpec, TaskData
 from moe_runner.training import checkpoint
 from moe_runner.training.callbacks import EvaluateAtEnd, SaveEvery, ShowProgress
 from moe_runner.training.device import check_precision, peak_memory, prepare
