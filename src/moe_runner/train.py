@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from moe_runner import tasks
 from moe_runner.arguments import add_only, check_arguments, complete_search, parse_config
 from moe_runner.handover import runs_here
+from moe_runner.metrics import lower_is_better, named
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import CONF
 from moe_runner.options.settings import Settings
@@ -32,10 +33,10 @@ from moe_runner.report.summary import headline, print_results, print_table
 from moe_runner.runs import processes
 from moe_runner.runs.environment import environment
 from moe_runner.runs.log import logged_to
+from moe_runner.runs.result import PrimaryOnly, Result
 from moe_runner.runs.run import Run, read_run
 from moe_runner.runs.store import RunBusy, RunDone, RunFolder, Store, StoreError
 from moe_runner.sweeps.plan import Plan, make_plan, show_plan, stored_baselines
-from moe_runner.tasks.metrics import lower_is_better, named
 
 log = logging.getLogger("moe_runner.train")  # also when run as __main__
 
@@ -46,7 +47,7 @@ GO, SKIP = "go", "skip"  # what the leader of several processes tells of a run
 class Session:
     """What the jobs of one command did, for the last table and the exit code."""
 
-    results: list[dict[str, Any]] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
     gaps: dict[str, str] = field(default_factory=dict)
     jobs: int = 0
     failed: list[str] = field(default_factory=list)
@@ -182,13 +183,16 @@ def check_direction(plan: Plan) -> None:
 def run_plan(plan: Plan, settings: Settings, session: Session) -> float:
     """Carry out the runs of a plan one after the other and print their table."""
     store = Store(Path(settings.paths.output))
-    results = []
+    primaries: list[float] = []
+    results: list[Result] = []
     for number, run in enumerate(plan.runs, start=1):
         log.info("[%d/%d] %s  (%s)", number, len(plan.runs), run.label, run.id)
         result = attempt(run, settings, store, session)
         if result is not None:
+            primaries.append(result.primary)
+        if isinstance(result, Result):  # else the leader has it
             results.append(result)
-            session.results.append(result)
+    session.results += results
     session.gaps |= plan.gaps
     session.where = f"results: {store.root}/<id>/result.json"
     session.table_at_end = one_of_many_jobs()
@@ -196,8 +200,8 @@ def run_plan(plan: Plan, settings: Settings, session: Session) -> float:
         baselines, hint = stored_baselines(plan, store)
         print_results([*baselines, *results], plan.gaps)
         print("\n".join(line for line in (hint, session.where) if line))
-    complete = len(results) == len(plan.runs)
-    return math.fsum(r["primary"] for r in results) / len(results) if complete else math.nan
+    complete = len(primaries) == len(plan.runs)
+    return math.fsum(primaries) / len(primaries) if complete else math.nan
 
 
 def one_of_many_jobs() -> bool:
@@ -213,7 +217,9 @@ def one_of_many_jobs() -> bool:
     return numbered and (ours or runs_here(node))
 
 
-def attempt(run: Run, settings: Settings, store: Store, session: Session) -> dict[str, Any] | None:
+def attempt(
+    run: Run, settings: Settings, store: Store, session: Session
+) -> Result | PrimaryOnly | None:
     """Carry out one run; an error in it is noted and does not stop the others.
 
     Of several processes one alone cannot go on: the error ends this one, and torchrun the others.
@@ -241,7 +247,7 @@ def attempt(run: Run, settings: Settings, store: Store, session: Session) -> dic
     return None
 
 
-def execute(run: Run, settings: Settings, store: Store) -> dict[str, Any]:
+def execute(run: Run, settings: Settings, store: Store) -> Result | PrimaryOnly:
     """Carry out one run, or return its result if it is done.
 
     Of several processes the leader decides and tells the others, once per run.
@@ -275,7 +281,9 @@ def execute(run: Run, settings: Settings, store: Store) -> dict[str, Any]:
             logged_to(folder.path / "run.log"),
         ):
             processes.tell(GO)
-            result = folder.finish(carry_out(run, folder, resources))
+            found = carry_out(run, folder, resources)
+            assert isinstance(found, Result)  # of the leader
+            result = folder.finish(found)
             folder.discard_checkpoint(keep_best=settings.keep_model == "best")
             log.info("  %s", headline(result))
     except RunDone:  # by another command, since we looked
@@ -285,10 +293,10 @@ def execute(run: Run, settings: Settings, store: Store) -> dict[str, Any]:
     return result
 
 
-def follow(run: Run, settings: Settings, store: Store) -> dict[str, Any]:
+def follow(run: Run, settings: Settings, store: Store) -> Result | PrimaryOnly:
     """Carry out one run beside the leader, if it says so; write nothing."""
     if processes.tell() == SKIP:
-        return {"primary": math.nan}
+        return PrimaryOnly(math.nan)
     from moe_runner.training.fit import carry_out
 
     return carry_out(run, RunFolder(store.folder(run.id)), find_resources(settings))
@@ -322,9 +330,9 @@ def evaluate_stored(settings: Settings) -> float:
     found = evaluate_kept(stored, settings, store, find_resources(settings))
     result = store.result(run_id)
     assert result is not None
-    print_table([{**result, "ood_metrics": found}], {}, f"{run_id} evaluated again")
+    print_table([replace(result, ood_metrics=found)], {}, f"{run_id} evaluated again")
     print(f"results: {store.folder(run_id)}/ood.json")
-    return float(result["primary"])
+    return float(result.primary)
 
 
 if __name__ == "__main__":
