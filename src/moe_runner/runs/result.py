@@ -356,7 +356,9 @@ def checkpoint_of(line: Mapping[str, Any]) -> Checkpoint:
     Raises:
         KeyError: if it is not there.
     """
-    domains = {d: Accuracy(a["in"], a["out"]) for d, a in line.get("domains", {}).items()}
+    domains: dict[str, Accuracy] = {}
+    if "domains" in line:
+        domains = {d: Accuracy(a["in"], a["out"]) for d, a in line["domains"].items()}
     return Checkpoint(line["step"], line["epoch"], line["loss"], line["primary"], domains)
 
 
@@ -374,7 +376,7 @@ def _check(file: Path, result: Result) -> None:
     Raises:
         StoreError: see `read_result`.
     """
-    if result.id != file.parent.name:
+    if result.id != file.parts[-2]:
         raise StoreError(f"{file} is the result of the run {result.id}; {_remedy(file)}")
     sets = {**result.id_metrics, **result.ood_metrics}
     names = list(result.metrics)
@@ -395,4 +397,4 @@ def _check(file: Path, result: Result) -> None:
 
 
 def _remedy(file: Path) -> str:
-    return f"delete it and run {file.parent.name} again"
+    return f"delete it and run {file.parts[-2]} again"
