@@ -77,7 +77,7 @@ def naive_ffn(token: Tensor, ffn: dict[str, Tensor], activation: Callable) -> Te
 
 
 def naive_cosine_scores(
-    x: Tensor, projection: Tensor, bias: Tensor, vectors: Tensor, scale: Tensor
+    x: Tensor, projection: Tensor, bias: Tensor, vectors: Tensor, scale: Tensor | float
 ):
     """Score by GMoE's cosine router: scale * cos(W x + b, e_i)."""
     rows = []
@@ -148,6 +148,32 @@ def naive_load(clean: Tensor, noisy: Tensor, std: Tensor, top_k: int) -> list[Te
             z = (clean[t, i] - others[top_k - 1]) / std[t, i]
             loads[i] = loads[i] + 0.5 * (1 + torch.erf(z / math.sqrt(2)))
     return loads
+
+
+def naive_switch_balance(
+    scores: Tensor, chosen: list[list[int]], counted: list[bool] | None = None
+) -> Tensor:
+    """Sum E * (share of the choices that fall on i) * (mean probability of i) over the experts.
+
+    Args:
+        scores: before softmax (T, E).
+        chosen: the K experts of each token.
+        counted: False for padding.
+    """
+    num_experts = scores.shape[1]
+    tokens = [t for t in range(len(scores)) if counted is None or counted[t]]
+    choices = [expert for t in tokens for expert in chosen[t]]
+    loss = torch.zeros((), dtype=scores.dtype)
+    for i in range(num_experts):
+        share = choices.count(i) / len(choices)
+        mean = sum(scores[t, i].exp() / scores[t].exp().sum() for t in tokens) / len(tokens)
+        loss = loss + num_experts * share * mean
+    return loss
+
+
+def naive_z_loss(scores: Tensor) -> Tensor:
+    """Average the squared logarithm of the summed exponentials over the tokens, scores (T, E)."""
+    return sum(torch.log(sum(score.exp() for score in row)) ** 2 for row in scores) / len(scores)
 
 
 def naive_capacity(scores: Tensor, chosen: list[list[int]], factor: float) -> list[list[bool]]:

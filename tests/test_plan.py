@@ -11,8 +11,10 @@ from hydra import compose, initialize_config_dir
 from moe_runner.arguments import parse_config
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.settings import Settings
+from moe_runner.options.training import Trainer
 from moe_runner.runs.run import read_run
-from moe_runner.sweeps.plan import make_plan
+from moe_runner.sweeps.plan import make_plan, resolve
+from moe_runner.tasks.base import Recipe
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -158,3 +160,28 @@ def test_an_ood_set_of_one_member_is_left_out_of_the_others(settings, shared_dat
 def test_micro_batches_of_unequal_size_are_refused(settings):
     with pytest.raises(ConfigError, match="batch_size=32 does not divide by trainer.accumulate=5"):
         make_plan(settings("trainer.accumulate=5"))
+
+
+@pytest.mark.parametrize(
+    ("given", "max_steps", "epochs"),
+    [
+        ({}, 700, 10),
+        ({"epochs": 3}, None, 3),  # what the user gives wins over the task's updates
+        ({"max_steps": 50}, 50, 10),
+        ({"epochs": 3, "max_steps": 50}, 50, 3),
+    ],
+)
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_epochs_of_the_user_win_over_updates_of_the_task(given, max_steps, epochs, tuning):
+    found = resolve(Trainer(**given), Recipe(max_steps=700, epochs={"full": 10}), tuning)
+    of_task = 1 if tuning == "lora" else 10  # the task says nothing of lora
+    assert found.max_steps == max_steps
+    assert found.epochs == (epochs if "epochs" in given else of_task)
+
+
+def test_a_task_of_updates_is_trained_for_epochs_if_they_are_given(settings):
+    words = ["method=dense", "model=vit_tiny", "task=domainbed_mini/rotated_digits"]
+    usual = make_plan(settings(*words)).runs
+    assert {run.trainer.max_steps is None for run in usual} == {False}
+    runs = make_plan(settings(*words, "trainer.epochs=2")).runs
+    assert {(run.trainer.max_steps, run.trainer.epochs) for run in runs} == {(None, 2)}

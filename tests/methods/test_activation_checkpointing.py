@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from moe_runner import auxiliary_loss
-from tests.methods.test_methods import SPARSE, converted
+from tests.methods.rows import CONVERTING
+from tests.methods.test_methods import converted
 
 
 def losses_and_gradients(name: str, family: str, tiny_model, batch: dict, checkpointing: bool):
@@ -24,7 +25,7 @@ def losses_and_gradients(name: str, family: str, tiny_model, batch: dict, checkp
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "t5"])
-@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("name", CONVERTING)
 def test_checkpointing_changes_neither_losses_nor_gradients(name, family, tiny_model, tiny_batch):
     batch = tiny_batch(family)
     loss, extra, expected = losses_and_gradients(name, family, tiny_model, batch, False)
@@ -36,7 +37,7 @@ def test_checkpointing_changes_neither_losses_nor_gradients(name, family, tiny_m
         torch.testing.assert_close(found[parameter], gradient, rtol=1e-4, atol=1e-6, msg=parameter)
 
 
-@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("name", CONVERTING)
 def test_checkpointing_that_loses_the_auxiliary_losses_is_refused(name, tiny_model, tiny_batch):
     model = converted(name, "bert", tiny_model).train()
     model.activation_checkpointing_enable({"use_reentrant": True})

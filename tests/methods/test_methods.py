@@ -14,33 +14,11 @@ from moe_runner.conversion.counts import active_parameters, count_parameters, mo
 from moe_runner.conversion.record import spans
 from moe_runner.methods.hypermoe.options import HyperMoE
 from moe_runner.methods.moe.options import MoE
-from moe_runner.methods.moe_share.options import MoEShare
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.protocol import Protocol
 from moe_runner.registry import METHODS
 from tests.conftest import FAMILIES
-
-SMALL = {
-    "dense": {},
-    "noisy_tuning": {},
-    "emoe": {"num_experts": 8, "top_k": 2, "layers": "all"},
-    "emoe_learn": {"num_experts": 8, "top_k": 2, "layers": "all", "router_dim": 8},
-    "gmoe": {"num_experts": 4, "top_k": 2, "layers": "all", "router_dim": 8},
-    "moe": {"num_experts": 4},
-    "moe_share": {"num_experts": 4, "top_k": 2},
-    "moe_adapter": {"num_experts": 4, "width": 3},
-    "hypermoe": {"num_experts": 4, "width": 3, "embedding_dim": 6, "layer_dim": 2},
-}
-SPARSE = [name for name in METHODS if name not in ("dense", "noisy_tuning")]
-COPIES = ["gmoe", "moe", "moe_share", "moe_adapter", "hypermoe"]
-SWITCH = ["moe", "moe_share", "moe_adapter", "hypermoe"]  # keep a Switch's experts
-
-
-def small(name: str, family: str = "", **options):
-    settings = {**SMALL[name], **options}
-    if family == "switch" and name in SWITCH:
-        settings |= {"num_experts": None, "top_k": 1}
-    return METHODS[name](**settings)
+from tests.methods.rows import CONVERTING, COPIES, KEEP_SWITCH, ROWS, small
 
 
 def converted(name: str, family: str, tiny_model, **options):
@@ -61,8 +39,19 @@ def logits(model, batch):
     return model(**batch).logits
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "switch"])
+def test_every_method_has_a_row():
+    assert ROWS.keys() == METHODS.keys()
+
+
 @pytest.mark.parametrize("name", METHODS)
+def test_the_options_of_every_method_can_be_imported_from_the_package(name):
+    options = METHODS[name]
+    assert getattr(moe_runner, options.__name__) is options
+    assert options.__name__ in dir(moe_runner)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "switch"])
+@pytest.mark.parametrize("name", ROWS)
 def test_the_task_and_the_auxiliary_losses_reach_every_parameter(
     name, family, tiny_model, tiny_batch
 ):
@@ -71,45 +60,46 @@ def test_the_task_and_the_auxiliary_losses_reach_every_parameter(
     extra = auxiliary_loss(model)
     (loss if extra is None else loss + extra).backward()
     without = {n for n, p in model.named_parameters() if p.grad is None}
-    if family == "switch" and name not in SWITCH:  # the library's experts without a token
+    if family == "switch" and name not in KEEP_SWITCH:  # the library's experts without a token
         without = {n for n in without if ".mlp.experts.expert_" not in n}
     assert without <= {"vit.pooler.dense.weight", "vit.pooler.dense.bias"}
     for layer in moe_layers(model):
-        if name == "emoe":
-            continue  # has no router parameter
+        assert {n for n, _ in layer.router.named_parameters()} == set(ROWS[name].router) or (
+            family == "switch" and name in KEEP_SWITCH
+        )
         moved = [p.grad.abs().max() > 0 for p in layer.router.parameters()]
         assert all(moved), f"{name}: the router does not learn"
-        if name in ("moe_adapter", "hypermoe"):
+        if ROWS[name].beside:
             assert any(p.grad.abs().max() > 0 for p in layer.beside.parameters())
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "switch"])
 @pytest.mark.parametrize("name", COPIES)
 def test_copies_start_as_the_dense_model(name, family, tiny_model, tiny_batch):
-    if family == "switch" and name != "gmoe":
+    if family == "switch" and name in KEEP_SWITCH:
         pytest.skip("a Switch has no dense model; see the next test")
     model, batch = tiny_model(family), tiny_batch(family)
     dense = logits(model, batch)
     convert(model, small(name, family))
-    near = {"rtol": 1e-5, "atol": 1e-6} if name != "hypermoe" else {"rtol": 0, "atol": 1e-2}
+    near = {"rtol": 1e-5, "atol": ROWS[name].starts_within}
     torch.testing.assert_close(logits(model, batch), dense, **near)
 
 
-@pytest.mark.parametrize("name", SWITCH)
+@pytest.mark.parametrize("name", KEEP_SWITCH)
 def test_a_switch_keeps_its_experts_and_router(name, tiny_model, tiny_batch):
     model, batch = tiny_model("switch"), tiny_batch("switch")
     before = logits(model, batch)
     method = small(name, "switch")
     convert(model, method)
     assert len(moe_layers(model)) == 4
-    if isinstance(method, MoEShare):
+    if "experts" in ROWS[name].beside:
         return  # the mean with one more expert is another function from the start
-    near = {"rtol": 1e-5, "atol": 1e-6} if name != "hypermoe" else {"rtol": 0, "atol": 1e-2}
+    near = {"rtol": 1e-5, "atol": ROWS[name].starts_within}
     torch.testing.assert_close(logits(model, batch), before, **near)
 
 
 @pytest.mark.parametrize("family", [f for f in [*FAMILIES, "switch"] if f != "vit"])
-@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("name", CONVERTING)
 def test_padding_and_batch_size_change_nothing(name, family, tiny_model, tiny_batch):
     model, batch = converted(name, family, tiny_model), tiny_batch(family)
     together = logits(model, batch)
@@ -126,7 +116,7 @@ def test_padding_and_batch_size_change_nothing(name, family, tiny_model, tiny_ba
     torch.testing.assert_close(torch.cat(alone), together, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("name", CONVERTING)
 def test_padding_does_not_count_in_auxiliary_losses(name, tiny_model, tiny_batch):
     model, batch = converted(name, "bert", tiny_model), tiny_batch("bert")
     one = {key: value[1:2] for key, value in batch.items()}
@@ -134,7 +124,7 @@ def test_padding_does_not_count_in_auxiliary_losses(name, tiny_model, tiny_batch
     padded = auxiliary_loss(model)
     model(**{key: value[:, :6] if value.ndim == 2 else value for key, value in one.items()})
     exact = auxiliary_loss(model)
-    if name == "emoe":
+    if not ROWS[name].router:
         assert padded is None
         assert exact is None
     else:
@@ -142,7 +132,7 @@ def test_padding_does_not_count_in_auxiliary_losses(name, tiny_model, tiny_batch
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "switch"])
-@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("name", CONVERTING)
 def test_a_saved_model_loads_again_and_never_with_random_ffns(
     name, family, tiny_model, tiny_batch, tmp_path
 ):
@@ -150,13 +140,13 @@ def test_a_saved_model_loads_again_and_never_with_random_ffns(
     expected = logits(model, batch)
     save_pretrained(model, tmp_path)
     assert torch.equal(logits(from_pretrained(tmp_path), batch), expected)
-    if name != "emoe":
+    if not ROWS[name].merges:
         with pytest.raises(ValueError, match="moe_runner_"):
             AutoModelForSequenceClassification.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "switch"])
-@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("name", CONVERTING)
 def test_masked_can_be_exported(name, family, tiny_model, tiny_batch):
     model = converted(name, family, tiny_model, backend="masked")
     layer = moe_layers(model)[-1]
@@ -165,7 +155,7 @@ def test_masked_can_be_exported(name, family, tiny_model, tiny_batch):
     torch.testing.assert_close(exported(x), layer(x), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("name", CONVERTING)
 def test_a_whole_model_can_be_exported(name, tiny_model, tiny_batch):
     model, batch = converted(name, "bert", tiny_model), tiny_batch("bert")
     batch.pop("labels")
@@ -174,7 +164,7 @@ def test_a_whole_model_can_be_exported(name, tiny_model, tiny_batch):
     torch.testing.assert_close(found, logits(model, batch), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in SPARSE if name != "emoe"])
+@pytest.mark.parametrize("name", [n for n in CONVERTING if not ROWS[n].merges])
 def test_only_emoe_can_be_merged(name, tiny_model):
     model = tiny_model("bert")
     convert(model, small(name))
@@ -206,7 +196,7 @@ def test_noise_is_uniform_in_half_the_intensity_times_std_and_spares_the_head(ti
             torch.testing.assert_close(difference.std(), bound / 3**0.5, rtol=0.15, atol=0)
 
 
-@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("name", CONVERTING)
 def test_active_parameters_leave_out_the_unselected_experts(name, tiny_model):
     model = tiny_model("bert")
     total = count_parameters(model)
@@ -219,7 +209,7 @@ def test_active_parameters_leave_out_the_unselected_experts(name, tiny_model):
     text = conversion.report(model)
     assert "experts of" in text
     assert f"{conversion.parameters:,}" in text
-    assert ("inertia" in text) == (name in ("emoe", "emoe_learn"))
+    assert ("inertia" in text) == (ROWS[name].experts == "groups")
 
 
 def test_the_report_names_the_layers_in_short():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -34,6 +36,7 @@ from tests.reference import (
     naive_load,
     naive_selection,
     naive_squared_cv,
+    naive_switch_balance,
     naive_weighted,
 )
 
@@ -184,6 +187,51 @@ def test_switch_losses_by_hand():
     assert z_loss(scores, counted).item() == pytest.approx(
         (torch.log(torch.exp(scores[1]).sum()) ** 2).item()
     )
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=shapes, padded=st.booleans())
+def test_the_balance_of_a_switch_equals_a_loop_for_any_number_of_choices(shape, padded):
+    torch.manual_seed(shape["seed"])
+    tokens, top_k = shape["tokens"], min(shape["top_k"], shape["num_experts"])
+    scores = torch.randn(tokens, shape["num_experts"], dtype=torch.float64, requires_grad=True)
+    index = select_experts(scores, top_k)
+    counted = torch.rand(tokens) < 0.5
+    counted[0] = True
+    counted = counted if padded else None
+    found = switch_balance_loss(scores.softmax(-1), index, counted)
+    expected = naive_switch_balance(
+        scores, index.tolist(), None if counted is None else counted.tolist()
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)  # shares are in fp32
+    (gradient,) = torch.autograd.grad(found, scores)
+    (wanted,) = torch.autograd.grad(expected, scores)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_the_balance_of_a_switch_is_one_when_even_and_e_over_k_at_worst(top_k):
+    even = torch.arange(6)[:, None].add(torch.arange(top_k)) % 6
+    alike = torch.full((6, 6), 1 / 6, dtype=torch.float64)
+    assert switch_balance_loss(alike, even, None).item() == pytest.approx(1, abs=1e-6)
+    worst = torch.arange(top_k).expand(6, top_k)
+    sure = torch.zeros(6, 6, dtype=torch.float64)
+    sure[:, :top_k] = 1 / top_k
+    assert switch_balance_loss(sure, worst, None).item() == pytest.approx(6 / top_k, abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [2.0, 99.0, 101.0, 1e6])
+def test_the_scale_of_the_cosine_router_is_at_most_a_hundred(scale):
+    torch.manual_seed(0)
+    router = make_router("cosine", 4, 3)
+    with torch.no_grad():
+        router.log_scale.fill_(math.log(scale))
+    x = torch.randn(5, 4, dtype=torch.float64)
+    p = dict(router.named_parameters())
+    expected = naive_cosine_scores(
+        x, p["projection.weight"], p["projection.bias"], p["expert_vectors"], min(scale, 100.0)
+    )
+    torch.testing.assert_close(router(x, None).clean, expected, rtol=1e-9, atol=1e-9)
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import pytest
@@ -132,6 +133,34 @@ def test_every_figure_stands_beside_ours_with_both_differences(plan):
     assert sheet.caption.endswith("verified; a file; made up")
 
 
+def test_every_further_row_is_compared_with_the_first_and_not_with_the_one_above(plan):
+    made = plan(study({"method": ["dense", "emoe", "gmoe", "moe"], "task": "glue_mini/cola"}))
+    scores = {"dense": 0.6, "emoe": 0.7, "gmoe": 0.55, "moe": 0.9}
+    rows = {"Dense": (80.0,), "EMoE": (80.5,), "GMoE": (79.0,), "MoE": (82.0,)}
+    published = dataclasses.replace(PUBLISHED, columns=("CoLA",), rows=rows)
+    names = {"dense": "Dense", "emoe": "EMoE", "gmoe": "GMoE", "moe": "MoE"}
+    pairing = Pairing(table="made-up", rows=names, columns={"cola": "CoLA"})
+
+    def differences(table) -> list[tuple[str, str, str]]:
+        sheet = beside_sheet(table, published, pairing, "paper")
+        return [(row[0].text, row[4].text, row[6].text) for row in sheet.rows]
+
+    found = results(made, lambda run: scores[run.method.name])
+    assert differences(tabulate(made, found)) == [
+        ("dense", "", ""),
+        ("emoe", "+10.00", "+0.50"),
+        ("gmoe", "-5.00", "-1.00"),
+        ("moe", "+30.00", "+2.00"),
+    ]
+    without = {i: result for i, result in found.items() if result["axes"]["method"] != "dense"}
+    assert differences(tabulate(made, without)) == [  # no other row becomes the baseline
+        ("dense", "", ""),
+        ("emoe", "", "+0.50"),
+        ("gmoe", "", "-1.00"),
+        ("moe", "", "+2.00"),
+    ]
+
+
 def test_what_is_not_finished_is_missing(plan):
     made = plan(TWO_TASKS)
     table = tabulate(made, {})
@@ -157,6 +186,27 @@ def test_the_tasks_of_a_cell_are_averaged_seed_by_seed_each_at_its_own_rate(plan
     cell = tabulate(made, results(made, primary)).cells["dense", "bert_tiny"].cell
     assert (cell.n, cell.mean, cell.std) == (2, pytest.approx(0.7), pytest.approx(0.0))
     assert cell.ood == {"cola > ood": 0.5, "rte > ood": 0.5}
+
+
+def test_a_seed_that_lacks_a_task_is_left_out_of_the_average_over_tasks(plan):
+    tasks = ["glue_mini/cola", "glue_mini/rte"]
+    made = plan(study({"method": "dense", "task": tasks, "seed": [0, 1, 2]}, columns=("model",)))
+    scores = {"cola": (0.5, 0.3, 0.1), "rte": (0.9, 0.7, 0.1)}
+    found = results(made, lambda run: scores[run.task_name][run.seed])
+    ids = {(job.run.task_name, job.run.seed): job.run.id for job in made.jobs}
+
+    def cell_without(*keys: tuple[str, int]):
+        gone = {ids[key] for key in keys}
+        done = {run_id: result for run_id, result in found.items() if run_id not in gone}
+        return tabulate(made, done).cells["dense", "bert_tiny"]
+
+    part = cell_without(("rte", 2))  # which leaves cola's worst score alone
+    assert (part.done, part.planned) == (5, 6)
+    assert part.cell.n == 2
+    assert part.cell.mean == pytest.approx((0.7 + 0.5) / 2)
+    assert part.cell.std == pytest.approx(0.1)
+    none = cell_without(("rte", 1), ("rte", 2), ("cola", 0))  # no seed has both
+    assert (none.done, none.cell) == (3, None)
 
 
 def test_settings_that_differ_from_the_first_row_are_marked(plan):

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from moe_runner.files import append_line, read_json, write_json
+from moe_runner.runs import store as module
 from moe_runner.runs.store import RunBusy, RunDone, Store, StoreError
 from tests.results import make_result
 
@@ -255,6 +256,36 @@ def test_forget_lets_a_run_start_from_nothing(store):
     assert set(os.listdir(folder.path)) == left
     finish(store)
     assert (store.status(ID).state, store.status(ID).attempts) == ("done", 2)
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoint", "model", "error.txt", "metrics.jsonl", "result.json"]
+)
+def test_a_run_whose_forgetting_is_cut_short_is_still_done_and_is_forgotten_later(
+    store, name, monkeypatch
+):
+    with store.claim(ID, **CLAIM) as folder:
+        folder.log_metrics({"step": 1})
+        for path in (folder.checkpoint, folder.export):
+            path.mkdir()
+        folder.finish(make_result())
+    (folder.path / "error.txt").touch()
+    remove = module._remove
+
+    def cut_short(path):
+        if path.name == name:
+            raise OSError("cut short")
+        remove(path)
+
+    monkeypatch.setattr(module, "_remove", cut_short)
+    with pytest.raises(OSError, match="cut short"):
+        store.forget(ID)
+    monkeypatch.undo()
+    assert store.status(ID).state == "done"
+    assert store.result(ID) == make_result()
+    store.forget(ID)
+    assert (store.status(ID).state, store.result(ID)) == ("pending", None)
+    assert not (folder.path / name).exists()
 
 
 def test_forget_of_an_unknown_run_does_nothing(store):

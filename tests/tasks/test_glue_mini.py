@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 
-from moe_runner.tasks.mini import baselines, constructions, corpus, grammar, lexicon
+from moe_runner.tasks.mini import constructions, corpus, grammar, lexicon
 from moe_runner.tasks.mini.glue import (
     COLUMNS,
     OOD_NAMES,
@@ -16,6 +16,7 @@ from moe_runner.tasks.mini.glue import (
     VERSION,
     generate,
 )
+from tests.tasks import baselines
 
 SPLITS = [(task, split) for task in TASKS for split in SIZES[task]]
 EVALUATION_SPLITS = [(task, split) for task, split in SPLITS if split != "train"]

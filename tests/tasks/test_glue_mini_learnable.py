@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from moe_runner.tasks.mini.baselines import majority_score
 from moe_runner.tasks.mini.glue import TASKS
+from tests.tasks.baselines import majority_score
 from tests.training.test_command import moe_run
 
 MARGIN = 0.05  # over the best constant prediction

@@ -13,12 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from moe_runner import convert, from_pretrained, merge, train
+from moe_runner import auxiliary_loss, convert, from_pretrained, merge, train
 from moe_runner.conversion.counts import moe_layers
 from moe_runner.conversion.record import spans
 from moe_runner.methods.dense.options import Dense
 from moe_runner.methods.emoe.options import EMoE
-from moe_runner.methods.moe.options import MoE
 from moe_runner.options.method import Method
 from moe_runner.options.protocol import Protocol
 from moe_runner.registry import METHODS
@@ -27,7 +26,7 @@ from moe_runner.runs.store import RunFolder, Store
 from moe_runner.training import checkpoint, fit
 from moe_runner.training.callbacks import ShowProgress
 from moe_runner.training.evaluate import evaluate_kept
-from tests.methods.test_methods import SPARSE, small
+from tests.methods.rows import CONVERTING, ROWS, small
 from tests.training.test_command import moe_run
 from tests.training.test_runs import carry_out, elsewhere, numbers
 
@@ -199,8 +198,7 @@ def test_kept_weights_and_exports_give_the_stored_numbers(name, tuning, make_set
     if tuning != "full":
         lora = dataclasses.replace(settings.tuning, name=tuning, rank=2, alpha=4, dropout=0.1)
         settings = dataclasses.replace(settings, tuning=dataclasses.replace(lora, blocks=(1,)))
-    dense_form = name in ("dense", "noisy_tuning", "emoe")
-    settings = kept(settings, export="moe" if name in SPARSE else "dense")
+    settings = kept(settings, export="moe" if name in CONVERTING else "dense")
     run = only_run(settings)
     result, folder = carry_out(settings, run)
     store, resources = Store(train.Path(settings.paths.output)), train.find_resources(settings)
@@ -212,11 +210,11 @@ def test_kept_weights_and_exports_give_the_stored_numbers(name, tuning, make_set
 
     exported = RunFolder(folder).export
     assert len(AutoTokenizer.from_pretrained(exported)) == len(ready.backbone.processor)
-    if name in SPARSE:
+    if name in CONVERTING:
         model = from_pretrained(exported)
         assert not any("lora" in n for n, _ in model.named_parameters())
         assert by_hand(model, ready)[0] == pytest.approx(loss, rel=1e-5)
-        if not dense_form:
+        if not ROWS[name].merges:
             with pytest.raises(ValueError, match="moe_runner_"):
                 AutoModelForSequenceClassification.from_pretrained(exported)
             return
@@ -298,7 +296,7 @@ def test_every_method_trains_on_the_bundled_backbones(tmp_path):
         assert math.isfinite(result["id_metrics"]["validation"]["loss"])
         assert counts["trainable"] == counts["total"]  # full fine-tuning
         assert counts["lora"] == 0
-        if name in ("dense", "noisy_tuning"):
+        if name not in CONVERTING:
             assert counts["total"] == counts["active_per_token"] == counts["dense"]
             assert flops["converted"] == flops["dense"]
             assert result["routing"] == {"routing/changed": None}
@@ -307,11 +305,11 @@ def test_every_method_trains_on_the_bundled_backbones(tmp_path):
             continue
         assert counts["active_per_token"] < counts["total"]
         assert (counts["total"] == counts["dense"]) == (name == "emoe")
-        assert (flops["converted"] < flops["dense"]) == (name in ("emoe", "emoe_learn"))
+        assert (flops["converted"] < flops["dense"]) == (ROWS[name].experts == "groups")
         figures = ("entropy", "max_share", "active", "changed")
         assert result["routing"].keys() == {f"routing/{figure}" for figure in figures}
         assert result["converted_layers"]
-        if name in ("emoe", "emoe_learn"):
+        if ROWS[name].experts == "groups":
             own, random = result["clusters"]["inertia"], result["clusters"]["random_inertia"]
             assert 0 < own < random
         else:
@@ -338,7 +336,7 @@ def test_the_report_of_many_layers_is_short():
     assert spans([0, 2, 4, 6, 8, 10]) == "0, 2, 4, 6, 8, 10"
 
 
-@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("name", CONVERTING)
 def test_the_auxiliary_loss_is_logged_in_training(name, make_settings, only_run, monkeypatch):
     lines = []
     monkeypatch.setattr(ShowProgress, "on_log", lambda *args, logs, **_: lines.append(dict(logs)))
@@ -349,6 +347,39 @@ def test_the_auxiliary_loss_is_logged_in_training(name, make_settings, only_run,
     assert len(training) == 1
     assert 0 < training[0]["aux/loss"] < training[0]["loss"]
     assert not any("aux/loss" in line for line in lines if line not in training)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "switch"])
+def test_an_evaluation_reports_the_task_s_loss_without_the_auxiliary_one(
+    family, make_settings, only_run, tmp_path
+):
+    name = "moe" if family == "switch" else "gmoe"
+    method = dataclasses.replace(small(name, family), balance_loss=50.0)
+    settings = make_settings(family, method, eval_batch_size=40)  # all in one batch
+    run, resources = only_run(settings), train.find_resources(settings)
+    ready = fit.build(run, resources)
+    model, spec = ready.backbone.model, ready.data.spec
+    data = ready.encode(ready.data.validation["validation"], spec.columns)
+    folder = RunFolder(tmp_path)
+    progress = ShowProgress("", spec.metrics)
+    trainer = fit.make_trainer(run, folder, resources, ready, data, data, progress)
+    (batch,) = fit.probe_batches(data, ready.form.collator, run, resources.device)
+    with torch.no_grad():
+        task = model.eval()(**batch).loss
+        assert auxiliary_loss(model) > 1  # there is one, and it is not small
+        torch.testing.assert_close(trainer.compute_loss(model, dict(batch)), task)
+        loss, output = trainer.compute_loss(model, dict(batch), return_outputs=True)
+        torch.testing.assert_close(loss, output.loss)
+    evaluated = trainer.evaluate()["eval_loss"]
+    predicted = fit.predict(trainer, data, spec.metrics)["loss"]
+    assert trainer.auxiliary == []
+    assert evaluated == pytest.approx(predicted, rel=1e-5)
+    assert evaluated == pytest.approx(float(task), rel=1e-5)
+    (line,) = folder.metrics()
+    assert line["loss"] == evaluated
+    model.train()
+    assert trainer.compute_loss(model, dict(batch)) > 2 * task
+    assert len(trainer.auxiliary) == 1
 
 
 def test_without_an_auxiliary_loss_none_is_logged(make_settings, only_run, monkeypatch):
@@ -384,9 +415,9 @@ def test_reference_trains_every_method(make_settings, only_run):
     import yaml
 
     values = yaml.safe_load((train.CONF / "protocol" / "reference.yaml").read_text())
-    for name in SPARSE:
+    for name in CONVERTING:
         method: Method = small(name)
-        assert isinstance(method, MoE) or method.name in ("emoe", "emoe_learn", "gmoe")
+        assert ROWS[name].code != "none"
         settings = kept(make_settings("bert", method, "lora", max_steps=2))
         settings = dataclasses.replace(settings, protocol=Protocol(**values))
         run = only_run(settings)

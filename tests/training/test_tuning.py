@@ -15,12 +15,11 @@ from moe_runner.methods.dense.options import Dense
 from moe_runner.methods.emoe.options import EMoE
 from moe_runner.options.protocol import Protocol
 from moe_runner.options.training import Tuning
-from moe_runner.registry import METHODS
 from moe_runner.runs.store import RunFolder
 from moe_runner.training import fit
 from moe_runner.training.callbacks import ShowProgress
 from moe_runner.training.tuning import apply_tuning
-from tests.methods.test_methods import small
+from tests.methods.rows import CONVERTING, ROWS, small
 
 CONF = Path(__file__).parents[2] / "conf"
 PROTOCOLS = {
@@ -61,31 +60,15 @@ FFN = {
 }  # fmt: skip
 EXPERTS = {family: ["keys", "values", "key_bias", "output_bias"] for family in ("bert", "gpt2")}
 EXPERTS["llama"] = ["keys", "values", "ups"]
-COSINE = ["router.projection.weight", "router.projection.bias", "router.expert_vectors",
-          "router.log_scale"]  # fmt: skip
-NOISY = ["router.gate", "router.noise"]
-HYPER = [
-    "beside.embeddings.weight", "beside.hypernet.layers.weight",
-    *(f"beside.{n}.{p}" for n in ("first", "second", "hypernet.hidden", "hypernet.down",
-      "hypernet.down_bias", "hypernet.up", "hypernet.up_bias") for p in ("weight", "bias")),
-]  # fmt: skip
-ADAPTER = [f"beside.experts.{n}" for n in ("keys", "values", "key_bias", "output_bias")]
 
 
 def new_names(name: str, family: str) -> set[str]:
     """List by hand what a method adds to layer 1."""
+    row = ROWS[name]
     experts = [f"experts.{n}" for n in EXPERTS[family]]
-    own = {
-        "dense": [],
-        "noisy_tuning": [],
-        "emoe": [],
-        "emoe_learn": COSINE,
-        "gmoe": COSINE + experts,
-        "moe": NOISY + experts,
-        "moe_share": [*NOISY, *experts, *(f"beside.{n}" for n in experts)],
-        "moe_adapter": NOISY + experts + ADAPTER,
-        "hypermoe": NOISY + experts + HYPER,
-    }[name]
+    own = [f"router.{n}" for n in row.router] + (experts if row.experts == "copies" else [])
+    for part in row.beside:
+        own += [f"beside.{n}" for n in (experts if part == "experts" else [part])]
     return {f"{LAYER[family].format(1)}.{SLOT[family]}.{n}" for n in own}
 
 
@@ -100,7 +83,7 @@ def lora_names(family: str) -> set[str]:
 
 def block_names(name: str, family: str) -> set[str]:
     """List by hand the whole block 1 of a converted model, or block 2 of a dense one, less LoRA."""
-    if name in ("dense", "noisy_tuning"):  # blocks=last-even:1 of four layers
+    if name not in CONVERTING:  # blocks=last-even:1 of four layers
         return {f"{LAYER[family].format(2)}.{n}" for n in BLOCK[family] + FFN[family]}
     block = LAYER[family].format(1)
     experts = {f"{block}.{SLOT[family]}.experts.{n}" for n in EXPERTS[family]}
@@ -132,12 +115,12 @@ def tune(model, family: str, name: str, tuning: str, protocol: str) -> dict[str,
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
 def test_lora_trains_lora_and_head_and_new_modules_at_a_tenth(family, name, protocol, tiny_model):
     expected = dict.fromkeys(lora_names(family) | HEAD[family], 1.0)
     if protocol == "reference" and family != "llama":
-        rest = OUTSIDE[family] if name in ("emoe", "emoe_learn", "gmoe") else set()
+        rest = OUTSIDE[family] if ROWS[name].code == "emoe" else set()
         if name == "gmoe":
             rest = rest | block_names(name, family)
         expected |= dict.fromkeys(rest, 0.1)
@@ -146,11 +129,10 @@ def test_lora_trains_lora_and_head_and_new_modules_at_a_tenth(family, name, prot
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
 def test_lora_block_trains_the_block_whole(family, name, protocol, tiny_model):
-    of_emoe = name in ("dense", "noisy_tuning", "emoe", "emoe_learn", "gmoe")
-    extras = protocol == "reference" and family != "llama" and of_emoe
+    extras = protocol == "reference" and family != "llama" and ROWS[name].code != "hypermoe"
     rest = block_names(name, family) | (OUTSIDE[family] if extras else set())
     expected = dict.fromkeys(rest, 0.1 if extras else 1.0)
     expected |= dict.fromkeys(lora_names(family) | HEAD[family], 1.0)
@@ -159,7 +141,7 @@ def test_lora_block_trains_the_block_whole(family, name, protocol, tiny_model):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("family", ["bert", "gpt2", "t5", "llama"])
 def test_full_trains_everything_at_one_rate(family, name, protocol, tiny_model):
     model = tiny_model(family)
@@ -198,7 +180,27 @@ def test_the_hypernetwork_of_all_layers_trains_once(tiny_model):
     assert scales[shared[0]] == 0.1
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["moe", "moe_share", "moe_adapter", "hypermoe"])
+def test_experts_and_router_of_a_switch_are_pretrained_and_not_new(name, tiny_model):
+    slots = [f"{stack}.block.{i}.layer.{last}.mlp" for stack, last in (("encoder", 1),
+             ("decoder", 2)) for i in (1, 3)]  # fmt: skip
+    pretrained = {f"{slot}.{n}" for slot in slots
+                  for n in ("router.weight", "experts.keys", "experts.values")}  # fmt: skip
+    for tuning, rate in (("lora", None), ("lora_block", 1.0)):
+        model = tiny_model("switch")
+        conversion = convert(model, small(name, "switch"))
+        scales = apply_tuning(
+            model, read_tuning(tuning), ("q", "v"), head=set(), conversion=conversion,
+            protocol=Protocol(),
+        )  # fmt: skip
+        assert pretrained <= {n for n, _ in model.named_parameters()}
+        assert {scales.get(n) for n in pretrained} == {rate}  # None: frozen
+        beside = {n: scale for n, scale in scales.items() if ".beside." in n}
+        assert set(beside.values()) == (set() if name == "moe" else {0.1})
+        assert not {n for n, scale in scales.items() if scale == 0.1} - beside.keys()
+
+
+@pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("family", ["bert", "gpt2", "t5", "llama"])
 def test_lora_starts_as_the_model_without_it(family, name, tiny_model, tiny_batch):
     plain, adapted = tiny_model(family), tiny_model(family)

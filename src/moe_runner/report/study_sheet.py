@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
+from moe_runner.console import wide_console
 from moe_runner.metrics import shown
 from moe_runner.report import domainbed
 from moe_runner.report.beside import beside_sheet, published_sheet
@@ -119,9 +118,7 @@ def domain_sheets(plan: StudyPlan, results: Results) -> list[Sheet]:
 
 def print_study(plan: StudyPlan, results: Results) -> None:
     """Print a study's tables on the standard output."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
+    console = wide_console()
     for sheet in sheets(plan, results):
         console.print(to_rich(sheet))
     for gap in plan.gaps:

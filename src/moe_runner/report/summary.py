@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rich.console import Console
 from rich.table import Table
 
+from moe_runner.console import wide_console
 from moe_runner.metrics import lower_is_better, named, shown
 from moe_runner.report import domainbed
 from moe_runner.report.sheet import NOT_AVAILABLE, to_rich
@@ -246,12 +246,6 @@ def print_results(results: Sequence[Result], gaps: dict[str, str]) -> None:
         for sheet in domainbed.build_sheets(group(rows), gaps):
             wide_console().print(to_rich(sheet))
         gaps = {}
-
-
-def wide_console() -> Console:
-    """Write to the standard output, wide enough for a file where that is none."""
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
 
 
 def print_table(results: Sequence[Result], gaps: dict[str, str], title: str = "") -> None:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from moe_runner import hub
 from moe_runner import tasks as suites
+from moe_runner.console import wide_console
 from moe_runner.options.errors import ConfigError, not_an_option
 from moe_runner.options.folders import CONF
 from moe_runner.options.task import TASKS, Task
@@ -47,9 +47,7 @@ def tasks(words: Sequence[str]) -> None:
             problems.append(not_an_option(word, " of moe-report tasks", word, allowed))
     if problems:
         raise ConfigError(*problems)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=150)
+    console = wide_console()
     console.print(build_table(names or list(suites.SUITES), places))
     if names:
         console.print(recipe_table(names))

@@ -11,14 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moe_runner import tasks
+from moe_runner.methods.moe.options import NUM_EXPERTS
 from moe_runner.options.layers import select_layers
 from moe_runner.options.task import DomainBedTask, GenerationTask, LanguageModellingTask
 from moe_runner.runs.run import Run
 
 SUSTAINED_TFLOPS = 100.0  # of one A100 in half precision: an assumption, about a third of its peak
-SWITCH_EXPERTS = 8
 PATCH, TINY_PATCH = 16, 8  # pixels a side: DeiT, vit_tiny
-RESULT_BYTES = 30_000  # that a finished run leaves
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def expansion(run: Run, layers: int) -> tuple[float, float, int]:
     method, model = run.method, run.model
     if not method.converts:
         if model.family == "switch":
-            return SWITCH_EXPERTS, 1.0, layers // 2
+            return NUM_EXPERTS, 1.0, layers // 2
         return 1.0, 1.0, 0
     stacks = layers // model.num_layers
     if model.family == "switch":

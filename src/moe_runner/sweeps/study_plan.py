@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from moe_runner.console import wide_console
 from moe_runner.options.errors import ConfigError, nearest, show
 from moe_runner.options.folders import CONF
 from moe_runner.runs.run import Run
@@ -181,8 +181,7 @@ def show_study_plans(plans: Sequence[StudyPlan], store: Store) -> None:
         table.add_row(plan.study.name, *counted(plan.jobs, done))
     table.add_section()
     table.add_row("distinct runs", *counted(list(every.values()), done))
-    console = Console()
-    (console if console.is_terminal else Console(width=120)).print(table)
+    wide_console().print(table)
     for plan in plans:
         missing = dict.fromkeys([*plan.gaps, *(p for job in plan.jobs for p in job.problems)])
         if missing:

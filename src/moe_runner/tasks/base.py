@@ -406,9 +406,19 @@ def tidy(
 
 def limited(dataset: Dataset, limit: int | None) -> Dataset:
     """Keep a random subset of so many examples, the same every time, in order; None: all."""
-    if limit is None or limit >= len(dataset):
-        return dataset
-    return dataset.select(sorted(random.Random(0).sample(range(len(dataset)), limit)))
+    chosen = subset(len(dataset), limit)
+    return dataset if chosen is None else dataset.select(chosen)
+
+
+def subset(size: int, limit: int | None) -> list[int] | None:
+    """Choose a random subset of so many of `size` places, the same every time, in order.
+
+    Returns:
+        The places; None: all of them.
+    """
+    if limit is None or limit >= size:
+        return None
+    return sorted(random.Random(0).sample(range(size), limit))
 
 
 def fraction(dataset: Dataset, share: float, seed: int) -> Dataset:
@@ -471,9 +481,8 @@ def _checked(
 
 def some_rows(table: Any, limit: int | None) -> Any:
     """Keep a random subset of so many rows of a table, the same every time, in order."""
-    if limit is None or limit >= len(table):
-        return table
-    return table.take(sorted(random.Random(0).sample(range(len(table)), limit)))
+    chosen = subset(len(table), limit)
+    return table if chosen is None else table.take(chosen)
 
 
 def _column(table: Any, name: str, kind: Any, origin: str) -> Any:

@@ -29,6 +29,7 @@ from moe_runner.tasks.base import (
     ood_part,
     optional,
     read_table,
+    subset,
 )
 
 if TYPE_CHECKING:
@@ -184,20 +185,19 @@ def divided(records: list[dict[str, str]], options: InstructTask) -> tuple[Datas
         random.Random(options.data_seed).sample(range(len(records)), options.validation_size)
     )
     kept = sorted(set(range(len(records))) - set(held_out))
-    kept = subset(kept, options.limit)
+    kept = some_of(kept, options.limit)
     if len(kept) > MULTIPLE:
         kept = kept[: len(kept) // MULTIPLE * MULTIPLE]
     return (
         Dataset.from_list([records[i] for i in kept]),
-        Dataset.from_list([records[i] for i in subset(held_out, options.eval_limit)]),
+        Dataset.from_list([records[i] for i in some_of(held_out, options.eval_limit)]),
     )
 
 
-def subset(items: list[int], limit: int | None) -> list[int]:
-    """Choose a random subset, the same every time, in order."""
-    if limit is None or limit >= len(items):
-        return items
-    return sorted(random.Random(0).sample(items, limit))
+def some_of(items: list[int], limit: int | None) -> list[int]:
+    """Choose a random subset of so many items, see `subset`."""
+    chosen = subset(len(items), limit)
+    return items if chosen is None else [items[place] for place in chosen]
 
 
 # ------------------------------------------------------------------------------------- records

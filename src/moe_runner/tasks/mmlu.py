@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import random
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_runner.options.task import InstructTask, Task
-from moe_runner.tasks.base import HubSplit, Source, hub_source, read_table
+from moe_runner.tasks.base import HubSplit, Source, hub_source, read_table, subset
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -110,8 +109,7 @@ def to_dataset(rows: list[dict[str, Any]], eval_limit: int | None) -> Dataset:
     from datasets import Dataset, Features, List, Value  # heavy, so here
 
     questions = [row for row in rows if row["split"] == "test"]
-    if eval_limit is not None and eval_limit < len(questions):
-        chosen = sorted(random.Random(0).sample(range(len(questions)), eval_limit))
+    if (chosen := subset(len(questions), eval_limit)) is not None:
         questions = [questions[i] for i in chosen]
     subjects = {row["subject"] for row in questions}
     solved = [row for row in rows if row["split"] == "dev" and row["subject"] in subjects]

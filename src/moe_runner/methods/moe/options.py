@@ -12,7 +12,7 @@ from moe_runner.options.method import Backend, Expansion, Method
 from moe_runner.options.model import Model
 from moe_runner.options.protocol import Protocol
 
-NUM_EXPERTS = 8  # HyperMoE: GPT-2 with every FFN copied to 8 experts
+NUM_EXPERTS = 8  # where no number is given: HyperMoE's GPT-2, and the Switch Transformers here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class MoE(Method):
     """
 
     name: Literal["moe"] = "moe"
-    num_experts: int | None = None  # None: 8, or a Switch Transformer's own
+    num_experts: int | None = None  # None: NUM_EXPERTS, or a Switch Transformer's own
     top_k: int = 1
     layers: str | tuple[int, ...] = "all"
     balance_loss: NotNegative | None = None  # None: 0.01, or a Switch Transformer's own coefficient
