@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench import Row, median_seconds, parser, save, set_threads, show
-from moe_runner.options.folders import CONF
+from moe_runner.options.folders import option_folders
 from moe_runner.report.render import FORMATS, render
 from moe_runner.runs.result import (
     Accuracy,
@@ -69,9 +69,10 @@ def main() -> None:
 def plan_all(folder: str) -> list[StudyPlan]:
     """Plan every study in both profiles."""
     common = {"paths.output": folder, "paths.cache": f"{folder}/cache"}
+    folders = option_folders()
     return [
-        plan_study(read_study(CONF, name), profile, common)
-        for name in study_names(CONF)
+        plan_study(folders, read_study(folders, name), profile, common)
+        for name in study_names(folders)
         for profile in PROFILES
     ]
 

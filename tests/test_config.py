@@ -14,7 +14,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from moe_runner.arguments import parse_config
+from moe_runner.cli.values import parse_config
 from moe_runner.methods.emoe.options import EMoE
 from moe_runner.options.build import build
 from moe_runner.options.errors import ConfigError, join, nearest_keys, show
@@ -546,7 +546,7 @@ def test_select_layers_refuses(rule, problem):
         select_layers(rule, 4)
 
 
-@pytest.mark.parametrize("module", ["moe_runner.options.settings", "moe_runner.arguments"])
+@pytest.mark.parametrize("module", ["moe_runner.options.settings", "moe_runner.cli.arguments"])
 def test_importing_takes_neither_torch_nor_transformers(module):
     code = f"import {module}, sys; sys.exit(bool({{'torch', 'transformers'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

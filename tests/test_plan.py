@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from moe_runner.arguments import parse_config
+from moe_runner.cli.values import parse_config
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.settings import Settings
 from moe_runner.options.training import Trainer

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from moe_runner.options.errors import ConfigError
-from moe_runner.options.folders import CONF
+from moe_runner.options.folders import CONF, option_folders
 from moe_runner.report.beside import ABSENT, beside_sheet, columns_of
 from moe_runner.report.published import PublishedTable, published_tables
 from moe_runner.report.study_sheet import MARK, study_sheet
@@ -18,7 +18,8 @@ from moe_runner.sweeps.study import PROFILES, Pairing, Study, read_study, study_
 from moe_runner.sweeps.study_plan import plan_study
 from tests.results import make_result, scores
 
-STUDIES = study_names(CONF)
+FOLDERS = option_folders()
+STUDIES = study_names(FOLDERS)
 PUBLISHED = PublishedTable(
     id="made-up",
     paper="emoe",
@@ -62,7 +63,7 @@ TWO_TASKS = study(
 @pytest.fixture
 def plan(tmp_path):
     def make(of: Study, profile="mini"):
-        return plan_study(of, profile, {"paths.cache": str(tmp_path)})
+        return plan_study(FOLDERS, of, profile, {"paths.cache": str(tmp_path)})
 
     return make
 
@@ -84,7 +85,7 @@ def results(plan, primary, ood=None, **more) -> dict:
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_pairing_names_what_there_is(name, plan):
-    of = read_study(CONF, name)
+    of = read_study(FOLDERS, name)
     tables = [tabulate(plan(of, profile), {}) for profile in PROFILES]
     rows = {row for table in tables for row in table.rows}
     for pairing in of.beside:
@@ -99,7 +100,7 @@ def test_a_pairing_names_what_there_is(name, plan):
 @pytest.mark.parametrize("name", STUDIES)
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_runs_of_a_cell_are_repetitions(name, profile, plan):
-    for cell, runs in grouped(plan(read_study(CONF, name), profile)).items():
+    for cell, runs in grouped(plan(read_study(FOLDERS, name), profile)).items():
         settings: dict[int, list] = {}  # of DomainBed, a batch is a part of each training domain
         for run in runs:
             settings.setdefault(run.task_name.count("+"), []).append(run.settings())
@@ -253,4 +254,4 @@ def test_a_wrong_pairing_is_the_mistake_of_its_file(tmp_path):
     with pytest.raises(
         ConfigError, match=r"study\.beside\.columns=all is not valid; use a mapping"
     ):
-        read_study(tmp_path / "conf", "emoe_layers")
+        read_study((tmp_path / "conf",), "emoe_layers")

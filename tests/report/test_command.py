@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from moe_runner.options.folders import option_folders
 from moe_runner.options.task import TASKS
 from moe_runner.report.command import COMMANDS, run
 from moe_runner.report.task_list import option_files
@@ -31,8 +32,9 @@ def lines(capsys, *words: str) -> list[list[str]]:
 def test_every_option_has_its_place(capsys):
     rows = lines(capsys, "tasks")
     shown = {row[1] for row in rows} | {name for row in rows for name in row[0].split(", ")}
-    assert set(option_files()) <= shown
-    assert {suite for suite, _ in option_files().values()} == set(SUITES) == set(TASKS)
+    files = option_files(option_folders())
+    assert set(files) <= shown
+    assert {suite for suite, _ in files.values()} == set(SUITES) == set(TASKS)
 
 
 def test_every_source_and_licence_is_told(capsys):

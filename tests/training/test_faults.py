@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from moe_runner import train
+from moe_runner.cli.ending import end
 from moe_runner.methods.dense.options import Dense
 from moe_runner.methods.emoe.options import EMoE
 from moe_runner.runs.store import RunBusy, Store
@@ -137,11 +138,11 @@ def test_two_sweeps_at_once_do_no_run_twice(make_settings):
     ids=["out of memory", "nan", "full disk", "other"],
 )
 def test_a_run_that_fails_is_recorded_and_the_sweep_goes_on(
-    error, reason, make_settings, monkeypatch
+    error, reason, make_settings, monkeypatch, capsys
 ):
     settings = make_settings(epochs=1)
     runs = sweep_of(settings)[:2]
-    store, session = Store(Path(settings.paths.output)), train.Session()
+    store, reasons = Store(Path(settings.paths.output)), {}
     carry_out = fit.carry_out
 
     def failing(run, folder, resources):
@@ -150,16 +151,18 @@ def test_a_run_that_fails_is_recorded_and_the_sweep_goes_on(
         return carry_out(run, folder, resources)
 
     monkeypatch.setattr(fit, "carry_out", failing)
-    results = [train.attempt(run, settings, store, session) for run in runs]
+    results = [train.attempt(run, settings, store, reasons) for run in runs]
     assert results[0] is None
     assert results[1] is not None
     assert store.status(runs[0].id).state == "failed"
     assert reason in (store.folder(runs[0].id) / "error.txt").read_text()
-    assert session.exit_code() == 1
-    (line,) = session.failed
+    assert reasons == {}  # the store knows
+    assert end([(run, store) for run in runs], print, reasons=reasons) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"failed: {runs[0].label}")
     assert reason in line
     monkeypatch.setattr(fit, "carry_out", carry_out)
-    assert train.attempt(runs[0], settings, store, session) is not None  # the next call does it
+    assert train.attempt(runs[0], settings, store, reasons) is not None  # the next call does it
 
 
 def test_ctrl_c_leaves_a_run_interrupted_and_it_goes_on(make_settings, monkeypatch):

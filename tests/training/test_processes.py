@@ -21,8 +21,8 @@ from moe_runner.options.errors import ConfigError
 from moe_runner.runs import processes
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.plan import make_plan
-from moe_runner.train import execute
 from moe_runner.training.device import choose_device
+from moe_runner.training.execute import execute
 from tests.methods.distributed_worker import two_steps
 from tests.training.conftest import write_tokenizer
 from tests.training.sharded_worker import work

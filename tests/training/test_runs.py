@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from moe_runner import train
 from moe_runner.backbones.weights import Weights
+from moe_runner.cli.ending import end
 from moe_runner.methods.dense.options import Dense
 from moe_runner.methods.emoe.options import EMoE
 from moe_runner.options.errors import ConfigError
@@ -248,10 +249,9 @@ def test_a_diverging_run_fails_with_its_reason_and_is_tried_again(make_settings,
     store = Store(train.Path(settings.paths.output))
     assert store.status(run.id).state == "failed"
     assert "Error" in (store.folder(run.id) / "error.txt").read_text()
-    session = train.Session()
-    assert train.attempt(run, settings, store, session) is None
+    assert train.attempt(run, settings, store, {}) is None
     assert store.status(run.id).attempts == 2
-    assert session.exit_code() == 1
+    assert end([(run, store)], print, reasons={}) == 1
 
 
 def test_a_kept_run_is_evaluated_on_other_sets_without_training(

@@ -12,7 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from moe_runner import train
-from moe_runner.arguments import parse_config
+from moe_runner.cli.values import parse_config
 from moe_runner.conversion.convert import convert, merge
 from moe_runner.conversion.counts import library_experts, moe_layers
 from moe_runner.methods.dense.options import Dense

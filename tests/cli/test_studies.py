@@ -14,8 +14,9 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from moe_runner import studies
+from moe_runner.cli import studies
 from moe_runner.methods.emoe.options import EMoE
+from moe_runner.options import folders
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import CONF
 from moe_runner.report import store_commands
@@ -52,8 +53,7 @@ def conf(tmp_path, monkeypatch):
     shutil.rmtree(folder / "study")
     (folder / "study").mkdir()
     (folder / "study" / "small.yaml").write_text(STUDY)
-    for module in (studies, store_commands):
-        monkeypatch.setattr(module, "CONF", folder)
+    monkeypatch.setattr(folders, "CONF", folder)
     return folder
 
 
@@ -72,7 +72,9 @@ def cfg(tmp_path):
 
 @pytest.fixture
 def plan(conf, cfg):
-    return plan_study(read_study(conf, "small"), "mini", {"paths.cache": cfg.paths.cache})
+    return plan_study(
+        (conf,), read_study((conf,), "small"), "mini", {"paths.cache": cfg.paths.cache}
+    )
 
 
 def result_of(run, primary: float) -> Result:
@@ -114,16 +116,16 @@ def launcher(store: Store, jobs, failing=()):
 def test_what_is_done_is_not_handed_over_again(conf, cfg, plan, capsys):
     store = Store(conf.parent / "out")
     first = launcher(store, plan.jobs, failing={plan.jobs[2].run.id})
-    assert studies.carry_out_study("small", cfg, first.launch) == 1
+    assert studies.carry_out_study((conf,), "small", cfg, first.launch) == 1
     assert len(first.seen) == len(plan.jobs) == 8
     text = capsys.readouterr()
     assert "not done: " in text.err
     assert "RuntimeError: out of memory" in text.err
     second = launcher(store, plan.jobs)
-    assert studies.carry_out_study("all", cfg, second.launch) == 0
+    assert studies.carry_out_study((conf,), "all", cfg, second.launch) == 0
     assert len(second.seen) == 1
     third = launcher(store, plan.jobs)
-    assert studies.carry_out_study("small", cfg, third.launch) == 0
+    assert studies.carry_out_study((conf,), "small", cfg, third.launch) == 0
     assert third.seen == []
     text = capsys.readouterr()
     assert "not done" not in text.err
@@ -133,19 +135,19 @@ def test_what_is_done_is_not_handed_over_again(conf, cfg, plan, capsys):
 
 def test_a_dry_run_launches_nothing(conf, cfg, plan, capsys):
     cfg.dry_run = True
-    assert studies.carry_out_study("small", cfg, None) == 0
+    assert studies.carry_out_study((conf,), "small", cfg, None) == 0
     assert "distinct runs" in capsys.readouterr().out
 
 
 def test_an_unknown_study_is_the_users_mistake(conf, cfg, capsys):
-    assert studies.carry_out_study("smal", cfg, None) == 2
+    assert studies.carry_out_study((conf,), "smal", cfg, None) == 2
     assert "did you mean small" in capsys.readouterr().err
 
 
-def handed_over(cfg, store, jobs, arguments=()):
+def handed_over(conf, cfg, store, jobs, arguments=()):
     """Carry out the study with a pretended launcher; the overrides of each job."""
     pretended = launcher(store, jobs)
-    studies.carry_out_study("small", cfg, pretended.launch, arguments)
+    studies.carry_out_study((conf,), "small", cfg, pretended.launch, arguments)
     return pretended.seen
 
 
@@ -160,7 +162,7 @@ def handed_over(cfg, store, jobs, arguments=()):
 )
 def test_only_some_runs_of_a_study_are_done(only, runs, conf, cfg, plan, capsys):
     cfg.study.only = {**cfg.study.only, **only}
-    seen = handed_over(cfg, Store(conf.parent / "out"), plan.jobs)
+    seen = handed_over(conf, cfg, Store(conf.parent / "out"), plan.jobs)
     assert len(seen) == runs
     if only.get("seed") == [1]:
         assert {"method=emoe", "task=glue_mini/rte", "seed=1"} <= set(seen[0])
@@ -185,7 +187,7 @@ def test_only_some_runs_of_a_study_are_done(only, runs, conf, cfg, plan, capsys)
 )
 def test_a_value_that_no_run_has_is_named(only, problem, conf, cfg, capsys):
     cfg.study.only = {**cfg.study.only, **only}
-    assert studies.carry_out_study("small", cfg, None) == 2
+    assert studies.carry_out_study((conf,), "small", cfg, None) == 2
     assert capsys.readouterr().err == f"{problem}\n"
 
 
@@ -200,9 +202,9 @@ def test_values_that_no_run_has_together_are_named(plan):
 def test_precision_beside_a_study_goes_into_all_its_runs(conf, cfg, plan, capsys):
     cfg.trainer.precision = "bf16"
     store = Store(conf.parent / "out")
-    changed = studies.plan_studies(["small"], cfg, {"trainer.precision": "bf16"})[0].jobs
+    changed = studies.plan_studies((conf,), ["small"], cfg, {"trainer.precision": "bf16"})[0].jobs
     assert {job.run.id for job in changed}.isdisjoint(job.run.id for job in plan.jobs)
-    seen = handed_over(cfg, store, changed, ["study=small", "trainer.precision=bf16"])
+    seen = handed_over(conf, cfg, store, changed, ["study=small", "trainer.precision=bf16"])
     assert len(seen) == 8
     assert all("trainer.precision=bf16" in overrides for overrides in seen)
     assert store.ids() == sorted(job.run.id for job in changed)
@@ -211,21 +213,21 @@ def test_precision_beside_a_study_goes_into_all_its_runs(conf, cfg, plan, capsys
     assert "trainer.precision=bf16" in text.out
     assert (conf.parent / "out" / "reports" / "mini-bf16" / "index.html").is_file()
     cfg.trainer.precision = "fp32"
-    seen = handed_over(cfg, store, plan.jobs)
+    seen = handed_over(conf, cfg, store, plan.jobs)
     assert not any("trainer.precision" in word for overrides in seen for word in overrides)
 
 
 def test_what_is_given_beside_a_study_goes_to_its_jobs(conf, cfg, plan):
     cfg.logger = {"name": "wandb", "project": "mine", "mode": "online", "group": None}
     cfg.threads, cfg.export = 2, "dense"
-    for overrides in handed_over(cfg, Store(conf.parent / "out"), plan.jobs):
+    for overrides in handed_over(conf, cfg, Store(conf.parent / "out"), plan.jobs):
         assert {"logger=wandb", "logger.project=mine", "logger.mode=online"} <= set(overrides)
         assert {"logger.group=small", "threads=2", "export=dense"} <= set(overrides)
 
 
 def test_everything_is_rendered(conf, cfg, plan):
     store = Store(conf.parent / "out")
-    studies.carry_out_study("small", cfg, launcher(store, plan.jobs).launch)
+    studies.carry_out_study((conf,), "small", cfg, launcher(store, plan.jobs).launch)
     folder = conf.parent / "out" / "reports" / "mini"
     names = {file.relative_to(folder).as_posix() for file in folder.rglob("*.*")}
     assert {"tables.md", "tables.tex", "small.csv", "small-1.csv", "index.html"} <= names
@@ -366,7 +368,7 @@ PROBE = """
 @pytest.mark.skipif(BROWSER is None, reason="no chromium: apt-get install chromium")
 def test_the_list_of_runs_can_be_searched_and_sorted_in_a_browser(conf, cfg, plan, tmp_path):
     store = Store(conf.parent / "out")
-    studies.carry_out_study("small", cfg, launcher(store, plan.jobs).launch)
+    studies.carry_out_study((conf,), "small", cfg, launcher(store, plan.jobs).launch)
     page = (conf.parent / "out" / "reports" / "mini" / "index.html").read_text()
     probed = tmp_path / "probed.html"
     probed.write_text(page.replace("</html>", f"{PROBE}</html>"))
@@ -386,7 +388,7 @@ def test_the_list_of_runs_can_be_searched_and_sorted_in_a_browser(conf, cfg, pla
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex: apt-get install texlive")
 def test_the_latex_compiles(conf, cfg, plan, tmp_path):
     store = Store(conf.parent / "out")
-    studies.carry_out_study("small", cfg, launcher(store, plan.jobs).launch)
+    studies.carry_out_study((conf,), "small", cfg, launcher(store, plan.jobs).launch)
     file = conf.parent / "out" / "reports" / "mini" / "tables.tex"
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", str(file)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)

@@ -8,21 +8,22 @@ from types import SimpleNamespace
 import pytest
 from hydra import compose, initialize_config_dir
 
-from moe_runner.handover import Handover
-from moe_runner.options.folders import CONF
+from moe_runner.cli.handover import Handover
+from moe_runner.options.folders import CONF, option_folders
 from moe_runner.runs.environment import environment
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.compose import compose_settings
 from moe_runner.sweeps.plan import make_plan
 from tests.results import make_result
 
+FOLDERS = option_folders()
 SEEDS = [["seed=0"], ["seed=1"], ["seed=2"]]
 
 
 def runs_of(output):
     """The run of each seed."""
     common = {"task": "glue_mini/cola", "method": "dense", "paths.output": str(output)}
-    settings = [compose_settings(CONF, {**common, "seed": seed}) for seed in range(len(SEEDS))]
+    settings = [compose_settings(FOLDERS, {**common, "seed": seed}) for seed in range(len(SEEDS))]
     return [run for each in settings for run in make_plan(each).runs]
 
 
@@ -49,7 +50,7 @@ def hand_over(tmp_path):
 
         handover = Handover(SimpleNamespace(launch=launch), composed)
         handover.launch(SEEDS, 0)
-        return seen, handover.report()
+        return seen, handover.command.end()
 
     return build
 

@@ -9,11 +9,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from moe_runner.cli.ending import end
 from moe_runner.options.errors import ConfigError
-from moe_runner.options.folders import CONF
+from moe_runner.options.folders import Folders
 from moe_runner.report.render import FORMATS, render
-from moe_runner.report.store_commands import last_line, report_folder
+from moe_runner.report.store_commands import report_folder
 from moe_runner.report.study_sheet import print_study
+from moe_runner.runs.result import Result
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.monitor import Monitor
 from moe_runner.sweeps.study import as_overrides, read_study, study_names
@@ -30,12 +32,13 @@ GLOBAL = ("device", "keep_model", "export", "rerun", "debug")  # passed on to a 
 
 
 def carry_out_study(
-    name: str, cfg: DictConfig, launch: Launch, arguments: Sequence[str] = ()
+    folders: Folders, name: str, cfg: DictConfig, launch: Launch, arguments: Sequence[str] = ()
 ) -> int:
     """Carry out one study, or all of them.
 
     Args:
-        name: of a file in conf/study.
+        folders: of option files.
+        name: of a study, or all.
         cfg: what Hydra composed: global keys, `study.only`, the logger and paths are read.
         launch: a Hydra launcher's method; it takes a list of override lists.
         arguments: the words of the command line, which tell what was given from what a study says.
@@ -44,12 +47,12 @@ def carry_out_study(
         The exit code: 0, 1 if a run failed or is missing, 2 for a mistake of the user.
     """
     store = Store(Path(cfg.paths.output))
-    names = study_names(CONF) if name == "all" else [name]
+    names = study_names(folders) if name == "all" else [name]
     given = {word.partition("=")[0] for word in arguments}
     for_all = {key: OmegaConf.select(cfg, key) for key in ("trainer.precision",) if key in given}
     only = read_only(cfg)
     try:
-        plans = restrict(plan_studies(names, cfg, for_all), only)
+        plans = restrict(plan_studies(folders, names, cfg, for_all), only)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -96,33 +99,32 @@ def logger_of(study: str, cfg: DictConfig) -> dict[str, Any]:
 
 
 def plan_studies(
-    names: Sequence[str], cfg: DictConfig, for_all: Mapping[str, Any]
+    folders: Folders, names: Sequence[str], cfg: DictConfig, for_all: Mapping[str, Any]
 ) -> list[StudyPlan]:
     """Plan studies with what the command says beside them.
 
     Args:
-        names: of files in conf/study.
+        folders: of option files.
+        names: of studies.
         cfg: profile and paths are read.
         for_all: values for every run, in place of the study's.
     """
     common = {"paths.output": cfg.paths.output, "paths.cache": cfg.paths.cache, **for_all}
-    plans = [plan_study(read_study(CONF, each), cfg.profile, common) for each in names]
+    plans = [plan_study(folders, read_study(folders, each), cfg.profile, common) for each in names]
     return [noted(plan, " ".join(as_overrides(for_all))) for plan in plans] if for_all else plans
 
 
 def report(plans: Sequence[StudyPlan], store: Store, folder: Path) -> int:
-    """Print the tables of studies, render them, say what failed; 1 if a run is not done, else 0."""
-    failed: dict[str, str] = {}
-    for plan in plans:
-        results = {job.run.id: store.result(job.run.id) for job in plan.jobs}
-        print_study(plan, {key: value for key, value in results.items() if value is not None})
-        for job in plan.jobs:
-            if results[job.run.id] is None:
-                state = store.status(job.run.id).state
-                reason = last_line(store, job.run.id) if state == "failed" else state
-                failed[job.run.id] = f"{job.run.label}: {'; '.join(job.problems) or reason}"
-    render(plans, store, folder, FORMATS)
-    print(f"tables, plots and a page of all: {folder}/index.html")
-    for line in failed.values():
-        print(f"not done: {line}", file=sys.stderr)
-    return 1 if failed else 0
+    """Print the tables of studies, render them, say what is not done; the exit code: see `end`."""
+    jobs = [job for plan in plans for job in plan.jobs]
+
+    def show(results: list[Result]) -> None:
+        found = {result.id: result for result in results}
+        for plan in plans:
+            own = [job.run.id for job in plan.jobs if job.run.id in found]
+            print_study(plan, {run_id: found[run_id] for run_id in own})
+        render(plans, store, folder, FORMATS)
+        print(f"tables, plots and a page of all: {folder}/index.html")
+
+    reasons = {job.run.id: "; ".join(job.problems) for job in jobs if job.problems}
+    return end([(job.run, store) for job in jobs], show, reasons=reasons, word="not done")

@@ -10,26 +10,17 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from moe_runner.arguments import parse_config
+from moe_runner.cli.ending import Command
+from moe_runner.cli.values import parse_config
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.settings import Settings
-from moe_runner.report.store_commands import last_line
-from moe_runner.report.summary import headline, print_results
-from moe_runner.runs.store import Store
+from moe_runner.report.summary import headline
+from moe_runner.runs.store import Store, StoreError
 from moe_runner.sweeps.plan import Plan, make_plan, show_plan
 
 
-def runs_here(node: Any) -> bool:
-    """Tell whether Hydra's launcher runs the jobs in this process.
-
-    Args:
-        node: Hydra's own config.
-    """
-    return str(node.launcher.get("_target_", "")).endswith("BasicLauncher")
-
-
 class Handover:
-    """Stands before a launcher whose jobs this process does not see: the store says what they did.
+    """Stands before a launcher whose jobs this process does not see.
 
     Args:
         launcher: of Hydra.
@@ -38,8 +29,7 @@ class Handover:
 
     def __init__(self, launcher: Any, compose: Callable[[Sequence[str]], DictConfig]) -> None:
         self.launcher, self.compose = launcher, compose
-        self.plans: list[tuple[Plan, Settings]] = []
-        self.mistakes = 0
+        self.command = Command(together=True)
 
     def launch(self, batch: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[Any]:
         """Launch the jobs that have a run to do.
@@ -64,46 +54,23 @@ class Handover:
             return []
         returns = self.launcher.launch([job for job, _ in rest], initial_job_idx=initial_job_idx)
         for (_, planned), job in zip(rest, returns, strict=True):
-            self.mistakes += not planned and math.isnan(job.return_value)
+            self.command.mistakes += not planned and math.isnan(job.return_value)
         return returns
 
     def is_settled(self, plan: Plan, settings: Settings) -> bool:
-        """Note a plan for the report, and tell whether there is nothing to do for it."""
+        """Note a plan for the end, and tell whether there is nothing to do for it."""
         store = Store(Path(settings.paths.output))
         if settings.dry_run:
             show_plan(plan, store)
             return True
-        self.plans.append((plan, settings))
-        results = [store.result(run.id) for run in plan.runs]
+        self.command.plans.append((plan, store))
+        try:
+            results = [store.result(run.id) for run in plan.runs]
+        except StoreError:  # the job tells it
+            return False
         if settings.rerun or None in results:
             return False
         for run, result in zip(plan.runs, results, strict=True):
             assert result is not None
             print(f"done before: {run.label}  ({run.id}): {headline(result)}", file=sys.stderr)
         return True
-
-    def report(self) -> int:
-        """Print one table of all jobs, and what failed.
-
-        Returns:
-            The exit code: 2 for a mistake of the user, 1 if a run is not done, else 0.
-        """
-        results, failed, where = [], [], ""
-        gaps: dict[str, str] = {}
-        for plan, settings in self.plans:
-            store = Store(Path(settings.paths.output))
-            where = f"results: {store.root}/<id>/result.json"
-            gaps |= plan.gaps
-            for run in plan.runs:
-                if (result := store.result(run.id)) is not None:
-                    results.append(result)
-                    continue
-                state = store.status(run.id).state
-                reason = last_line(store, run.id) if state == "failed" else state
-                failed.append(f"{run.label} ({run.id}): {reason}")
-        print_results(results, gaps)
-        if where:
-            print(where)
-        for line in failed:
-            print(f"failed: {line}", file=sys.stderr)
-        return 2 if self.mistakes else 1 if failed else 0

@@ -6,29 +6,30 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import hydra
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from moe_runner.arguments import OptionFiles, add_only, check_arguments, complete_search
+from moe_runner.cli.arguments import add_only, check_arguments, complete_search
 from moe_runner.options.errors import nearest_keys
+from moe_runner.options.files import OptionFiles
+from moe_runner.options.folders import CONF, option_folders
 from moe_runner.options.settings import GROUPS, option_keys
 from moe_runner.registry import METHODS
 
 NAMES = ", ".join(sorted(METHODS))
 OWNERS = ",".join(name for name in METHODS if name not in ("dense", "noisy_tuning"))
 
-CONF = Path(__file__).parents[1] / "conf"
-MODELS = ", ".join(OptionFiles.find([CONF]).options["model"])
+FILES = OptionFiles.find(option_folders())
+MODELS = ", ".join(FILES.options["model"])
 PRECISIONS = "use fp32, bf16 or fp16"
-TASKS = ", ".join(OptionFiles.find([CONF]).options["task"])
+TASKS = ", ".join(FILES.options["task"])
 
 
 def check(*argv: str) -> list[str]:
-    return check_arguments(argv, CONF)
+    return check_arguments(argv)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +320,7 @@ def test_study_only_can_be_given_without_a_plus():
 
 
 def test_every_group_is_in_the_defaults_list():
-    files = OptionFiles.find([CONF])
+    files = FILES
     folders = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {"hydra"}
     assert set(files.options) == folders
     assert set(GROUPS) <= folders
@@ -352,7 +353,7 @@ def test_help_names_every_option_in_lines_that_are_wrapped(tmp_path):
     text = help_text("--config-dir", str(tmp_path))
     assert max(len(line) for line in text.splitlines()) <= 150
     listed = text.partition("Groups (group=option)\n\n")[2].partition("\n\n")[0]
-    options = OptionFiles.find([CONF, tmp_path]).options
+    options = OptionFiles.find(option_folders(tmp_path)).options
     assert len(options["model"]) > 20
     assert [" ".join(line.split()) for line in re.sub(r",\n +", ", ", listed).splitlines()] == [
         f"{group}: {', '.join(names)}" for group, names in sorted(options.items())
@@ -361,7 +362,7 @@ def test_help_names_every_option_in_lines_that_are_wrapped(tmp_path):
 
 # ------------------------------------------------------------------------------- misspellings
 
-KEYS = [*OptionFiles.find([CONF]).options, *option_keys({"method": ["emoe"], "task": ["glue"]})]
+KEYS = [*FILES.options, *option_keys({"method": ["emoe"], "task": ["glue"]})]
 LETTERS = "abcdefghijklmnopqrstuvwxyz_"
 
 
