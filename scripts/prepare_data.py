@@ -29,8 +29,9 @@ from moe_runner.options.build import build
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.files import read_option
 from moe_runner.options.folders import option_folders
-from moe_runner.options.task import TASKS, Task
-from moe_runner.tasks.base import HubSplit
+from moe_runner.options.task import Task
+from moe_runner.registry import SUITES
+from moe_runner.tasks.places import HubSplit
 
 SUMS = "SHA256SUMS"
 
@@ -120,7 +121,7 @@ def read_options(name: str) -> Task:
     """
     tree = read_option(option_folders(), "task", name)
     problems: list[str] = []
-    options = build(TASKS[tree["suite"]], tree, "task", problems)
+    options = build(SUITES[tree["suite"]].options, tree, "task", problems)
     if options is None or problems:
         raise ConfigError(*problems)
     return options

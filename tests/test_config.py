@@ -18,11 +18,11 @@ from moe_runner.cli.values import parse_config
 from moe_runner.methods.emoe.options import EMoE
 from moe_runner.options.build import build
 from moe_runner.options.errors import ConfigError, join, nearest_keys, show
+from moe_runner.options.files import read_option
 from moe_runner.options.layers import select_layers
 from moe_runner.options.model import Model, with_sizes_of_path
-from moe_runner.options.settings import GROUPS, KIND, Settings, option_keys, parse
-from moe_runner.options.task import TASKS
-from moe_runner.registry import METHODS
+from moe_runner.options.settings import GROUPS, KIND, Settings, option_keys, options_class, parse
+from moe_runner.registry import METHODS, SUITES
 
 CONF = Path(__file__).parents[1] / "conf"
 OPTION_FILES = [
@@ -79,7 +79,7 @@ def test_every_yaml_is_an_option_of_a_known_group():
 def test_option_file_composes_and_validates(group, option):
     overrides = [f"{group}={option}"]
     if group == "task":
-        families = TASKS[OmegaConf.load(CONF / group / f"{option}.yaml").suite].families
+        families = SUITES[read_option((CONF,), group, option)["suite"]].options.families
         overrides.append(f"model={MODEL_OF_FAMILY[families[0]]}")
     if option in IMAGES_ONLY:
         with pytest.raises(ConfigError, match="use a model of the family"):
@@ -93,8 +93,9 @@ def test_option_file_composes_and_validates(group, option):
 
 @pytest.mark.parametrize(("group", "option"), OPTION_FILES)
 def test_option_file_has_the_keys_of_its_dataclass(group, option):
-    tree = OmegaConf.load(CONF / group / f"{option}.yaml")
-    cls = GROUPS[group][tree[KIND[group]]] if group in KIND else GROUPS[group]
+    tree = read_option((CONF,), group, option)
+    cls = options_class(group, tree[KIND[group]] if group in KIND else "")
+    assert cls is not None
     assert [str(key) for key in tree] == [f.name for f in dataclasses.fields(cls)]
 
 

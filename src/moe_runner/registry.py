@@ -102,3 +102,4 @@ def parts_of(package: str, place: str, attribute: str) -> dict[str, Loader]:
 
 
 METHODS = Registry("method", lambda: parts_of("moe_runner.methods", "options", "METHOD"))
+SUITES = Registry("suite", lambda: parts_of("moe_runner.tasks.suites", "", "SUITE"))

@@ -12,7 +12,7 @@ from moe_runner.methods.dense.options import Dense
 from moe_runner.runs.result import Result
 from moe_runner.runs.store import RunFolder, Store
 from moe_runner.sweeps.plan import make_plan
-from moe_runner.train import execute
+from moe_runner.training.execute import execute
 from moe_runner.training.fit import Resources, carry_out
 
 

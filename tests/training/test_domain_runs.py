@@ -25,7 +25,7 @@ from moe_runner.runs.store import Store
 from moe_runner.sweeps.plan import make_plan
 from moe_runner.training import fit
 from moe_runner.training.forms.domain_generalisation import DomainTrainer
-from tests.tasks.test_domainbed import PACS, write_domains
+from tests.tasks.suites.test_domainbed import PACS, write_domains
 
 SMALL = {"num_experts": 4, "top_k": 2}
 DENSE = Dense()

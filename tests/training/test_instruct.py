@@ -25,11 +25,11 @@ from moe_runner.options.task import InstructTask
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import RunFolder, Store
 from moe_runner.sweeps.plan import make_plan
-from moe_runner.tasks.instruct import prompt
+from moe_runner.tasks.instructions import prompt
 from moe_runner.tasks.mini.instruct import questions
 from moe_runner.tasks.mmlu import to_dataset
-from moe_runner.train import execute, find_resources
 from moe_runner.training.callbacks import ShowProgress
+from moe_runner.training.execute import execute, find_resources
 from moe_runner.training.fit import build, make_trainer
 from moe_runner.training.forms.instruct import IGNORED, encode_record, response_losses
 

@@ -12,8 +12,10 @@ from moe_runner.console import wide_console
 from moe_runner.options.errors import ConfigError, not_an_option
 from moe_runner.options.files import read_option
 from moe_runner.options.folders import Folders, option_folders, option_names
-from moe_runner.options.task import TASKS, Task
-from moe_runner.tasks.base import Source, TaskSpec
+from moe_runner.options.task import Task
+from moe_runner.registry import SUITES
+from moe_runner.tasks.places import Source
+from moe_runner.tasks.specs import TaskSpec
 
 KEYS = ("data_dir", "ood_dir", "config_dir")  # the first two are options of a task
 UNKNOWN = "unknown"
@@ -45,16 +47,16 @@ def tasks(words: Sequence[str]) -> None:
         key, equals, value = word.removeprefix("task.").partition("=")
         if equals and key in KEYS:
             given[key] = value
-        elif word in suites.SUITES:
+        elif word in SUITES:
             names.append(word)
         else:
-            allowed = [f"{key}=<folder>" for key in KEYS] if equals else [*suites.SUITES]
+            allowed = [f"{key}=<folder>" for key in KEYS] if equals else [*SUITES]
             problems.append(not_an_option(word, " of moe-report tasks", word, allowed))
     if problems:
         raise ConfigError(*problems)
     files = option_files(option_folders(given.pop("config_dir", None)))
     console = wide_console()
-    console.print(build_table(names or list(suites.SUITES), given, files))
+    console.print(build_table(names or list(SUITES), given, files))
     if names:
         console.print(recipe_table(names))
     console.print(
@@ -87,8 +89,8 @@ def build_table(names: Sequence[str], places: Mapping[str, str], files: Options)
         single = {option: found for option, found in own.items() if "/" in option} or own
         whole = [option for option in own if option not in single]
         for number, (option, members) in enumerate(single.items()):
-            spec = suites.SUITES[suite].TASKS[members[0]]
-            options = TASKS[suite](
+            spec = suites.spec(suite, members[0])
+            options = SUITES[suite].options(
                 suite=suite,
                 members=members,
                 data_dir=places.get("data_dir"),
@@ -127,9 +129,9 @@ def recipe_table(names: Sequence[str]) -> Table:
     for column in ("task", "epochs", *keys, "weight_decay", "patience"):
         table.add_column(column)
     for suite in names:
-        for name, spec in suites.SUITES[suite].TASKS.items():
-            if len(spec.ood) == 2 and spec.form == "domain_generalisation":
-                continue  # pairs differ in the batch only
+        for name, spec in SUITES[suite].specs.items():
+            if not spec.listed:
+                continue
             own = {f"{name} ({form})": each for form, each in spec.recipes.items()}
             for label, recipe in {name: spec.recipe, **own}.items():
                 epochs = ", ".join(f"{tuning} {count}" for tuning, count in recipe.epochs.items())

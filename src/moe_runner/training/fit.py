@@ -40,7 +40,7 @@ from moe_runner.runs.result import (
 )
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import RunFolder
-from moe_runner.tasks.base import OODSpec, TaskData
+from moe_runner.tasks.specs import OODSpec, TaskData
 from moe_runner.training import checkpoint
 from moe_runner.training.callbacks import EvaluateAtEnd, SaveEvery, ShowProgress
 from moe_runner.training.device import check_precision, peak_memory, prepare

@@ -12,8 +12,8 @@ import pytest
 from moe_runner import hub, tasks
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.task import LanguageModellingTask
-from moe_runner.tasks import language_modelling as suite
 from moe_runner.tasks.mini.corpus import documents
+from moe_runner.tasks.suites import language_modelling as suite
 
 LINES = [f"line {i}\n" for i in range(40)]
 

@@ -12,25 +12,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_runner.options.task import Task
-from moe_runner.tasks import glue
-from moe_runner.tasks.base import (
-    About,
-    Source,
-    TaskData,
-    TaskSpec,
-    check,
-    read,
-    read_table,
-    some_rows,
-    tidy,
-)
-from moe_runner.tasks.free_text import both_splits, expect, ood_names, texts
+from moe_runner.options.task import TextTask
+from moe_runner.tasks.free_text import both_splits, expect, texts
+from moe_runner.tasks.places import Source, check
+from moe_runner.tasks.specs import About, TaskData, TaskSpec
+from moe_runner.tasks.suite import Suite
+from moe_runner.tasks.suites import glue
+from moe_runner.tasks.tables import chosen_rows, read, read_table, tidy
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-__all__ = ["TASKS", "load", "ood_names", "sources"]
 
 HUB_ID = "aps/super_glue"
 FALSE_TRUE = ("False", "True")
@@ -82,26 +73,6 @@ TASKS: dict[str, TaskSpec] = {
 }
 
 
-def sources(options: Task, name: str) -> dict[str, Source]:
-    """Find out where both splits are; see `both_splits`."""
-    return both_splits(options, name, HUB_ID, CONFIGS.get(name, name), instead="")
-
-
-def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
-    """Read the data of a task, see `tasks.load`; of MultiRC, `limit` counts answers."""
-    found = sources(options, name)
-    check(found)
-    return TaskData(
-        spec=TASKS[name],
-        train=_read(name, found["train"], options.limit, cache, training=True),
-        validation={
-            "validation": _read(
-                name, found["validation"], options.eval_limit, cache, training=False
-            )
-        },
-    )
-
-
 def _read(
     name: str, source: Source, limit: int | None, cache: Path | None, *, training: bool
 ) -> Dataset:
@@ -126,7 +97,7 @@ def _read_multirc(table: Any, origin: str, limit: int | None) -> Dataset:
 
     spec = TASKS["multirc"]
     expect(table, origin, (*spec.columns, "idx", "label"))
-    table = some_rows(table, limit)
+    table = table.take(chosen_rows(len(table), limit))
     groups = [f"{idx['paragraph']}/{idx['question']}" for idx in table["idx"].to_pylist()]
     data = tidy(table, origin, [spec.columns], spec.labels)
     return data.add_column("group", pa.array(groups))
@@ -138,7 +109,7 @@ def _read_record(table: Any, origin: str, limit: int | None, *, training: bool) 
 
     expect(table, origin, ("passage", "query", "entities", "answers"))
     rows = []
-    for row in some_rows(table, limit).to_pylist():
+    for row in table.take(chosen_rows(len(table), limit)).to_pylist():
         made = {
             "query": row["query"],
             "entities": ", ".join(dict.fromkeys(row["entities"])),
@@ -175,3 +146,31 @@ def _with_marked_spans(table: Any, origin: str) -> Any:
             words[start:end] = [word, *[""] * (end - start - 1)]
         marked.append(" ".join(word for word in words if word))
     return pa.table({"text": marked, "label": table["label"]})
+
+
+class SuperGlue(Suite[TextTask]):
+    """Eight tasks; some are read by backbones that generate text only."""
+
+    options = TextTask
+    specs = TASKS
+
+    def sources(self, options: TextTask, name: str) -> dict[str, Source]:
+        """See `Suite`."""
+        return both_splits(options, name, HUB_ID, CONFIGS.get(name, name), instead="")
+
+    def load(self, options: TextTask, name: str, cache: Path | None = None) -> TaskData:
+        """See `Suite`; of MultiRC, `limit` counts answers."""
+        found = self.sources(options, name)
+        check(found)
+        return TaskData(
+            spec=TASKS[name],
+            train=_read(name, found["train"], options.limit, cache, training=True),
+            validation={
+                "validation": _read(
+                    name, found["validation"], options.eval_limit, cache, training=False
+                )
+            },
+        )
+
+
+SUITE: Suite[TextTask] = SuperGlue()

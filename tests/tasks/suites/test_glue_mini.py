@@ -5,7 +5,7 @@ import pytest
 from moe_runner import hub, tasks
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.task import TextTask
-from moe_runner.tasks import glue, glue_mini
+from moe_runner.tasks.suites import glue, glue_mini
 
 OPTIONS = TextTask(suite="glue_mini", members=tuple(glue_mini.TASKS), ood=("all",))
 

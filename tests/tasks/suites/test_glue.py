@@ -13,9 +13,9 @@ import pytest
 from moe_runner import hub, tasks
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.task import TextTask
-from moe_runner.tasks import glue
+from moe_runner.tasks.suites import glue
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
+DATA = Path(__file__).parents[3].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data in {DATA}")
 OPTIONS = TextTask(suite="glue", members=tuple(glue.TASKS))
 
@@ -69,7 +69,8 @@ def test_planning_imports_nothing_heavy(cola):
         "from moe_runner import hub, tasks\n"
         "from moe_runner.options.task import TextTask\n"
         "from moe_runner import metrics\n"
-        "from moe_runner.tasks import base, glue, glue_mini, gluex\n"
+        "from moe_runner.tasks import gluex, places, suite, tables\n"
+        "from moe_runner.tasks.suites import glue, glue_mini\n"
         f"options = {cola!r}\n"
         "tasks.fingerprint(options, 'cola')\n"
         "tasks.fingerprint(TextTask(suite='glue_mini', members=('rte',), ood=('all',)), 'rte')\n"

@@ -7,25 +7,22 @@ there.
 from dataclasses import replace
 from pathlib import Path
 
-from moe_runner.options.task import Task
+from moe_runner.options.task import Task, TextTask
+from moe_runner.options.training import Recipe
 from moe_runner.tasks import gluex
-from moe_runner.tasks.base import (
-    About,
-    Recipe,
+from moe_runner.tasks.gluex import ood_names
+from moe_runner.tasks.places import (
     Source,
-    TaskData,
-    TaskSpec,
     check,
     chosen_ood,
     hub_split,
     ood_part,
     optional,
-    read,
     split_source,
 )
-from moe_runner.tasks.gluex import ood_names
-
-__all__ = ["TASKS", "load", "ood_names", "sources"]
+from moe_runner.tasks.specs import About, TaskData, TaskSpec
+from moe_runner.tasks.suite import Suite
+from moe_runner.tasks.tables import read
 
 HUB_ID = "nyu-mll/glue"
 RECIPE = Recipe(epochs={"full": 10, "lora": 20, "lora_block": 20}, patience=4)
@@ -143,71 +140,53 @@ TASKS: dict[str, TaskSpec] = {
 }
 
 
-def sources(options: Task, name: str) -> dict[str, Source]:
-    """Find out where every split is, without reading it.
-
-    Args:
-        options: the task's options.
-        name: the member task.
-
-    Returns:
-        "train", each validation split, and "ood/<set>" for the chosen sets. The training split, the
-        first validation split and the sets named by the user have a problem if they can't be had;
-        the others are absent.
-
-    Raises:
-        ConfigError: for an unknown out-of-domain set.
-    """
-    first, *others = TASKS[name].validation
-    found = {split: _glue_source(options, name, split) for split in ("train", first)}
-    for split in others:
-        found[split] = optional(_glue_source(options, name, split))
-    for ood, named in chosen_ood(options, name, ood_names, gluex.PAPER[name]).items():
-        of_glue = gluex.PARTNERS[ood].glue
-        place = _glue_source(options, *of_glue) if of_glue else gluex.source(options, ood)
-        found[f"ood/{ood}"] = place if named else optional(place)
-    return found
-
-
-def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
-    """Read the data of a task.
-
-    Args:
-        options: the task's options.
-        name: the member task.
-        cache: `paths.cache`; see `base.read`.
-
-    Returns:
-        The data; None for the splits that are absent.
-
-    Raises:
-        ConfigError: if a needed split can't be had, or for an unknown out-of-domain set.
-        ValueError: if the columns or labels of a file are not what they should be.
-    """
-    spec = TASKS[name]
-    found = sources(options, name)
-    check(found)
-    ood, ood_specs = {}, {}
-    for ood_name, place in ood_part(found).items():
-        partner = gluex.PARTNERS[ood_name]
-        columns = [c for c in (partner.columns, partner.other_columns) if c is not None]
-        ood_specs[ood_name] = partner.spec
-        ood[ood_name] = read(place, columns, spec.labels, options.eval_limit, cache)
-    train = read(found["train"], [spec.columns], spec.labels, options.limit, cache)
-    assert train is not None  # check() has seen to it
-    return TaskData(
-        spec=spec,
-        train=train,
-        validation={
-            split: read(found[split], [spec.columns], spec.labels, options.eval_limit, cache)
-            for split in spec.validation
-        },
-        ood=ood,
-        ood_specs=ood_specs,
-    )
-
-
 def _glue_source(options: Task, name: str, split: str) -> Source:
     """Say where a split of a GLUE task is: in `task.data_dir` if that is given, else on the Hub."""
     place = hub_split(options, HUB_ID, name, split)
     return split_source(options, name, place, instead=f"glue_mini/{name}")
+
+
+class Glue(Suite[TextTask]):
+    """Eight tasks; each may be evaluated on its out-of-domain partners."""
+
+    options = TextTask
+    specs = TASKS
+
+    def sources(self, options: TextTask, name: str) -> dict[str, Source]:
+        """See `Suite`; needed are "train", the first validation split, and sets that are named."""
+        first, *others = TASKS[name].validation
+        found = {split: _glue_source(options, name, split) for split in ("train", first)}
+        for split in others:
+            found[split] = optional(_glue_source(options, name, split))
+        for ood, named in chosen_ood(options, name, ood_names, gluex.PAPER[name]).items():
+            of_glue = gluex.PARTNERS[ood].glue
+            place = _glue_source(options, *of_glue) if of_glue else gluex.source(options, ood)
+            found[f"ood/{ood}"] = place if named else optional(place)
+        return found
+
+    def load(self, options: TextTask, name: str, cache: Path | None = None) -> TaskData:
+        """See `Suite`."""
+        spec = TASKS[name]
+        found = self.sources(options, name)
+        check(found)
+        ood, ood_specs = {}, {}
+        for ood_name, place in ood_part(found).items():
+            partner = gluex.PARTNERS[ood_name]
+            columns = [c for c in (partner.columns, partner.other_columns) if c is not None]
+            ood_specs[ood_name] = partner.spec
+            ood[ood_name] = read(place, columns, spec.labels, options.eval_limit, cache)
+        train = read(found["train"], [spec.columns], spec.labels, options.limit, cache)
+        assert train is not None  # check() has seen to it
+        return TaskData(
+            spec=spec,
+            train=train,
+            validation={
+                split: read(found[split], [spec.columns], spec.labels, options.eval_limit, cache)
+                for split in spec.validation
+            },
+            ood=ood,
+            ood_specs=ood_specs,
+        )
+
+
+SUITE: Suite[TextTask] = Glue()

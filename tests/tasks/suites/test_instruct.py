@@ -12,7 +12,7 @@ import pytest
 from moe_runner import tasks
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.task import InstructTask
-from moe_runner.tasks import instruct, mmlu
+from moe_runner.tasks import instructions, mmlu
 from moe_runner.tasks.mini.instruct import QUESTIONS, SOLVED, SUBJECTS, questions, records
 
 OPTIONS = InstructTask(suite="instruct", members=("alpaca",), validation_size=2)
@@ -72,7 +72,7 @@ def test_an_input_may_be_missing_and_seed_tasks_are_read(tmp_path):
         {"instruction": "Opposite.", "instances": [{"input": "hot", "output": "cold"}]},
     ]
     options = write_records(tmp_path / "seed.jsonl", rows)
-    found = instruct.read_records(tasks.sources(options, "alpaca")["train"])
+    found = instructions.read_records(tasks.sources(options, "alpaca")["train"])
     assert [record["input"] for record in found] == ["", "", "hot"]
     assert [record["output"] for record in found] == ["Hello.", "3", "cold"]
 
@@ -145,17 +145,17 @@ def test_too_few_records_are_told(tmp_path):
         tasks.load(options, "alpaca")
 
 
-@pytest.mark.parametrize("template", instruct.TEMPLATES)
+@pytest.mark.parametrize("template", instructions.TEMPLATES)
 def test_a_prompt_holds_instruction_and_input_as_they_are(template):
-    text = instruct.prompt(template, "Use {input} twice.", "{instruction}")
+    text = instructions.prompt(template, "Use {input} twice.", "{instruction}")
     assert text.index("Use {input} twice.") < text.index("{instruction}")
-    without = instruct.prompt(template, "Sing.", "")
+    without = instructions.prompt(template, "Sing.", "")
     assert "Sing." in without
     assert "nput" not in without
 
 
 def test_the_alpaca_prompt_is_that_of_the_data_set():
-    assert instruct.prompt("alpaca", "Add.", "1 2") == (
+    assert instructions.prompt("alpaca", "Add.", "1 2") == (
         "Below is an instruction that describes a task, paired with an input that provides further "
         "context. Write a response that appropriately completes the request.\n\n### Instruction:\n"
         "Add.\n\n### Input:\n1 2\n\n### Response:"

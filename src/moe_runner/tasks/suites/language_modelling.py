@@ -15,16 +15,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_runner.options.task import Task
+from moe_runner.options.task import LanguageModellingTask, Task
+from moe_runner.options.training import Recipe
 from moe_runner.runs.identity import content_hash
-from moe_runner.tasks.base import (
-    ROWS,
-    About,
-    OODSpec,
-    Recipe,
+from moe_runner.tasks.mini.corpus import documents
+from moe_runner.tasks.places import (
     Source,
-    TaskData,
-    TaskSpec,
     check,
     chosen_ood,
     find_parquet,
@@ -32,9 +28,10 @@ from moe_runner.tasks.base import (
     hub_split,
     ood_part,
     optional,
-    read_tables,
 )
-from moe_runner.tasks.mini.corpus import documents
+from moe_runner.tasks.specs import About, OODSpec, TaskData, TaskSpec
+from moe_runner.tasks.suite import Suite
+from moe_runner.tasks.tables import ROWS, read_tables
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -94,72 +91,6 @@ TASKS: dict[str, TaskSpec] = {
 def ood_names(task_name: str) -> tuple[str, ...]:
     """List the sets that a task can be evaluated on, beside the texts in `task.ood_dir`."""
     return TASKS[task_name].ood
-
-
-def sources(options: Task, name: str) -> dict[str, Source]:
-    """Find out where every split is, without reading it.
-
-    Args:
-        options: the task's options. `data_dir` is a folder (see `_text_source`) or one text file,
-            whose first 90% of lines are for training, the next 5% validation, the last 5% test.
-            `ood_dir` has a `<set>.txt` or `<set>/test.txt` for each out-of-domain set.
-        name: the member task.
-
-    Returns:
-        "train", "validation", "test", and "ood/<set>" for the chosen sets. All but the test split
-        have a problem if they can't be had.
-
-    Raises:
-        ConfigError: for an unknown out-of-domain set.
-    """
-    if name == MINI:
-        source = Source(generated=f"{MINI} v{MINI_VERSION} seed {options.data_seed}")
-        chosen = chosen_ood(options, name, ood_names, TASKS[name].ood)
-        return dict.fromkeys([*SPLITS, *(f"ood/{ood}" for ood in chosen)], source)
-    found = {split: _text_source(options, name, split) for split in SPLITS}
-    found["test"] = optional(found["test"])
-    texts = _ood_texts(options)
-    for ood in chosen_ood(options, name, lambda _: tuple(texts), tuple(texts)):
-        found[f"ood/{ood}"] = Source(files=(texts[ood],))
-    return found
-
-
-def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
-    """Read, or generate, the lines of a text.
-
-    Args:
-        options: the task's options; `limit` and `eval_limit` count lines, and keep the first ones.
-        name: the member task.
-        cache: `paths.cache`; see `base.read_tables`.
-
-    Returns:
-        The data, with the column `text`; None for a test split that is absent.
-
-    Raises:
-        ConfigError: if a needed split can't be had, or for an unknown out-of-domain set.
-        ValueError: if a file is not UTF-8 (it names the line), or has no text.
-    """
-    found = sources(options, name)
-    check(found)
-    data = {}
-    for key, source in found.items():
-        limit = options.limit if key == "train" else options.eval_limit
-        if source.generated:
-            lines = partial(mini_text, key.removeprefix("ood/"), options.data_seed)
-            data[key] = _first(_dataset(lines, {}, None), limit)
-        else:
-            part = PARTS[key] if _is_one_file(options) and key in PARTS else (0.0, 1.0)
-            data[key] = _first(_read(source, part, name in CONFIGS, cache), limit)
-    train = data.pop("train")
-    assert train is not None  # check() has seen to it
-    ood = ood_part(data)
-    return TaskData(
-        spec=TASKS[name],
-        train=train,
-        validation={split: data[split] for split in TASKS[name].validation},
-        ood=ood,
-        ood_specs=dict.fromkeys(ood, OODSpec(columns=(COLUMN,), metrics=("perplexity",))),
-    )
 
 
 def mini_text(split: str, seed: int) -> list[str]:
@@ -317,3 +248,64 @@ def _lines(file: Path, part: tuple[float, float], wikitext: bool) -> Iterator[st
             if text.endswith("\r\n"):
                 text = f"{text[:-2]}\n"
             yield "" if wikitext and not text.strip() else text
+
+
+class LanguageModelling(Suite[LanguageModellingTask]):
+    """Texts whose next token is predicted."""
+
+    options = LanguageModellingTask
+    specs = TASKS
+
+    def sources(self, options: LanguageModellingTask, name: str) -> dict[str, Source]:
+        """See `Suite`; all but the test split are needed.
+
+        Args:
+            options: `data_dir` is a folder (see `_text_source`) or one text file, whose first 90%
+                of lines are for training, the next 5% validation, the last 5% test. `ood_dir` has a
+                `<set>.txt` or `<set>/test.txt` for each out-of-domain set.
+            name: the member task.
+        """
+        if name == MINI:
+            source = Source(generated=f"{MINI} v{MINI_VERSION} seed {options.data_seed}")
+            chosen = chosen_ood(options, name, ood_names, TASKS[name].ood)
+            return dict.fromkeys([*SPLITS, *(f"ood/{ood}" for ood in chosen)], source)
+        found = {split: _text_source(options, name, split) for split in SPLITS}
+        found["test"] = optional(found["test"])
+        texts = _ood_texts(options)
+        for ood in chosen_ood(options, name, lambda _: tuple(texts), tuple(texts)):
+            found[f"ood/{ood}"] = Source(files=(texts[ood],))
+        return found
+
+    def load(
+        self, options: LanguageModellingTask, name: str, cache: Path | None = None
+    ) -> TaskData:
+        """See `Suite`; `limit` and `eval_limit` count lines, and keep the first ones.
+
+        Raises:
+            ConfigError: as for every suite.
+            ValueError: if a file is not UTF-8 (it names the line), or has no text.
+        """
+        found = self.sources(options, name)
+        check(found)
+        data = {}
+        for key, source in found.items():
+            limit = options.limit if key == "train" else options.eval_limit
+            if source.generated:
+                lines = partial(mini_text, key.removeprefix("ood/"), options.data_seed)
+                data[key] = _first(_dataset(lines, {}, None), limit)
+            else:
+                part = PARTS[key] if _is_one_file(options) and key in PARTS else (0.0, 1.0)
+                data[key] = _first(_read(source, part, name in CONFIGS, cache), limit)
+        train = data.pop("train")
+        assert train is not None  # check() has seen to it
+        ood = ood_part(data)
+        return TaskData(
+            spec=TASKS[name],
+            train=train,
+            validation={split: data[split] for split in TASKS[name].validation},
+            ood=ood,
+            ood_specs=dict.fromkeys(ood, OODSpec(columns=(COLUMN,), metrics=("perplexity",))),
+        )
+
+
+SUITE: Suite[LanguageModellingTask] = LanguageModelling()

@@ -1,66 +1,25 @@
-"""The suite `instruct`: instructions with responses, as Alpaca has them; scored on MMLU too.
-
-Source: Alpaca (tatsu-lab/alpaca), its data format and prompt; EMoE's experiments with Llama
-(PROTOCOL.md I.4).
-"""
+"""Instructions with responses: reading records, holding some out, writing the prompt."""
 
 from __future__ import annotations
 
 import json
-import logging
 import random
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_runner.options.task import InstructTask, Task
+from moe_runner.options.task import InstructTask
 from moe_runner.tasks import mmlu
-from moe_runner.tasks.base import (
-    About,
-    OODSpec,
-    Recipe,
-    Source,
-    TaskData,
-    TaskSpec,
-    check,
-    chosen_ood,
-    hub_source,
-    hub_split,
-    ood_part,
-    optional,
-    read_table,
-    subset,
-)
+from moe_runner.tasks.places import Source
+from moe_runner.tasks.specs import OODSpec, TaskData, TaskSpec
+from moe_runner.tasks.tables import chosen_rows, read_table
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-log = logging.getLogger(__name__)
-
-HUB_ID = "tatsu-lab/alpaca"
 COLUMNS = ("instruction", "input", "output")
-SUFFIXES = (".json", ".jsonl", ".parquet")
 MULTIPLE = 128  # the training records are cut to a multiple of it: EMoE's code
-RECIPE = Recipe(
-    epochs={"full": 3, "lora": 3, "lora_block": 3},
-    learning_rate=2e-5,
-    batch_size=128,
-    eval_batch_size=16,  # ours
-    schedule="cosine",
-    warmup_ratio=0.03,
-)
-TASKS: dict[str, TaskSpec] = {
-    "alpaca": TaskSpec(
-        name="alpaca",
-        form="instruct",
-        columns=COLUMNS,
-        metrics=("perplexity",),
-        validation=("validation",),
-        ood=("mmlu",),
-        recipe=RECIPE,
-        about=About(source=HUB_ID, licence="CC BY-NC 4.0"),
-    )
-}
 
 # Prompts with and without an input. `alpaca` is that of the data set, the others are ours.
 TEMPLATES: Mapping[str, tuple[str, str]] = {
@@ -92,54 +51,15 @@ def prompt(template: str, instruction: str, given: str) -> str:
     return before + instruction + between + (given if placeholder else "") + after
 
 
-def ood_names(task_name: str) -> tuple[str, ...]:
-    """List the sets that a task can be evaluated on: MMLU."""
-    return TASKS[task_name].ood
-
-
-def sources(options: Task, name: str) -> dict[str, Source]:
-    """Find out where the records are, and MMLU.
+@dataclass(kw_only=True)
+class InstructData(TaskData):
+    """Records of `COLUMNS`, and sets of questions; see `mmlu.load`.
 
     Args:
-        options: the task's options.
-        name: the member task.
-
-    Returns:
-        "train", "validation" (held out of the same files) and "ood/mmlu" if it is chosen, with a
-        problem if the user named it and it can't be had.
-
-    Raises:
-        ConfigError: for an unknown out-of-domain set.
+        options: of the task; how prompts are written.
     """
-    records = record_source(options)
-    found = {"train": records, "validation": records}
-    for ood, named in chosen_ood(options, name, ood_names, TASKS[name].ood).items():
-        place = mmlu.source(options)
-        found[f"ood/{ood}"] = place if named else optional(place)
-    return found
 
-
-def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
-    """Read the records, hold some of them out, and read MMLU.
-
-    Args:
-        options: the task's options.
-        name: the member task.
-        cache: `paths.cache`; only what is encoded is kept there.
-
-    Returns:
-        The data: text columns `COLUMNS`, and for MMLU those of `mmlu.COLUMNS`.
-
-    Raises:
-        ConfigError: if the data can't be had, or for an unknown out-of-domain set.
-        ValueError: if a record or a question is not what it should be; names file and place.
-    """
-    assert isinstance(options, InstructTask)
-    found = sources(options, name)
-    check(found)
-    records = read_records(found["train"])
-    ood = {ood: mmlu.load(place, options) for ood, place in ood_part(found).items()}
-    return assemble(TASKS[name], records, ood, options)
+    options: InstructTask
 
 
 def assemble(
@@ -147,14 +67,15 @@ def assemble(
     records: list[dict[str, str]],
     ood: dict[str, Dataset | None],
     options: InstructTask,
-) -> TaskData:
+) -> InstructData:
     """Put the data of a task together: divided records, and sets of questions; see `divided`."""
     train, validation = divided(records, options)
-    return TaskData(
+    return InstructData(
         spec=spec,
         train=train,
         validation={"validation": validation},
         ood=ood,
+        options=options,
         ood_specs=dict.fromkeys(ood, OODSpec(columns=mmlu.COLUMNS, metrics=("accuracy",))),
     )
 
@@ -185,50 +106,17 @@ def divided(records: list[dict[str, str]], options: InstructTask) -> tuple[Datas
         random.Random(options.data_seed).sample(range(len(records)), options.validation_size)
     )
     kept = sorted(set(range(len(records))) - set(held_out))
-    kept = some_of(kept, options.limit)
+    kept = [kept[i] for i in chosen_rows(len(kept), options.limit)]
     if len(kept) > MULTIPLE:
         kept = kept[: len(kept) // MULTIPLE * MULTIPLE]
+    held_out = [held_out[i] for i in chosen_rows(len(held_out), options.eval_limit)]
     return (
         Dataset.from_list([records[i] for i in kept]),
-        Dataset.from_list([records[i] for i in some_of(held_out, options.eval_limit)]),
+        Dataset.from_list([records[i] for i in held_out]),
     )
 
 
-def some_of(items: list[int], limit: int | None) -> list[int]:
-    """Choose a random subset of so many items, see `subset`."""
-    chosen = subset(len(items), limit)
-    return items if chosen is None else [items[place] for place in chosen]
-
-
 # ------------------------------------------------------------------------------------- records
-
-
-def record_source(options: Task) -> Source:
-    """Say where the records are: `task.data_dir`, a file or a folder, else the Hub."""
-    if options.data_dir is None:
-        place = hub_split(options, HUB_ID, "default", "train")
-        return hub_source(place, "use task.data_dir=<file or folder>, or task=instruct_mini")
-    path = Path(options.data_dir).expanduser()
-    given = f"task.data_dir={options.data_dir}"
-    formats = "json, jsonl or parquet"
-    if path.is_file():
-        if path.suffix not in SUFFIXES:
-            return Source(problem=f"{given} is not a file of records; give one of type {formats}")
-        return Source(files=(path,))
-    if not path.is_dir():
-        return Source(problem=f"{given} does not exist; give a file or a folder with {formats}")
-    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-    for stem in ("train", "alpaca"):
-        if named := [file for file in files if file.stem.startswith(stem)]:
-            files = named
-            break
-    if not files:
-        return Source(problem=f"{given} holds no records: looked for files of type {formats}")
-    parts = all(file.suffix == ".parquet" and "-of-" in file.stem for file in files)
-    if len(files) > 1 and not parts:
-        names = ", ".join(file.name for file in files)
-        return Source(problem=f"{given} holds several files ({names}); give the path of one")
-    return Source(files=tuple(files))
 
 
 def read_records(source: Source) -> list[dict[str, str]]:

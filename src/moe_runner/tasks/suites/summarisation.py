@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_runner.options.task import Task
-from moe_runner.tasks.base import About, Recipe, Source, TaskData, TaskSpec, check
-from moe_runner.tasks.free_text import both_splits, ood_names, read_texts
-
-__all__ = ["TASKS", "load", "ood_names", "sources"]
+from moe_runner.options.task import GenerationTask
+from moe_runner.options.training import Recipe
+from moe_runner.tasks.free_text import both_splits, read_texts
+from moe_runner.tasks.places import Source, check
+from moe_runner.tasks.specs import About, TaskData, TaskSpec
+from moe_runner.tasks.suite import Suite
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 RECIPE = Recipe(
@@ -71,24 +72,38 @@ TASKS = {
 }
 
 
-def sources(options: Task, name: str) -> dict[str, Source]:
-    """Find out where both splits are; see `both_splits`."""
-    place = PLACES[name]
-    return both_splits(options, name, place.hub_id, place.config, instead="summarisation_mini")
+class Summarisation(Suite[GenerationTask]):
+    """Texts with their summaries."""
+
+    options = GenerationTask
+    specs = TASKS
+
+    def sources(self, options: GenerationTask, name: str) -> dict[str, Source]:
+        """See `Suite`."""
+        place = PLACES[name]
+        return both_splits(options, name, place.hub_id, place.config, instead="summarisation_mini")
+
+    def load(self, options: GenerationTask, name: str, cache: Path | None = None) -> TaskData:
+        """See `Suite`; validation: the first `eval_limit` examples."""
+        found = self.sources(options, name)
+        check(found)
+        place = PLACES[name]
+        columns = {"document": place.document}
+        return TaskData(
+            spec=TASKS[name],
+            train=read_texts(
+                found["train"], columns, place.summary, limit=options.limit, cache=cache
+            ),
+            validation={
+                "validation": read_texts(
+                    found["validation"],
+                    columns,
+                    place.summary,
+                    first=options.eval_limit,
+                    cache=cache,
+                )
+            },
+        )
 
 
-def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
-    """Read the data of a task, see `tasks.load`; validation: the first `eval_limit` examples."""
-    found = sources(options, name)
-    check(found)
-    place = PLACES[name]
-    columns = {"document": place.document}
-    return TaskData(
-        spec=TASKS[name],
-        train=read_texts(found["train"], columns, place.summary, limit=options.limit, cache=cache),
-        validation={
-            "validation": read_texts(
-                found["validation"], columns, place.summary, first=options.eval_limit, cache=cache
-            )
-        },
-    )
+SUITE: Suite[GenerationTask] = Summarisation()

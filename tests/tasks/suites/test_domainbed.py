@@ -14,9 +14,9 @@ from moe_runner import hub, tasks
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.task import DomainBedTask
 from moe_runner.tasks import images as module
-from moe_runner.tasks.domainbed import DATA_SETS, TASKS, find_folder
 from moe_runner.tasks.image_variants import AGREEMENT, ANGLES, Digits, colored, handwritten, rotated
 from moe_runner.tasks.images import Domain, decoded
+from moe_runner.tasks.suites.domainbed import DATA_SETS, TASKS, find_folder
 
 PACS = DATA_SETS["pacs"].domains
 CLASSES = ("dog", "horse")

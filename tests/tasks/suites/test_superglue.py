@@ -10,7 +10,7 @@ from moe_runner import hub, tasks
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.model import Model
 from moe_runner.options.task import TextTask
-from moe_runner.tasks import superglue
+from moe_runner.tasks.suites import superglue
 from moe_runner.tasks.texts import source_text
 
 OPTIONS = TextTask(
