@@ -199,9 +199,8 @@ def train_plainly(run: Run, folder: Path) -> dict[str, float]:
         set_seed,
     )
 
-    from moe_runner import tasks
+    from moe_runner import metrics, tasks
     from moe_runner.backbones.weights import find_weights
-    from moe_runner.tasks import metrics
     from moe_runner.training.fit import silence_libraries
 
     silence_libraries()

@@ -13,6 +13,7 @@ import logging
 import math
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def run_plan(plan: Plan, settings: Settings, command: Command) -> float:
     else:
         command.plans.append((plan, store))
         command.together, command.quiet = one_of_many_jobs(), settings.quiet
-    scores = [result["primary"] for result in results if result is not None]
+    scores = [result.primary for result in results if result is not None]
     return math.fsum(scores) / len(scores) if len(scores) == len(results) else math.nan
 
 
@@ -144,9 +145,9 @@ def evaluate_stored(settings: Settings) -> float:
     found = evaluate_kept(stored, settings, store, find_resources(settings))
     result = store.result(run_id)
     assert result is not None
-    print_table([{**result, "ood_metrics": found}], {}, f"{run_id} evaluated again")
+    print_table([replace(result, ood_metrics=found)], {}, f"{run_id} evaluated again")
     print(f"results: {store.folder(run_id)}/ood.json")
-    return float(result["primary"])
+    return result.primary
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from moe_runner.runs.environment import environment
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.compose import compose_settings
 from moe_runner.sweeps.plan import make_plan
+from tests.results import make_result
 
 FOLDERS = option_folders()
 SEEDS = [["seed=0"], ["seed=1"], ["seed=2"]]
@@ -28,13 +29,7 @@ def runs_of(output):
 
 def finish(store, run) -> None:
     with store.claim(run.id, config_yaml="", environment=environment(1)) as folder:
-        folder.finish(
-            {
-                "id": run.id, "axes": run.axes(), "settings": run.settings(), "wall_seconds": 1.0,
-                "metrics": ["matthews"], "primary": 0.25, "best_epoch": 1.0, "ood_metrics": {},
-                "id_metrics": {"validation": {"primary": 0.25}},
-            }
-        )  # fmt: skip
+        folder.finish(make_result(run.axes(), 0.25, id=run.id, settings=run.settings()))
 
 
 @pytest.fixture

@@ -21,10 +21,12 @@ from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import CONF
 from moe_runner.report import store_commands
 from moe_runner.runs.environment import environment
+from moe_runner.runs.result import Checkpoint, Result
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.monitor import Monitor
 from moe_runner.sweeps.study import ONLY, read_study
 from moe_runner.sweeps.study_plan import plan_study, restrict
+from tests.results import make_result, scores
 
 STUDY = """\
 # @package _global_
@@ -75,15 +77,17 @@ def plan(conf, cfg):
     )
 
 
-def result_of(run, primary: float) -> dict:
-    """Make the content of result.json that tables and plots read."""
-    return {
-        "schema": 1, "id": run.id, "axes": run.axes(), "settings": run.settings(),
-        "metrics": ["accuracy"], "primary": primary, "wall_seconds": 1.0, "best_epoch": 1.0,
-        "id_metrics": {"validation": {"primary": primary}},
-        "ood_metrics": {"other": {"primary": primary / 2}},
-        "learning_curve": [{"step": 1, "epoch": 1.0, "loss": 0.5, "primary": primary}],
-    }  # fmt: skip
+def result_of(run, primary: float) -> Result:
+    """Make what tables and plots read."""
+    return make_result(
+        run.axes(),
+        primary,
+        id=run.id,
+        settings=run.settings(),
+        metrics=("accuracy",),
+        ood_metrics={"other": scores(primary / 2)},
+        learning_curve=(Checkpoint(1, 1.0, 0.5, primary, {}),),
+    )
 
 
 def launcher(store: Store, jobs, failing=()):

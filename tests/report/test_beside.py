@@ -13,8 +13,10 @@ from moe_runner.report.beside import ABSENT, beside_sheet, columns_of
 from moe_runner.report.published import PublishedTable, published_tables
 from moe_runner.report.study_sheet import MARK, study_sheet
 from moe_runner.report.study_table import grouped, tabulate, unequal
+from moe_runner.runs.result import Accuracy, Checkpoint
 from moe_runner.sweeps.study import PROFILES, Pairing, Study, read_study, study_names
 from moe_runner.sweeps.study_plan import plan_study
+from tests.results import make_result, scores
 
 FOLDERS = option_folders()
 STUDIES = study_names(FOLDERS)
@@ -70,14 +72,15 @@ def results(plan, primary, ood=None, **more) -> dict:
     """Make results; `primary` and `ood` turn a run into its score."""
     ood = ood or (lambda run: 0.5)
     return {
-        job.run.id: {
-            "axes": job.run.axes(), "metrics": ["accuracy"], "primary": primary(job.run),
-            "id_metrics": {"validation": {"primary": primary(job.run)}},
-            "ood_metrics": {"ood": {"primary": ood(job.run)}},
+        job.run.id: make_result(
+            job.run.axes(),
+            primary(job.run),
+            metrics=("accuracy",),
+            ood_metrics={"ood": scores(ood(job.run))},
             **more,
-        }
+        )
         for job in plan.jobs
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -230,9 +233,9 @@ def test_a_cell_of_domainbed_is_a_data_set_by_its_selection_rule(plan, rule, per
     domains = ("plus_90", "plus_80", "minus_90")
 
     def checkpoint(step, test, out):
-        return {"step": step, "domains": {d: {"in": test, "out": out} for d in domains}}
+        return Checkpoint(step, 1.0, 0.5, 0.5, {d: Accuracy(test, out) for d in domains})
 
-    curve = [checkpoint(1, 0.3, 0.9), checkpoint(2, 0.6, 0.2)]
+    curve = (checkpoint(1, 0.3, 0.9), checkpoint(2, 0.6, 0.2))
     found = results(made, lambda run: 0.0, learning_curve=curve)
     table = tabulate(made, found, rule)
     assert table.columns == ("vit_tiny colored_digits",)

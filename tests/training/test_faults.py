@@ -73,7 +73,7 @@ def forked(runs, settings) -> int:
 def numbers(store: Store, runs) -> dict[str, object]:
     """What must be the same: all but times, memory and where a run was taken up again."""
     kept = ("primary", "id_metrics", "ood_metrics", "learning_curve", "best_epoch", "updates")
-    return {run.id: {name: store.result(run.id)[name] for name in kept} for run in runs}
+    return {run.id: {name: getattr(store.result(run.id), name) for name in kept} for run in runs}
 
 
 @pytest.fixture(autouse=True)
@@ -187,8 +187,8 @@ def test_ctrl_c_leaves_a_run_interrupted_and_it_goes_on(make_settings, monkeypat
     assert not (store.folder(run.id) / "error.txt").exists()
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     result = train.execute(run, settings, store)
-    assert result["resumed_at_update"] == 12
-    assert result["learning_curve"] == whole["learning_curve"]
+    assert result.resumed_at_update == 12
+    assert result.learning_curve == whole.learning_curve
 
 
 def test_a_truncated_result_is_named_and_its_run_can_be_done_again(make_settings):
@@ -197,12 +197,12 @@ def test_a_truncated_result_is_named_and_its_run_can_be_done_again(make_settings
     store = Store(Path(settings.paths.output))
     whole = train.execute(run, settings, store)
     file = store.folder(run.id) / "result.json"
-    file.write_text(json.dumps(whole)[:100])
+    file.write_text(json.dumps(whole.to_json())[:100])
     with pytest.raises(train.StoreError, match=f"delete it and run {run.id} again"):
         store.result(run.id)
     file.unlink()
     again = train.execute(run, settings, store)
-    assert again["learning_curve"] == whole["learning_curve"]
+    assert again.learning_curve == whole.learning_curve
 
 
 def test_a_truncated_checkpoint_is_passed_over(make_settings, monkeypatch):
@@ -226,5 +226,5 @@ def test_a_truncated_checkpoint_is_passed_over(make_settings, monkeypatch):
     newest = store.folder(run.id) / "checkpoint" / "checkpoint-24" / "trainer_state.json"
     newest.write_text(newest.read_text()[:50])
     result = train.execute(run, settings, store)
-    assert result["resumed_at_update"] == 12
-    assert result["learning_curve"] == whole["learning_curve"]
+    assert result.resumed_at_update == 12
+    assert result.learning_curve == whole.learning_curve

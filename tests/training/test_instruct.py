@@ -72,7 +72,7 @@ def trained(settings: Settings) -> tuple[dict, dict[str, torch.Tensor]]:
     settings = dataclasses.replace(settings, rerun=True)
     store = Store(Path(settings.paths.output))
     run = only(settings)
-    result = execute(run, settings, store)
+    result = execute(run, settings, store).to_json()
     return result, load_file(RunFolder(store.folder(run.id)).best / "trained.safetensors")
 
 

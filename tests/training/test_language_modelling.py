@@ -50,7 +50,7 @@ def settings(make_settings, text):
 
 def carried_out(settings) -> dict:
     (run,) = make_plan(settings).runs
-    return execute(run, settings, Store(Path(settings.paths.output)))
+    return execute(run, settings, Store(Path(settings.paths.output))).to_json()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -108,8 +108,8 @@ def test_two_processes_train_as_one(method, two, without_dropout, make_settings)
     (run,) = make_plan(settings).runs
     alone = execute(run, settings, store)
 
-    assert together["updates"] == alone["updates"] == 12
-    assert together["primary"] == pytest.approx(alone["primary"], abs=1e-6)
+    assert together["updates"] == alone.updates == 12
+    assert together["primary"] == pytest.approx(alone.primary, abs=1e-6)
     weights = [
         load_file(place / "checkpoint/best/trained.safetensors")
         for place in (store.folder(run.id), found[run.method.name])

@@ -44,7 +44,7 @@ def settings_of(tmp_path):
 
 def carry_out(settings, run):
     store = Store(Path(settings.paths.output))
-    return train.execute(run, settings, store), store.folder(run.id)
+    return train.execute(run, settings, store).to_json(), store.folder(run.id)
 
 
 # Runs
@@ -302,4 +302,4 @@ def test_settings_of_a_run_are_those_that_are_read_back(make_settings, only_run)
     from moe_runner.training.evaluate import evaluate_kept
 
     again = evaluate_kept(run, kept, Store(Path(kept.paths.output)), train.find_resources(kept))
-    assert again["cola_ood"]["primary"] == result["ood_metrics"]["cola_ood"]["primary"]
+    assert again["cola_ood"].primary == result["ood_metrics"]["cola_ood"]["primary"]

@@ -8,16 +8,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from moe_runner.report.store_commands import last_line
 from moe_runner.report.summary import print_results
 from moe_runner.runs import processes
+from moe_runner.runs.result import Result
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store, StoreError
 from moe_runner.sweeps.plan import Plan, stored_baselines
 
-Show = Callable[[list[dict[str, Any]]], None]
+Show = Callable[[list[Result]], None]
 
 
 def end(
@@ -90,7 +90,7 @@ class Command:
         wanted = [(run, store) for plan, store in self.plans for run in plan.runs]
         return end(wanted, self.show, reasons=self.reasons, mistakes=self.mistakes)
 
-    def show(self, results: list[dict[str, Any]]) -> None:
+    def show(self, results: list[Result]) -> None:
         """Print the table, and where the results are."""
         if not self.plans or (self.quiet and not self.together):
             return

@@ -9,12 +9,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from moe_runner import tasks
+from moe_runner.metrics import lower_is_better, named
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import Folders, option_folders
 from moe_runner.options.settings import Settings
 from moe_runner.runs import processes
 from moe_runner.sweeps.plan import Plan
-from moe_runner.tasks.metrics import lower_is_better, named
 
 
 def check_launch(settings: Settings) -> None:

@@ -15,6 +15,7 @@ from moe_runner.options.folders import Folders
 from moe_runner.report.render import FORMATS, render
 from moe_runner.report.store_commands import report_folder
 from moe_runner.report.study_sheet import print_study
+from moe_runner.runs.result import Result
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.monitor import Monitor
 from moe_runner.sweeps.study import as_overrides, read_study, study_names
@@ -117,8 +118,8 @@ def report(plans: Sequence[StudyPlan], store: Store, folder: Path) -> int:
     """Print the tables of studies, render them, say what is not done; the exit code: see `end`."""
     jobs = [job for plan in plans for job in plan.jobs]
 
-    def show(results: list[dict[str, Any]]) -> None:
-        found = {result["id"]: result for result in results}
+    def show(results: list[Result]) -> None:
+        found = {result.id: result for result in results}
         for plan in plans:
             own = [job.run.id for job in plan.jobs if job.run.id in found]
             print_study(plan, {run_id: found[run_id] for run_id in own})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from moe_runner import tasks
 from moe_runner.backbones.weights import Weights, find_weights
@@ -16,6 +15,7 @@ from moe_runner.options.settings import Settings
 from moe_runner.options.task import Task
 from moe_runner.options.training import Recipe, Trainer
 from moe_runner.runs.processes import world_size
+from moe_runner.runs.result import Result
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
 
@@ -248,7 +248,7 @@ def show_plan(plan: Plan, store: Store) -> None:
     print(f"{len(plan.runs)} runs, {done} done, {len(plan.runs) - done} to do")
 
 
-def stored_baselines(plan: Plan, store: Store) -> tuple[list[dict[str, Any]], str]:
+def stored_baselines(plan: Plan, store: Store) -> tuple[list[Result], str]:
     """Find the dense runs of equal settings, to stand beside the results of another method.
 
     Returns:

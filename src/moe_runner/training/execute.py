@@ -19,6 +19,7 @@ from moe_runner.report.summary import headline
 from moe_runner.runs import processes
 from moe_runner.runs.environment import environment
 from moe_runner.runs.log import logged_to
+from moe_runner.runs.result import PrimaryOnly, Result
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import RunBusy, RunDone, RunFolder, Store
 
@@ -29,7 +30,7 @@ GO, SKIP = "go", "skip"  # what the leader of several processes tells of a run
 
 def attempt(
     run: Run, settings: Settings, store: Store, reasons: dict[str, str]
-) -> dict[str, Any] | None:
+) -> Result | PrimaryOnly | None:
     """Carry out one run; an error in it is told and does not stop the others.
 
     Of several processes one alone cannot go on: the error ends this one, and torchrun the others.
@@ -70,7 +71,7 @@ def attempt(
     return None
 
 
-def execute(run: Run, settings: Settings, store: Store) -> dict[str, Any]:
+def execute(run: Run, settings: Settings, store: Store) -> Result | PrimaryOnly:
     """Carry out one run, or return its result if it is done.
 
     Of several processes the leader decides and tells the others, once per run.
@@ -104,7 +105,9 @@ def execute(run: Run, settings: Settings, store: Store) -> dict[str, Any]:
             logged_to(folder.path / "run.log"),
         ):
             processes.tell(GO)
-            result = folder.finish(carry_out(run, folder, resources))
+            found = carry_out(run, folder, resources)
+            assert isinstance(found, Result)  # of the leader
+            result = folder.finish(found)
             folder.discard_checkpoint(keep_best=settings.keep_model == "best")
             log.info("  %s", headline(result))
     except RunDone:  # by another command, since we looked
@@ -114,10 +117,10 @@ def execute(run: Run, settings: Settings, store: Store) -> dict[str, Any]:
     return result
 
 
-def follow(run: Run, settings: Settings, store: Store) -> dict[str, Any]:
+def follow(run: Run, settings: Settings, store: Store) -> Result | PrimaryOnly:
     """Carry out one run beside the leader, if it says so; write nothing."""
     if processes.tell() == SKIP:
-        return {"primary": math.nan}
+        return PrimaryOnly(math.nan)
     from moe_runner.training.fit import carry_out
 
     return carry_out(run, RunFolder(store.folder(run.id)), find_resources(settings))

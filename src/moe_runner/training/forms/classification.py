@@ -9,10 +9,10 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorWithPadding, EvalPrediction
 
+from moe_runner import metrics
 from moe_runner.backbones.loading import load_classifier
 from moe_runner.backbones.weights import Weights
 from moe_runner.runs.run import Run
-from moe_runner.tasks import metrics
 from moe_runner.tasks.cache import cached_map, tokenizer_content
 from moe_runner.tasks.specs import TaskData
 from moe_runner.training.trainer import RunTrainer

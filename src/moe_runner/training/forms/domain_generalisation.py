@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput
 
+from moe_runner import metrics
 from moe_runner.backbones.drop_path import add_drop_path
 from moe_runner.backbones.loading import load_image_classifier
 from moe_runner.backbones.weights import Weights
 from moe_runner.runs.run import Run
-from moe_runner.tasks import metrics
 from moe_runner.tasks.images import DomainData
 from moe_runner.tasks.specs import TaskData
 from moe_runner.training.images import Collator, DomainSampler, ImageRows

@@ -10,10 +10,10 @@ import numpy as np
 from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, EvalPrediction, GenerationConfig, Seq2SeqTrainer
 
+from moe_runner import metrics
 from moe_runner.backbones.loading import load_text_to_text
 from moe_runner.backbones.weights import Weights
 from moe_runner.runs.run import Run
-from moe_runner.tasks import metrics
 from moe_runner.tasks.cache import cached_map, tokenizer_content
 from moe_runner.tasks.specs import TaskData
 from moe_runner.tasks.texts import answer_text, score, source_text

@@ -3,8 +3,8 @@ import warnings
 import numpy as np
 import pytest
 
-from moe_runner.tasks import metrics
-from moe_runner.tasks.metrics import METRICS, compare, compute, decode, primary
+from moe_runner import metrics
+from moe_runner.metrics import METRICS, compare, compute, decode, primary
 
 LABELS = np.array([1, 1, 1, 0, 0, 0])
 PREDICTED = np.array([1, 1, 0, 0, 0, 1])  # 2 true and 1 false of each class

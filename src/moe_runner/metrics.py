@@ -138,6 +138,16 @@ TEXTS: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]]], float]] = {
 
 RAW = ("perplexity",)  # no fractions: tables show them as they are
 LOWER_IS_BETTER = ("perplexity",)
+NAMES = frozenset((*METRICS, *GROUPED, *TEXTS, *RAW))
+
+
+def is_known(name: str) -> bool:
+    """Tell whether a name is a metric's, with a task before it or a part after it, or neither.
+
+    Args:
+        name: "accuracy", of a mixture "cola/matthews", of a part "accuracy/anatomy".
+    """
+    return name in NAMES or not NAMES.isdisjoint(name.split("/"))
 
 
 def named(names: Sequence[str], between: str = " + ") -> str:
