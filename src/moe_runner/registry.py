@@ -26,12 +26,13 @@ class Registry(Mapping[str, Any]):
     """The components of one kind; a mapping from their names.
 
     Args:
-        kind: method, suite or family; the group of entry points is `moe_runner.<kind>s`.
+        kind: method, suite or family.
+        group: of entry points.
         own: lists this project's own, name -> what loads it.
     """
 
-    def __init__(self, kind: str, own: Callable[[], Mapping[str, Loader]]) -> None:
-        self.kind, self.own = kind, own
+    def __init__(self, kind: str, group: str, own: Callable[[], Mapping[str, Loader]]) -> None:
+        self.kind, self.group, self.own = kind, group, own
 
     @cached_property
     def loaders(self) -> Mapping[str, Loader]:
@@ -41,7 +42,7 @@ class Registry(Mapping[str, Any]):
             ConfigError: if two components have one name.
         """
         found = {name: ("moe-runner", loader) for name, loader in self.own().items()}
-        for point in entry_points(group=f"moe_runner.{self.kind}s"):
+        for point in entry_points(group=self.group):
             origin = point.dist.name if point.dist is not None else point.value
             if point.name in found:
                 raise ConfigError(
@@ -111,6 +112,13 @@ def rows_of(module: str, attribute: str) -> dict[str, Loader]:
     return {name: partial(lambda row: row, row) for name, row in load(module, attribute).items()}
 
 
-METHODS = Registry("method", lambda: parts_of("moe_runner.methods", "options", "METHOD"))
-SUITES = Registry("suite", lambda: parts_of("moe_runner.tasks.suites", "", "SUITE"))
-FAMILIES = Registry("family", lambda: rows_of("moe_runner.backbones.families", "ROWS"))
+METHODS = Registry(
+    "method", "moe_runner.methods", lambda: parts_of("moe_runner.methods", "options", "METHOD")
+)
+SUITES = Registry(
+    "suite", "moe_runner.suites", lambda: parts_of("moe_runner.tasks.suites", "", "SUITE")
+)
+FAMILIES = Registry(
+    "family", "moe_runner.families", lambda: rows_of("moe_runner.backbones.families", "ROWS")
+)
+GROUPS = tuple(registry.group for registry in (METHODS, SUITES, FAMILIES))  # of entry points

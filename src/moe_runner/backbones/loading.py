@@ -218,11 +218,10 @@ def with_language_head(
     """Load a model that gives scores to the tokens of the vocabulary."""
     model, info = read_model(auto_class, weights)
     if info["missing_keys"]:
-        raise ConfigError(
-            f"{weights.origin} has no language head (the file lacks "
-            f"{some(sorted(info['missing_keys']))}), and a new one would predict nothing; use a "
-            "checkpoint with its head"
-        )
+        log.warning(
+            "  %s has no language head (the file lacks %s): a new one, of random weights, is tuned",
+            weights.origin, some(sorted(info["missing_keys"])),
+        )  # fmt: skip
     fit_vocabulary(model, tokenizer, weights)
     model.config.pad_token_id = tokenizer.pad_token_id
     return Backbone(model, frozenset(info["missing_keys"]), tokenizer)

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from moe_runner.files import read_yaml
 from moe_runner.options.errors import ConfigError
+from moe_runner.registry import GROUPS
 
 PACKAGED = Path(__file__).parents[1] / "conf"  # in the wheel; in a checkout it is at the top level
 CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[3] / "conf"
-
-ENTRY_POINTS = ("moe_runner.methods", "moe_runner.families", "moe_runner.suites")
 
 Folders = tuple[Path, ...]
 
@@ -47,7 +46,7 @@ def package_folders() -> Iterator[Path]:
 
     It is beside the modules of the package that the entry point names; nothing is imported.
     """
-    points = [point for group in ENTRY_POINTS for point in entry_points(group=group)]
+    points = [point for group in GROUPS for point in entry_points(group=group)]
     for package in dict.fromkeys(point.module.partition(".")[0] for point in points):
         spec = find_spec(package)
         for place in (spec and spec.submodule_search_locations) or ():
