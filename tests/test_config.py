@@ -20,7 +20,7 @@ from moe_runner.options.build import build
 from moe_runner.options.errors import ConfigError, join, nearest_keys, show
 from moe_runner.options.files import read_option
 from moe_runner.options.layers import select_layers
-from moe_runner.options.model import Model, with_sizes_of_path
+from moe_runner.options.model import Model, families_with_options, with_sizes_of_path
 from moe_runner.options.settings import GROUPS, KIND, Settings, option_keys, options_class, parse
 from moe_runner.registry import METHODS, SUITES
 
@@ -79,7 +79,8 @@ def test_every_yaml_is_an_option_of_a_known_group():
 def test_option_file_composes_and_validates(group, option):
     overrides = [f"{group}={option}"]
     if group == "task":
-        families = SUITES[read_option((CONF,), group, option)["suite"]].options.families
+        suite = SUITES[read_option((CONF,), group, option)["suite"]]
+        families = families_with_options(suite.options.forms)
         overrides.append(f"model={MODEL_OF_FAMILY[families[0]]}")
     if option in IMAGES_ONLY:
         with pytest.raises(ConfigError, match="use a model of the family"):
@@ -467,6 +468,31 @@ def test_sizes_of_a_local_folder_win(tmp_path, family, content, sizes):
     assert problems == []
     names = ("d_model", "d_ff", "num_layers", "gated", "vocab_size", "max_positions")
     assert tuple(getattr(found, name) for name in names) == sizes
+
+
+def test_the_families_of_the_option_files_are_those_that_messages_name():
+    files = sorted((CONF / "model").glob("*.yaml"))
+    found = {OmegaConf.load(file).family for file in files}
+    assert set(families_with_options()) == found
+
+
+def test_an_unknown_family_is_named_with_the_nearest():
+    with pytest.raises(ConfigError) as caught:
+        parse_config(compose("config", ["model.family=robertaa"]))
+    assert caught.value.problems == (
+        "model.family=robertaa is not a known family; did you mean roberta?",
+    )
+
+
+def test_the_layers_of_an_albert_are_named_all_or_not_at_all():
+    overrides = ["model.family=albert", "method.num_experts=8", "method.top_k=2"]
+    with pytest.raises(ConfigError) as caught:
+        parse_config(compose("config", [*overrides, "method.layers=last:1"]))
+    assert caught.value.problems == (
+        "method.layers=last:1 names 1 of 4 layers of model=bert_tiny, which share one FFN; "
+        "use method.layers=all",
+    )
+    parse_config(compose("config", [*overrides, "method.layers=all"]))
 
 
 def test_experts_are_checked_against_the_local_folder(tmp_path):
