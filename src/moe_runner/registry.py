@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from moe_runner.options.errors import ConfigError, not_an_option
+from moe_runner.options.folders import ENTRY_POINTS
 
 Loader = Callable[[], Any]
 
@@ -26,7 +27,7 @@ class Registry(Mapping[str, Any]):
     """The components of one kind; a mapping from their names.
 
     Args:
-        kind: method, suite or family; the group of entry points is `moe_runner.<kind>s`.
+        kind: method, suite or family, which has its group of entry points.
         own: lists this project's own, name -> what loads it.
     """
 
@@ -41,7 +42,7 @@ class Registry(Mapping[str, Any]):
             ConfigError: if two components have one name.
         """
         found = {name: ("moe-runner", loader) for name, loader in self.own().items()}
-        for point in entry_points(group=f"moe_runner.{self.kind}s"):
+        for point in entry_points(group=ENTRY_POINTS[self.kind]):
             origin = point.dist.name if point.dist is not None else point.value
             if point.name in found:
                 raise ConfigError(

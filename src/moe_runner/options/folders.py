@@ -13,7 +13,11 @@ from moe_runner.options.errors import ConfigError
 PACKAGED = Path(__file__).parents[1] / "conf"  # in the wheel; in a checkout it is at the top level
 CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[3] / "conf"
 
-ENTRY_POINTS = ("moe_runner.methods", "moe_runner.families", "moe_runner.suites")
+ENTRY_POINTS = {  # their groups, by which installed packages announce what they add
+    "method": "moe_runner.methods",
+    "family": "moe_runner.families",
+    "suite": "moe_runner.suites",
+}
 
 Folders = tuple[Path, ...]
 
@@ -47,7 +51,7 @@ def package_folders() -> Iterator[Path]:
 
     It is beside the modules of the package that the entry point names; nothing is imported.
     """
-    points = [point for group in ENTRY_POINTS for point in entry_points(group=group)]
+    points = [point for group in ENTRY_POINTS.values() for point in entry_points(group=group)]
     for package in dict.fromkeys(point.module.partition(".")[0] for point in points):
         spec = find_spec(package)
         for place in (spec and spec.submodule_search_locations) or ():
