@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from moe_runner import EMoE, convert, merge
-from moe_runner.backbones.sites import find_sites
+from moe_runner.backbones.finder import find_sites
 from moe_runner.moe.clustering import constrained_kmeans, inertia, random_clusters
 
 pytestmark = pytest.mark.slow

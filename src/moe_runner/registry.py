@@ -101,5 +101,16 @@ def parts_of(package: str, place: str, attribute: str) -> dict[str, Loader]:
     return found
 
 
+def rows_of(module: str, attribute: str) -> dict[str, Loader]:
+    """List the rows of a table by name.
+
+    Args:
+        module: that holds it.
+        attribute: name of the table, a mapping.
+    """
+    return {name: partial(lambda row: row, row) for name, row in load(module, attribute).items()}
+
+
 METHODS = Registry("method", lambda: parts_of("moe_runner.methods", "options", "METHOD"))
 SUITES = Registry("suite", lambda: parts_of("moe_runner.tasks.suites", "", "SUITE"))
+FAMILIES = Registry("family", lambda: rows_of("moe_runner.backbones.families", "ROWS"))

@@ -12,6 +12,7 @@ from moe_runner.backbones import weights as module
 from moe_runner.backbones.weights import Weights, find_weights
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.model import Model
+from moe_runner.registry import FAMILIES
 
 SIZES = {"d_model": 16, "d_ff": 32, "num_layers": 4}
 
@@ -133,4 +134,6 @@ def test_weights_with_a_problem_are_not_loaded(folder):
 
 def test_families_with_a_bundled_backbone_have_its_folder():
     names = {path.name for path in module.ASSETS.iterdir() if path.is_dir()}
-    assert {f"{family}_tiny" for family in module.BUNDLED} <= names
+    assert {row.bundled for row in FAMILIES.values() if row.bundled} == {
+        name for name in names if name.endswith("_tiny")
+    }

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from moe_runner import EMoE, convert, from_pretrained, merge, save_pretrained
-from moe_runner.backbones.sites import find_sites
+from moe_runner.backbones.finder import find_sites
 from moe_runner.conversion.counts import (
     active_parameters,
     count_parameters,

@@ -1,5 +1,7 @@
 """Put the option folders of installed packages on the search path of moe-run."""
 
+from pathlib import Path
+
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
@@ -18,7 +20,7 @@ class OptionFoldersPlugin(SearchPathPlugin):
         """
         from moe_runner.options.folders import CONF, option_folders
 
-        main = f"file://{CONF.resolve()}"
-        if any(each.provider == "main" and each.path == main for each in search_path.get_path()):
+        main = [each.path for each in search_path.get_path() if each.provider == "main"]
+        if [Path(path.removeprefix("file://")).resolve() for path in main] == [CONF.resolve()]:
             for folder in option_folders()[1:]:
                 search_path.append("moe_runner", f"file://{folder}")

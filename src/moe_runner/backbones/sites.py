@@ -1,18 +1,19 @@
-"""FFN sites: find, read, replace and restore the feed-forward networks of a backbone.
+"""FFN sites: read, replace and restore the feed-forward networks of a backbone.
 
 Nothing rewrites a block's `forward`. Where the FFN is one module it is replaced; in other blocks
 the first projection's module becomes the MoE layer and the rest the identity, so that residual,
-dropout and LayerNorm stay the library's.
+dropout and LayerNorm stay the library's. What drops neurons moves into the layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from types import ModuleType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from moe_runner.moe.experts import FFN
@@ -24,16 +25,22 @@ class FFNSite:
 
     Args:
         family: name of the family.
-        stack: `encoder` or `decoder`.
-        layer: 0-based index within the stack.
+        stack: `encoder` or `decoder`; with several towers, the tower's name.
+        layer: 0-based index of the block within the stack.
         block: name of the transformer block that it is in.
         key: name of the first (gated: the gate) projection, a Linear or Conv1D.
         value: name of the second projection.
-        up: name of the up projection of a gated FFN.
         slot: name of the module whose place the MoE layer takes.
-        bypass: names of the modules that are the identity meanwhile.
         activation: elementwise function between the projections.
+        up: name of the up projection of a gated FFN.
+        bypass: names of the modules that are the identity meanwhile.
         dropout: probability of the dropout between activation and second projection.
+        fused: the first projection holds the gate's rows, then the up projection's.
+        output_dropout: of what stands in for the second projection: one module drops both neurons
+            and output, and the neurons' has moved into the layer.
+        settings: attributes of modules that have another value meanwhile: a functional dropout 0, a
+            functional activation the identity.
+        shared: how many layers of the stack call this one network; 1 but in ALBERT.
     """
 
     family: str
@@ -47,7 +54,12 @@ class FFNSite:
     up: str | None = None
     bypass: tuple[str, ...] = ()
     dropout: float = 0.0
+    fused: bool = False
+    output_dropout: float = 0.0
+    settings: tuple[tuple[str, Any], ...] = ()
+    shared: int = 1
     shells: dict[str, nn.Module] = field(default_factory=dict, compare=False, repr=False)
+    held: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def read(self, model: nn.Module) -> FFN:
         """Read the network as plain tensors; no copy where the layout allows it.
@@ -63,6 +75,10 @@ class FFNSite:
         ups, up_bias = (None, None)
         if self.up is not None:
             ups, up_bias = projection(model.get_submodule(self.up))
+        elif self.fused:
+            keys, ups = keys.chunk(2)
+            if key_bias is not None:
+                key_bias, up_bias = key_bias.chunk(2)
         return FFN(
             keys=keys,
             values=second.T,
@@ -81,11 +97,7 @@ class FFNSite:
             model: the backbone.
             layer: maps (..., d_model) to (..., d_model), output bias included.
         """
-        for name in (self.slot, *self.bypass):
-            self.shells[name] = model.get_submodule(name)
-        model.set_submodule(self.slot, layer)
-        for name in self.bypass:
-            model.set_submodule(name, nn.Identity())
+        self.put(model, layer)
         for shell in self.shells.values():
             shell.to("meta")  # frees the weights, keeps class, names and settings
 
@@ -98,12 +110,44 @@ class FFNSite:
                 gradient becomes a parameter that trains.
         """
         training = model.get_submodule(self.slot).training
-        for name in (self.slot, *self.bypass):
-            model.set_submodule(name, self.shells.pop(name).train(training))
+        for shell in self.shells.values():
+            shell.train(training)
+        self.put_back(model)
         for name, tensor in self.dense_tensors(model, ffn).items():
             owner, _, attribute = name.rpartition(".")
             parameter = nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
             setattr(model.get_submodule(owner), attribute, parameter)
+
+    def put(self, model: nn.Module, layer: nn.Module) -> None:
+        """Put a layer in the network's place and remember what was there."""
+        for name in (self.slot, *self.bypass):
+            self.shells[name] = model.get_submodule(name)
+        model.set_submodule(self.slot, layer)
+        for name in self.bypass:
+            drops = name == self.value and self.output_dropout > 0
+            meanwhile = nn.Dropout(self.output_dropout) if drops else nn.Identity()
+            model.set_submodule(name, meanwhile.train(layer.training))
+        for name, value in self.settings:
+            owner, _, attribute = name.rpartition(".")
+            self.held[name] = getattr(model.get_submodule(owner), attribute)
+            setattr(model.get_submodule(owner), attribute, value)
+
+    def put_back(self, model: nn.Module) -> None:
+        """Undo `put`: the same modules and values as before."""
+        for name in (self.slot, *self.bypass):
+            model.set_submodule(name, self.shells.pop(name))
+        for name, _ in self.settings:
+            owner, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner), attribute, self.held.pop(name))
+
+    @contextmanager
+    def standing_in(self, model: nn.Module, layer: nn.Module) -> Iterator[None]:
+        """Put a layer in the network's place for the length of a `with`."""
+        self.put(model, layer)
+        try:
+            yield
+        finally:
+            self.put_back(model)
 
     def dense_tensors(self, model: nn.Module, ffn: FFN) -> dict[str, Tensor]:
         """Name the dense weights as the backbone's state dict does.
@@ -119,6 +163,10 @@ class FFNSite:
         biases = {self.key: ffn.key_bias, self.value: ffn.output_bias}
         if self.up is not None and ffn.ups is not None:
             rows[self.up], biases[self.up] = ffn.ups, ffn.up_bias
+        elif self.fused and ffn.ups is not None:
+            rows[self.key] = torch.cat([ffn.keys, ffn.ups])
+            if ffn.key_bias is not None and ffn.up_bias is not None:
+                biases[self.key] = torch.cat([ffn.key_bias, ffn.up_bias])
         tensors: dict[str, Tensor] = {}
         for name, weight in rows.items():
             transposed = isinstance(self.module(model, name), Conv1D)
@@ -190,6 +238,35 @@ class SparseSite:
         model.set_submodule(self.slot, layer)
 
 
+@dataclass(frozen=True)
+class NativeExperts:
+    """A layer that was a mixture of experts when it was pretrained, and stays the library's.
+
+    Args:
+        slot: name of the module that holds the experts.
+        num_experts: how many there are.
+        top_k: experts that a token passes.
+        parameters: of all experts.
+        weights: entries of the experts' matrices, all experts.
+        router_weights: entries of the router's matrix, unless a Linear holds it.
+    """
+
+    slot: str
+    num_experts: int
+    top_k: int
+    parameters: int
+    weights: int
+    router_weights: int
+
+    def idle_parameters(self) -> int:
+        """Count the parameters that one token does not use: those of unselected experts."""
+        return self.parameters - self.parameters * self.top_k // self.num_experts
+
+    def flops_per_token(self) -> int:
+        """Count 2 per weight of the products of one token: selected experts and router."""
+        return 2 * (self.weights * self.top_k // self.num_experts + self.router_weights)
+
+
 def projection(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Read a Linear or Conv1D as (out, in) rows and bias.
 
@@ -209,69 +286,3 @@ def projection(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     raise TypeError(
         f"cannot read the weights of a {type(module).__name__}; convert before LoRA or quantisation"
     )
-
-
-def find_sites(model: PreTrainedModel) -> list[FFNSite]:
-    """Find every FFN of a Hugging Face model.
-
-    Args:
-        model: a bare backbone or one with a head, of a supported family.
-
-    Returns:
-        The sites, stack by stack, in the order of the layers.
-
-    Raises:
-        ValueError: if the family is not supported; names it and the supported ones.
-    """
-    base, prefix = model.base_model, base_prefix(model)
-    names = ("block", "key", "value", "up", "slot")
-    return [
-        replace(
-            site,
-            bypass=tuple(prefix + name for name in site.bypass),
-            **{name: prefix + getattr(site, name) for name in names if getattr(site, name)},
-        )
-        for site in family_of(model).sites(base)
-    ]
-
-
-def find_sparse_sites(model: PreTrainedModel) -> list[SparseSite]:
-    """Find the layers of a model that are mixtures of experts already; none but in a Switch.
-
-    Raises:
-        ValueError: if the family is not supported; names it and the supported ones.
-    """
-    family, prefix = family_of(model), base_prefix(model)
-    found = family.sparse_sites(model.base_model) if hasattr(family, "sparse_sites") else []
-    return [replace(s, block=prefix + s.block, slot=prefix + s.slot) for s in found]
-
-
-def base_prefix(model: PreTrainedModel) -> str:
-    """Name the bare backbone within a model, with a dot behind; "" if it is the model itself."""
-    base = model.base_model
-    root = next(name for name, module in model.named_modules() if module is base)
-    return f"{root}." if root else ""
-
-
-def family_of(model: PreTrainedModel) -> ModuleType:
-    """Look up the module of a model's family.
-
-    Raises:
-        ValueError: if the family is not supported; names it and the supported ones.
-    """
-    from moe_runner.backbones import bert, gpt2, llama, switch, t5, vit
-
-    families = {
-        "bert": bert,
-        "gpt2": gpt2,
-        "llama": llama,
-        "switch_transformers": switch,
-        "t5": t5,
-        "vit": vit,
-    }
-    family = model.config.model_type
-    if family not in families:
-        raise ValueError(
-            f"model type {family!r} has no known FFN sites; supported: {', '.join(families)}"
-        )
-    return families[family]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moe_runner.backbones.sites import FFNSite, find_sites, find_sparse_sites
+from moe_runner.backbones.finder import find_sites, find_sparse_sites
+from moe_runner.backbones.sites import FFNSite
 from moe_runner.conversion.counts import active_parameters, count_parameters, flops_per_token
 from moe_runner.conversion.hooks import (
     hand_over_masks,
@@ -23,7 +25,7 @@ from moe_runner.methods.cluster_cache import ClusterCache
 from moe_runner.methods.neurons import Neurons
 from moe_runner.moe.clustering import inertia, random_clusters
 from moe_runner.moe.layer import MoEFeedForward
-from moe_runner.options.errors import ConfigError
+from moe_runner.options.errors import ConfigError, show
 from moe_runner.options.layers import select_layers
 from moe_runner.options.method import Method
 from moe_runner.options.protocol import Protocol
@@ -60,7 +62,8 @@ def convert(
         raise ValueError("the model is converted already; merge it first")
     protocol = protocol or Protocol()
     all_sparse = find_sparse_sites(model)
-    candidates: list[Site] = [*find_sites(model), *all_sparse]
+    dense = find_sites(model)
+    candidates: list[Site] = [*dense, *all_sparse]
     blocks = list(dict.fromkeys(site.block for site in candidates))
     before = count_parameters(model), flops_per_token(model)
     sites: list[Site] = []
@@ -70,7 +73,13 @@ def convert(
         layers_module(method).perturb(model, method)
     if method.converts:
         sparse = all_sparse if method.takes_sparse else []
-        sites = choose_sites(sparse or find_sites(model), method.layer_rule)
+        sites = choose_sites(sparse or dense, method.layer_rule)
+        if not sites:
+            raise ConfigError(
+                f"method={method.name} finds no dense FFN in a model of type "
+                f"{model.config.model_type}, whose layers are mixtures of experts already; use "
+                "method=dense"
+            )
         opened = [open_site(model, site) for site in sites]
         neurons = Neurons(ClusterCache(cache), assignments)
         layers = layers_module(method).build(opened, method, protocol, neurons)
@@ -176,12 +185,22 @@ def choose_sites(sites: Sequence[Site], rule: str | Sequence[int]) -> list[Site]
         The chosen sites in their order.
 
     Raises:
-        ConfigError: if the rule does not fit the number of layers.
+        ConfigError: if the rule does not fit the number of layers, or names some of those that
+            share one network.
     """
     stacks: dict[str, list[Site]] = {}
     for site in sites:
-        stacks.setdefault(site.stack, []).append(site)
+        shared = site.shared if isinstance(site, FFNSite) else 1
+        stacks.setdefault(site.stack, []).extend([site] * shared)
     try:
-        return [own[i] for own in stacks.values() for i in select_layers(rule, len(own))]
+        chosen = [own[i] for own in stacks.values() for i in select_layers(rule, len(own))]
     except ValueError as error:
         raise ConfigError(f"method.layers={error}") from None
+    counts = Counter(site.key for site in chosen)
+    for site in chosen:
+        if isinstance(site, FFNSite) and counts[site.key] < site.shared:
+            raise ConfigError(
+                f"method.layers={show(rule)} names {counts[site.key]} of {site.shared} layers that "
+                "share one FFN; use all"
+            )
+    return [site for site in sites if site.key in counts]

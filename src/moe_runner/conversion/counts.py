@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from moe_runner.backbones.finder import find_native_experts
 from moe_runner.moe.layer import MoEFeedForward
 
 
@@ -20,11 +21,9 @@ def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
 
 def active_parameters(model: nn.Module) -> int:
     """Count the parameters that take part in one token: all but its unselected experts."""
-    total = count_parameters(model) - sum(layer.idle_parameters() for layer in moe_layers(model))
-    for module in library_experts(model):  # one expert each
-        own = sum(p.numel() for p in module.parameters())
-        total -= own - own // len(module)
-    return total
+    idle = [layer.idle_parameters() for layer in moe_layers(model)]
+    idle += [experts.idle_parameters() for experts in find_native_experts(model)]
+    return count_parameters(model) - sum(idle)
 
 
 def flops_per_token(model: nn.Module) -> int:
@@ -34,17 +33,15 @@ def flops_per_token(model: nn.Module) -> int:
     an encoder-decoder the token passes both stacks. Experts count by what is selected (`masked`
     computes more than that), the router's product included.
     """
-    total = 0
-    inside: list[str] = []
+    native = find_native_experts(model)
+    total = sum(experts.flops_per_token() for experts in native)
+    inside = [f"{experts.slot}." for experts in native]
     for name, module in model.named_modules():
         if any(name.startswith(prefix) for prefix in inside):
             continue
         if isinstance(module, MoEFeedForward):
             inside.append(f"{name}.")
             total += module.flops_per_token()
-        elif isinstance(module, nn.ModuleDict) and "expert_0" in module:  # a Switch Transformer's
-            inside.append(f"{name}.")
-            total += 2 * sum(p.numel() for p in module["expert_0"].parameters())
         elif isinstance(module, (nn.Linear, Conv1D)):
             total += 2 * module.weight.numel()
     return total

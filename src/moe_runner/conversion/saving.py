@@ -20,6 +20,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from moe_runner.backbones.families import family_of_type
 from moe_runner.backbones.sites import FFNSite
 from moe_runner.conversion.convert import convert
 from moe_runner.conversion.record import Conversion, conversion_of
@@ -140,21 +141,30 @@ def from_pretrained(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     if protocol is None:
         raise ConfigError(*(f"{file}: {problem}" for problem in problems))
     assignments = {name: torch.tensor(experts) for name, experts in content["sites"].items()}
+    options = json.loads((folder / "config.json").read_text())
+    model_type = options.pop("model_type").removeprefix(PREFIX)
+    model_class = class_of(options.pop("architectures")[0], model_type)
     if method.not_mergeable is None:
-        config = transformers.AutoConfig.from_pretrained(folder)
-        model_class = getattr(transformers, config.architectures[0])
         model = model_class.from_pretrained(folder, **kwargs)
         convert(model, method, protocol=protocol, assignments=assignments)
         return model
-    options = json.loads((folder / "config.json").read_text())
-    name = options.pop("architectures")[0]
-    config = transformers.AutoConfig.for_model(
-        options.pop("model_type").removeprefix(PREFIX), **options
-    )
+    config = transformers.AutoConfig.for_model(model_type, **options)
     dtype = kwargs.pop("dtype", None)
     if kwargs:
         raise ValueError(f"only dtype can be given for method={method.name}; got {sorted(kwargs)}")
-    model = getattr(transformers, name)(config)
+    model = model_class(config)
     convert(model, method, protocol=protocol, assignments=assignments or None)
     load_model(model, str(folder / WEIGHTS))
     return model.to(dtype).eval() if dtype is not None else model.eval()
+
+
+def class_of(name: str, model_type: str) -> Any:
+    """Find a class of models: transformers' own, or that of another package's family.
+
+    Args:
+        name: of the class.
+        model_type: as in config.json.
+    """
+    family = family_of_type(model_type)
+    own = None if family is None else family.classes()
+    return getattr(own if hasattr(own, name) else transformers, name)

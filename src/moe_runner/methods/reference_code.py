@@ -12,6 +12,7 @@ from dataclasses import replace
 from moe_runner.moe.experts import FFN
 from moe_runner.moe.layer import Capacity
 from moe_runner.options.protocol import Protocol
+from moe_runner.registry import FAMILIES
 
 
 def protocol_of_family(protocol: Protocol, family: str) -> Protocol:
@@ -22,9 +23,10 @@ def protocol_of_family(protocol: Protocol, family: str) -> Protocol:
         family: of the backbone.
 
     Returns:
-        The protocol; for Llama only the random grouping is left of it.
+        The protocol; for Llama and its like only the random grouping is left of it.
     """
-    if family != "llama":
+    row = FAMILIES.get(family)
+    if row is None or row.reference_extras:
         return protocol
     return Protocol(contiguous_random=protocol.contiguous_random)
 
@@ -42,7 +44,8 @@ def with_reference_dropout(ffn: FFN, family: str, protocol: Protocol) -> FFN:
     """
     if protocol.expert_dropout == 0:
         return ffn
-    if family == "vit":
+    row = FAMILIES.get(family)
+    if row is not None and row.dropout_after_activation:
         return replace(ffn, dropout=protocol.expert_dropout)
     return replace(ffn, pre_dropout=protocol.expert_dropout)
 

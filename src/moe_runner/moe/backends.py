@@ -50,7 +50,8 @@ def choose_backend(tokens: int, top_k: int, experts: Stack) -> str:
 
     On CUDA `grouped_mm` where its rows are aligned, else `sorted`. Elsewhere what was fastest in
     the most similar case of a measured table (`backend_table.json`, which names the machine and
-    the command that makes it). While a program is traced: `masked`, whose shapes are static.
+    the command that makes it), with the same exception. While a program is traced: `masked`, whose
+    shapes are static.
 
     Args:
         tokens: T.
@@ -66,14 +67,14 @@ def choose_backend(tokens: int, top_k: int, experts: Stack) -> str:
     device, dtype = experts.keys.device.type, experts.keys.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
+    row_bytes = math.gcd(size, d_model) * dtype.itemsize
+    fits = row_bytes % 16 == 0 and dtype != torch.float64
     if device == "cuda":
-        row_bytes = math.gcd(size, d_model) * dtype.itemsize
-        fits = row_bytes % 16 == 0 and dtype != torch.float64
         return "grouped_mm" if fits else "sorted"
     measured = "bfloat16" if dtype.itemsize == 2 else "float32"
     sizes = (max(tokens, 1), d_model, size, num_experts, top_k)
     found = nearest_case(sizes, experts.ups is not None, measured)
-    return "sorted" if found == "grouped_mm" and dtype == torch.float64 else found
+    return "sorted" if found == "grouped_mm" and not fits else found
 
 
 @functools.cache

@@ -260,9 +260,9 @@ class MoEFeedForward(nn.Module):
         return num_experts - self.top_k if self.select == "not_top" else self.top_k
 
     def token_mask(self, x: Tensor) -> Tensor | None:
-        """Flatten the attention mask, if there is one of the input's shape."""
+        """Flatten the attention mask, if there is one of the input's shape, flat or not (OPT)."""
         mask = self.attention_mask
-        if mask is None or mask.shape != x.shape[:-1]:
+        if mask is None or x.shape[:-1] not in (mask.shape, (mask.numel(),)):
             return None
         return mask.reshape(-1).bool()
 

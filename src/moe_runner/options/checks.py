@@ -11,6 +11,7 @@ from moe_runner.options.layers import layer_problems
 from moe_runner.options.method import Method
 from moe_runner.options.model import Model
 from moe_runner.options.training import Search, Trainer, Tuning
+from moe_runner.registry import FAMILIES
 
 
 def value_problems(parts: Mapping[str, Any]) -> list[str]:
@@ -79,8 +80,9 @@ def tuning_problems(tuning: Tuning, model: Model) -> list[str]:
         if getattr(tuning, name) is None
     ]
     if not model.lora_targets:
+        usual = ",".join(FAMILIES[model.family].lora_targets) or "..."
         problems.append(
-            f"tuning={tuning.name} needs model.lora_targets=[...] for model={model.name}: the "
+            f"tuning={tuning.name} needs model.lora_targets=[{usual}] for model={model.name}: the "
             "names of its attention projections"
         )
     if tuning.blocks is not None:

@@ -82,15 +82,17 @@ def double_options(folders: Folders) -> list[str]:
         One line per option, with both files.
     """
     problems = []
+    groups = [*group_defaults(folders), "hydra/launcher", "hydra/sweeper"]
     seen: dict[str, Path] = {}
     for folder in folders:
-        files = [folder / "config.yaml"]
-        for group in (*group_defaults(folders), "hydra"):
-            files += sorted((folder / group).rglob("*.yaml"))
-        for file in files:
-            name = file.relative_to(folder).with_suffix("").as_posix()
-            if file.is_file() and seen.setdefault(name, file) != file:
-                group, _, option = name.partition("/")
-                given = f"{group}={option}" if option else f"{name}.yaml"
-                problems.append(f"{given} is there twice: {seen[name]} and {file}; rename one file")
+        files = {
+            f"{group}={name}": folder / group / f"{name}.yaml"
+            for group in groups
+            for name in option_names([folder], group)
+        }
+        if (main := folder / "config.yaml").is_file():
+            files["config.yaml"] = main
+        for name, file in files.items():
+            if seen.setdefault(name, file) != file:
+                problems.append(f"{name} is there twice: {seen[name]} and {file}; rename one file")
     return problems

@@ -7,16 +7,23 @@ from collections.abc import Sequence
 
 from moe_runner.options.errors import show
 from moe_runner.options.model import Model
+from moe_runner.registry import FAMILIES
 
 
 def layer_problems(key: str, rule: str | Sequence[int], model: Model) -> list[str]:
     """Check a layer rule against the number of layers; a Switch has its own count of FFN sites."""
-    if model.family == "switch":
+    family = FAMILIES[model.family]
+    if family.sparse_every:
         return []
     try:
-        select_layers(rule, model.num_layers)
+        chosen = select_layers(rule, model.num_layers)
     except ValueError as error:
         return [f"{key}={error} (model={model.name} has {model.num_layers} layers)"]
+    if family.shares_layers and len(chosen) < model.num_layers:
+        return [
+            f"{key}={show(rule)} names {len(chosen)} of {model.num_layers} layers of "
+            f"model={model.name}, which share one FFN; use {key}=all"
+        ]
     return []
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from moe_runner.options.errors import join, nearest
 from moe_runner.options.fields import REQUIRED, Count, Positive, runtime
+from moe_runner.registry import FAMILIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +18,7 @@ class Model:
     """A pretrained backbone: where its weights are, and its sizes, so that a plan loads nothing."""
 
     name: str
-    family: Literal["bert", "gpt2", "llama", "t5", "switch", "vit"]
+    family: str  # a row of backbones/families.py
     hub_id: str | None = runtime(None)  # place and sizes are not in the id: the weights' content is
     revision: str = runtime("main")
     path: str | None = runtime(None)  # a local folder; wins over the Hub. Its content is in the id
@@ -32,42 +34,26 @@ class Model:
     lora_targets: tuple[str, ...] = ()  # attention projections
     lr_scale: Positive = runtime(1.0)  # times tuning.learning_rate; tiny models need larger steps
 
-
-BERT_SIZES = {  # our name -> its name in the config.json of Hugging Face
-    "d_model": "hidden_size",
-    "d_ff": "intermediate_size",
-    "num_layers": "num_hidden_layers",
-    "vocab_size": "vocab_size",
-    "max_positions": "max_position_embeddings",
-}
-
-
-GPT2_SIZES = {
-    "d_model": "n_embd",
-    "d_ff": "n_inner",  # null: 4 * n_embd
-    "num_layers": "n_layer",
-    "vocab_size": "vocab_size",
-    "max_positions": "n_positions",
-}
+    def family_problems(self) -> list[str]:
+        """Check that the family is known."""
+        if self.family in FAMILIES:
+            return []
+        near = nearest(self.family, FAMILIES)
+        hint = f"did you mean {near}?" if near else f"use {join(families_with_options())}"
+        return [f"model.family={self.family} is not a known family; {hint}"]
 
 
-T5_SIZES = {
-    "d_model": "d_model",
-    "d_ff": "d_ff",
-    "num_layers": "num_layers",  # of each stack; num_decoder_layers is the same in all T5
-    "vocab_size": "vocab_size",
-}  # positions are relative: n_positions of older files is no limit
+def families_with_options(forms: Iterable[str] = ()) -> list[str]:
+    """Name the families of the model options, for messages.
 
-
-SIZES = {  # model_type of Hugging Face -> family, names of the sizes
-    "bert": ("bert", BERT_SIZES),
-    "gpt2": ("gpt2", GPT2_SIZES),
-    "llama": ("llama", BERT_SIZES),
-    "t5": ("t5", T5_SIZES),
-    "switch_transformers": ("switch", T5_SIZES),
-    "vit": ("vit", BERT_SIZES),
-    "deit": ("vit", BERT_SIZES),
-}
+    Args:
+        forms: only those that can do one of these; empty: all.
+    """
+    return [
+        name
+        for name, family in FAMILIES.items()
+        if family.has_options and (not forms or set(forms) & set(family.forms))
+    ]
 
 
 def with_sizes_of_path(model: Model, problems: list[str]) -> Model:
@@ -89,16 +75,17 @@ def with_sizes_of_path(model: Model, problems: list[str]) -> Model:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else "is not readable"
         problems.append(f"model.path={model.path} is not a model folder: {file} {reason}")
         return model
-    family, names = SIZES.get(str(found.get("model_type")), (None, {}))
-    if family != model.family:
+    family = FAMILIES[model.family]
+    if "model_type" not in found:
         problems.append(
-            f"model.path={model.path} holds a model of type {found.get('model_type')}; "
+            f"model.path={model.path}: {file} has no model_type (files of 2019 have none); add "
+            f'"model_type": "{family.types[0]}" to it for a model of the family {family.name}'
+        )
+        return model
+    if found["model_type"] not in family.types:
+        problems.append(
+            f"model.path={model.path} holds a model of type {found['model_type']}; "
             f"model={model.name} is of the family {model.family}"
         )
         return model
-    sizes = {ours: found[name] for ours, name in names.items() if isinstance(found.get(name), int)}
-    if family == "gpt2" and "d_model" in sizes:
-        sizes.setdefault("d_ff", 4 * sizes["d_model"])
-    if family == "t5":
-        sizes["gated"] = str(found.get("feed_forward_proj")).startswith("gated-")  # T5 1.1
-    return dataclasses.replace(model, **sizes)
+    return dataclasses.replace(model, **family.sizes_of(found))

@@ -160,8 +160,10 @@ def parse(tree: Mapping[str, Any]) -> Settings:
                 problems.append(f"{given} is not valid; use {error}")
             else:
                 problems += range_problems(key, parts[key], hints[key])
-    if parts.get("model") is not None:
-        parts["model"] = with_sizes_of_path(parts["model"], problems)
+    if (model := parts.get("model")) is not None:
+        unknown = model.family_problems()
+        problems += unknown
+        parts["model"] = None if unknown else with_sizes_of_path(model, problems)
     problems += value_problems(parts)
     if problems:
         raise ConfigError(*problems)

@@ -10,8 +10,9 @@ from typing import ClassVar, Literal, Self
 from moe_runner.options.errors import join
 from moe_runner.options.fields import Count, Fraction, Number, Share, later, runtime
 from moe_runner.options.method import Method
-from moe_runner.options.model import Model
+from moe_runner.options.model import Model, families_with_options
 from moe_runner.options.training import Recipe, Trainer
+from moe_runner.registry import FAMILIES
 
 FormName = Literal[  # how a backbone meets a task, see training/forms
     "classification", "text_to_text", "language_modelling", "instruct", "domain_generalisation"
@@ -58,7 +59,7 @@ class Task(ABC):
     skip_missing: bool = runtime(False)
 
     reads: ClassVar[str] = ""  # what a backbone has to do, for messages
-    families: ClassVar[tuple[str, ...]] = ()  # whose backbones can do it
+    forms: ClassVar[tuple[str, ...]] = ()  # of which a backbone has to do one
 
     def problems(self, model: Model) -> list[str]:
         """Check the options against the backbone that is to read the task.
@@ -72,11 +73,12 @@ class Task(ABC):
         problems = []
         if not self.members:
             problems.append("task.members=[] is empty; name at least one task")
-        if model.family not in self.families:
+        if not set(self.forms) & set(FAMILIES[model.family].forms):
+            able = families_with_options(self.forms)
             return [
                 *problems,
                 f"model={model.name} is of the family {model.family} and task={self.suite} "
-                f"{self.reads}; use a model of the family {join(self.families)}",
+                f"{self.reads}; use a model of the family {join(able)}",
             ]
         return problems + self.value_problems(model)
 
@@ -138,7 +140,7 @@ class TextTask(Task):
     train_fraction: Share = later(1.0)  # of the training examples, drawn with data_seed
 
     reads: ClassVar[str] = "is text classification"
-    families: ClassVar[tuple[str, ...]] = ("bert", "gpt2", "llama", "t5", "switch")
+    forms: ClassVar[tuple[str, ...]] = ("classification", "text_to_text")
 
     def value_problems(self, model: Model) -> list[str]:
         """See `Task.value_problems`."""
@@ -181,7 +183,7 @@ class GenerationTask(Task):
     no_repeat_ngram: Number = 0  # 3: no three tokens occur twice in an answer
 
     reads: ClassVar[str] = "generates text from text"
-    families: ClassVar[tuple[str, ...]] = ("t5", "switch")
+    forms: ClassVar[tuple[str, ...]] = ("text_to_text",)
 
     def value_problems(self, model: Model) -> list[str]:
         """See `Task.value_problems`."""
@@ -212,7 +214,7 @@ class LanguageModellingTask(Task):
     block_size: Count | None = None  # tokens; None: 1024, or the model's positions if fewer
 
     reads: ClassVar[str] = "predicts the next token"
-    families: ClassVar[tuple[str, ...]] = ("gpt2", "llama")
+    forms: ClassVar[tuple[str, ...]] = ("language_modelling",)
 
     def value_problems(self, model: Model) -> list[str]:
         """See `Task.value_problems`."""
@@ -243,7 +245,7 @@ class InstructTask(Task):
     shots: Number = 5  # solved examples before a question of MMLU
 
     reads: ClassVar[str] = "predicts the next token"
-    families: ClassVar[tuple[str, ...]] = ("gpt2", "llama")
+    forms: ClassVar[tuple[str, ...]] = ("instruct",)
 
     def value_problems(self, model: Model) -> list[str]:
         """See `Task.value_problems`."""
@@ -266,7 +268,7 @@ class DomainBedTask(Task):
     skip_corrupt: bool = runtime(False)  # leave out files that are no images, and count them
 
     reads: ClassVar[str] = "classifies images"
-    families: ClassVar[tuple[str, ...]] = ("vit",)
+    forms: ClassVar[tuple[str, ...]] = ("domain_generalisation",)
 
     def value_problems(self, model: Model) -> list[str]:
         """See `Task.value_problems`."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from moe_runner import tasks
 from moe_runner.methods.moe.options import NUM_EXPERTS
 from moe_runner.options.layers import select_layers
+from moe_runner.registry import FAMILIES
 from moe_runner.runs.run import Run
 
 SUSTAINED_TFLOPS = 100.0  # of one A100 in half precision: an assumption, about a third of its peak
@@ -53,7 +54,7 @@ def estimate(run: Run) -> Cost:
         The estimate.
     """
     model = run.model
-    stacks = 2 if model.family in ("t5", "switch") else 1
+    stacks = FAMILIES[model.family].stacks
     ffn = (3 if model.gated else 2) * model.d_model * model.d_ff
     attention = 4 * model.d_model**2
     layers = model.num_layers * stacks
@@ -81,13 +82,12 @@ def expansion(run: Run, layers: int) -> tuple[float, float, int]:
         Copies, share of one dense FFN that is active, converted FFNs.
     """
     method, model = run.method, run.model
+    every = FAMILIES[model.family].sparse_every
     if not method.converts:
-        if model.family == "switch":
-            return NUM_EXPERTS, 1.0, layers // 2
-        return 1.0, 1.0, 0
+        return (NUM_EXPERTS, 1.0, layers // every) if every else (1.0, 1.0, 0)
     stacks = layers // model.num_layers
-    if model.family == "switch":
-        chosen = layers // 2  # every second layer is sparse
+    if every:
+        chosen = layers // every
     else:
         chosen = stacks * len(select_layers(method.layer_rule, model.num_layers))
     own = method.expansion()

@@ -4,17 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from moe_runner.options.errors import join
-from moe_runner.options.model import Model
+from moe_runner.options.model import Model, families_with_options
 from moe_runner.options.task import FormName, Task
 from moe_runner.options.training import Recipe
-from moe_runner.registry import SUITES
+from moe_runner.registry import FAMILIES, SUITES
 from moe_runner.runs.identity import content_hash
 from moe_runner.tasks.places import Source
 from moe_runner.tasks.specs import TaskData, TaskSpec
 from moe_runner.tasks.suite import Suite
 from moe_runner.tasks.tables import fraction
-
-GENERATE = ("t5", "switch")  # families that answer by a text
 
 
 def suite_of(name: str) -> Suite[Any]:
@@ -58,7 +56,8 @@ def form(of: TaskSpec, family: str) -> FormName:
     Returns:
         The form: T5 and Switch Transformers answer a classification by a text, as in HyperMoE.
     """
-    if of.form == "classification" and family in GENERATE:
+    able = FAMILIES[family].forms
+    if of.form == "classification" and of.form not in able and "text_to_text" in able:
         return "text_to_text"
     return of.form
 
@@ -72,17 +71,18 @@ def form_problem(options: Task, name: str, model: Model) -> str | None:
     """Say why a backbone cannot do a task; None if it can."""
     if form(spec(options.suite, name), model.family) != "text_to_text":
         return None
-    if model.family in GENERATE:
+    if "text_to_text" in FAMILIES[model.family].forms:
         return None
     able = [
         member
         for member in options.members
         if form(spec(options.suite, member), model.family) != "text_to_text"
     ]
+    others = families_with_options(["text_to_text"])
     instead = f", or task.members=[{','.join(able)}]" if able else ""
     return (
         f"model={model.name} is of the family {model.family} and task={options.suite}/{name} is "
-        f"answered by a text; use a model of the family {join(GENERATE)}{instead}"
+        f"answered by a text; use a model of the family {join(others)}{instead}"
     )
 
 

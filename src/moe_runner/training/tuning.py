@@ -6,8 +6,9 @@ from collections.abc import Sequence, Set
 
 from transformers import PreTrainedModel
 
+from moe_runner.backbones.families import name_of_type
+from moe_runner.backbones.finder import find_sites
 from moe_runner.backbones.lora import add_lora, set_trainable
-from moe_runner.backbones.sites import find_sites
 from moe_runner.conversion.convert import choose_sites
 from moe_runner.conversion.record import Conversion
 from moe_runner.methods.reference_code import protocol_of_family
@@ -45,7 +46,7 @@ def apply_tuning(
 
     Source: EMoE, arXiv:2310.10908; the tenth for new modules and the whole blocks: its code.
     """
-    protocol = protocol_of_family(protocol, model.config.model_type)
+    protocol = protocol_of_family(protocol, name_of_type(model.config.model_type))
     protocol = conversion.method.tuned_under(protocol)
     new = conversion.new_parameters(model)
     if options.name == "full":

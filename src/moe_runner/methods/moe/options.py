@@ -11,6 +11,7 @@ from moe_runner.options.layers import layer_problems
 from moe_runner.options.method import Backend, Expansion, Method
 from moe_runner.options.model import Model
 from moe_runner.options.protocol import Protocol
+from moe_runner.registry import FAMILIES
 
 NUM_EXPERTS = 8  # where no number is given: HyperMoE's GPT-2, and the Switch Transformers here
 
@@ -36,7 +37,7 @@ class MoE(Method):
     def problems(self, model: Model) -> list[str]:
         """See `Method`."""
         problems = []
-        if self.num_experts is not None and model.family == "switch":
+        if self.num_experts is not None and FAMILIES[model.family].reads_experts:
             problems.append(
                 f"method.num_experts={self.num_experts} cannot be chosen for model={model.name}, "
                 "whose experts are pretrained; use method.num_experts=null"
