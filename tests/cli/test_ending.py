@@ -46,7 +46,7 @@ def test_every_run_is_told_once_with_its_reason(store, runs, capsys):
     wanted = [(run, store) for run in (*runs, done, failed)]
     code = end(wanted, seen.extend, reasons={other.id: "no data"}, word="not done")
     assert code == 1
-    assert [result["id"] for result in seen] == [done.id]
+    assert [result.id for result in seen] == [done.id]
     assert capsys.readouterr().err.splitlines() == [
         f"not done: {failed.label} ({failed.id}): RuntimeError: out of memory",
         f"not done: {other.label} ({other.id}): no data",

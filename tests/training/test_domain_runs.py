@@ -24,6 +24,7 @@ from moe_runner.runs.result import figures_by_set
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.plan import make_plan
 from moe_runner.training import fit
+from moe_runner.training.execute import execute
 from moe_runner.training.forms.domain_generalisation import DomainTrainer
 from tests.tasks.suites.test_domainbed import PACS, write_domains
 
@@ -62,7 +63,7 @@ def carry_out(settings, number=0):
     """Plan and execute one run; returns its result and its folder."""
     store = Store(train.Path(settings.paths.output))
     run = make_plan(settings).runs[number]
-    return train.execute(run, settings, store).to_json(), store.folder(run.id)
+    return execute(run, settings, store).to_json(), store.folder(run.id)
 
 
 def elsewhere(settings):

@@ -26,6 +26,7 @@ from moe_runner.options.protocol import Protocol
 from moe_runner.options.task import GenerationTask
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.plan import make_plan
+from moe_runner.training.execute import execute
 from tests.reference import naive_selection, naive_switch_balance, naive_z_loss
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -44,7 +45,7 @@ def settings_of(tmp_path):
 
 def carry_out(settings, run):
     store = Store(Path(settings.paths.output))
-    return train.execute(run, settings, store).to_json(), store.folder(run.id)
+    return execute(run, settings, store).to_json(), store.folder(run.id)
 
 
 # Runs
