@@ -15,9 +15,7 @@ from pathlib import Path
 
 import pytest
 
-import moe_runner
-
-SOURCE = Path(moe_runner.__file__).parents[1]
+SOURCE = Path(__file__).parents[1] / "src"
 LINES = 500
 MINI = "moe_runner/tasks/mini/"
 WORD_LISTS = {f"{MINI}grammar.py", f"{MINI}lexicon.py"}  # may be longer

@@ -153,7 +153,7 @@ def test_every_further_row_is_compared_with_the_first_and_not_with_the_one_above
         ("gmoe", "-5.00", "-1.00"),
         ("moe", "+30.00", "+2.00"),
     ]
-    without = {i: result for i, result in found.items() if result["axes"]["method"] != "dense"}
+    without = {i: result for i, result in found.items() if result.axes.method != "dense"}
     assert differences(tabulate(made, without)) == [  # no other row becomes the baseline
         ("dense", "", ""),
         ("emoe", "", "+0.50"),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from moe_runner import train
 from moe_runner.backbones.weights import find_weights
 from moe_runner.methods.dense.options import Dense
 from moe_runner.methods.emoe.options import EMoE
@@ -24,7 +24,7 @@ from moe_runner.runs.result import figures_by_set
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.plan import make_plan
 from moe_runner.training import fit
-from moe_runner.training.execute import execute, find_resources
+from moe_runner.training.execute import execute
 from moe_runner.training.forms.domain_generalisation import DomainTrainer
 from tests.tasks.suites.test_domainbed import PACS, write_domains
 
@@ -61,7 +61,7 @@ def settings(tmp_path):
 
 def carry_out(settings, number=0):
     """Plan and execute one run; returns its result and its folder."""
-    store = Store(Path(settings.paths.output))
+    store = Store(train.Path(settings.paths.output))
     run = make_plan(settings).runs[number]
     return execute(run, settings, store).to_json(), store.folder(run.id)
 
@@ -118,7 +118,7 @@ def test_every_method_runs_on_images(method, settings):
 @pytest.mark.parametrize("method", [Dense(), EMoE(**SMALL)], ids=["dense", "emoe"])
 def test_lora_trains_lora_and_head(method, settings):
     given = settings(method, "lora")
-    ready = fit.build(make_plan(given).runs[0], find_resources(given))
+    ready = fit.build(make_plan(given).runs[0], train.find_resources(given))
     trained = [n for n, p in ready.backbone.model.named_parameters() if p.requires_grad]
     assert sum(".lora_A." in name for name in trained) == 8  # query and value of four layers
     assert {n for n in trained if ".lora_" not in n} == {"classifier.weight", "classifier.bias"}
@@ -190,7 +190,7 @@ def test_the_trial_seed_decides_the_split_and_the_augmentation_the_images(settin
     root = write_domains(tmp_path / "data")
     given = settings(members=["pacs/photo"], batch_size=12, task={"data_dir": str(root)})
     run = make_plan(given).runs[0]
-    resources = find_resources(given)
+    resources = train.find_resources(given)
     rows = [
         fit.build(dataclasses.replace(run, seed=seed), resources).data.train["image"][:]
         for seed in (0, 0, 1)
@@ -282,6 +282,6 @@ def test_a_kept_run_is_evaluated_again(settings):
     given = dataclasses.replace(given, task=dataclasses.replace(given.task, ood=("all",)))
     result, _ = carry_out(given)
     run = make_plan(given).runs[0]
-    store = Store(Path(given.paths.output))
-    found = figures_by_set(evaluate_kept(run, given, store, find_resources(given)))
+    store = Store(train.Path(given.paths.output))
+    found = figures_by_set(evaluate_kept(run, given, store, train.find_resources(given)))
     assert found == result["ood_metrics"]

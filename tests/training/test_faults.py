@@ -20,6 +20,7 @@ from moe_runner.methods.emoe.options import EMoE
 from moe_runner.runs.store import RunBusy, Store
 from moe_runner.sweeps.plan import make_plan
 from moe_runner.training import fit
+from moe_runner.training.execute import execute
 
 RUNS, KILLS, WORKERS = 24, 20, 2
 METHODS = (Dense(), EMoE(num_experts=4, top_k=2), EMoE(num_experts=4, top_k=1))
@@ -46,14 +47,14 @@ def work(runs, settings) -> None:
     store = Store(Path(settings.paths.output))
     for run in runs:
         try:
-            train.execute(run, settings, store)
+            execute(run, settings, store)
         except RunBusy:
             continue
 
 
 def executed(run, settings):
     """Carry out one run in the settings' own folder."""
-    return train.execute(run, settings, Store(Path(settings.paths.output)))
+    return execute(run, settings, Store(Path(settings.paths.output)))
 
 
 def forked(runs, settings) -> int:
@@ -169,9 +170,7 @@ def test_ctrl_c_leaves_a_run_interrupted_and_it_goes_on(make_settings, monkeypat
     settings = make_settings(epochs=2)
     (run,) = sweep_of(settings)[:1]
     store = Store(Path(settings.paths.output))
-    whole = train.execute(
-        run, in_folder(settings, "whole"), Store(Path(settings.paths.output) / "whole")
-    )
+    whole = execute(run, in_folder(settings, "whole"), Store(Path(settings.paths.output) / "whole"))
     step, seen = torch.optim.AdamW.step, []
 
     def interrupted(self, *args, **kwargs):
@@ -182,11 +181,11 @@ def test_ctrl_c_leaves_a_run_interrupted_and_it_goes_on(make_settings, monkeypat
 
     monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train.execute(run, settings, store)
+        execute(run, settings, store)
     assert store.status(run.id).state == "interrupted"
     assert not (store.folder(run.id) / "error.txt").exists()
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    result = train.execute(run, settings, store)
+    result = execute(run, settings, store)
     assert result.resumed_at_update == 12
     assert result.learning_curve == whole.learning_curve
 
@@ -195,22 +194,20 @@ def test_a_truncated_result_is_named_and_its_run_can_be_done_again(make_settings
     settings = make_settings(epochs=1)
     (run,) = sweep_of(settings)[:1]
     store = Store(Path(settings.paths.output))
-    whole = train.execute(run, settings, store)
+    whole = execute(run, settings, store)
     file = store.folder(run.id) / "result.json"
     file.write_text(json.dumps(whole.to_json())[:100])
     with pytest.raises(train.StoreError, match=f"delete it and run {run.id} again"):
         store.result(run.id)
     file.unlink()
-    again = train.execute(run, settings, store)
+    again = execute(run, settings, store)
     assert again.learning_curve == whole.learning_curve
 
 
 def test_a_truncated_checkpoint_is_passed_over(make_settings, monkeypatch):
     settings = make_settings(epochs=3)
     (run,) = sweep_of(settings)[:1]
-    whole = train.execute(
-        run, in_folder(settings, "whole"), Store(Path(settings.paths.output) / "whole")
-    )
+    whole = execute(run, in_folder(settings, "whole"), Store(Path(settings.paths.output) / "whole"))
     store, step, seen = Store(Path(settings.paths.output)), torch.optim.AdamW.step, []
 
     def killed(self, *args, **kwargs):
@@ -221,10 +218,10 @@ def test_a_truncated_checkpoint_is_passed_over(make_settings, monkeypatch):
 
     monkeypatch.setattr(torch.optim.AdamW, "step", killed)
     with pytest.raises(RuntimeError, match="killed"):
-        train.execute(run, settings, store)
+        execute(run, settings, store)
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     newest = store.folder(run.id) / "checkpoint" / "checkpoint-24" / "trainer_state.json"
     newest.write_text(newest.read_text()[:50])
-    result = train.execute(run, settings, store)
+    result = execute(run, settings, store)
     assert result.resumed_at_update == 12
     assert result.learning_curve == whole.learning_curve

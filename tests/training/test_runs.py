@@ -23,12 +23,13 @@ from moe_runner.runs.result import figures_by_set
 from moe_runner.runs.store import Store
 from moe_runner.training import checkpoint, fit
 from moe_runner.training.evaluate import evaluate_kept
+from moe_runner.training.execute import execute
 
 
 def carry_out(settings, run):
     """Execute a run as the command does; returns the content of result.json and the folder."""
     store = Store(train.Path(settings.paths.output))
-    return train.execute(run, settings, store).to_json(), store.folder(run.id)
+    return execute(run, settings, store).to_json(), store.folder(run.id)
 
 
 @pytest.mark.parametrize("method", [Dense(), EMoE(num_experts=4, top_k=2)], ids=["dense", "emoe"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from moe_runner import train
 from moe_runner.cli.values import parse_config
 from moe_runner.conversion.convert import convert, merge
 from moe_runner.conversion.counts import library_experts, moe_layers
@@ -25,7 +26,7 @@ from moe_runner.options.protocol import Protocol
 from moe_runner.options.task import GenerationTask
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.plan import make_plan
-from moe_runner.training.execute import execute, find_resources
+from moe_runner.training.execute import execute
 from tests.reference import naive_selection, naive_switch_balance, naive_z_loss
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -301,5 +302,5 @@ def test_settings_of_a_run_are_those_that_are_read_back(make_settings, only_run)
     result, _ = carry_out(kept, run)
     from moe_runner.training.evaluate import evaluate_kept
 
-    again = evaluate_kept(run, kept, Store(Path(kept.paths.output)), find_resources(kept))
+    again = evaluate_kept(run, kept, Store(Path(kept.paths.output)), train.find_resources(kept))
     assert again["cola_ood"].primary == result["ood_metrics"]["cola_ood"]["primary"]
