@@ -124,8 +124,8 @@ def measure(data: Path, cache: Path | None) -> dict[str, float]:
     from hydra import compose, initialize_config_dir
 
     from moe_runner import tasks
-    from moe_runner.arguments import parse_config
     from moe_runner.backbones.weights import find_weights
+    from moe_runner.cli.values import parse_config
     from moe_runner.options.folders import CONF
     from moe_runner.sweeps.plan import make_plan
     from moe_runner.training.fit import silence_libraries

@@ -15,12 +15,21 @@ import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from bench import Row, median_seconds, parser, save, set_threads, show
-from moe_runner.files import write_json
-from moe_runner.options.folders import CONF
+from moe_runner.options.folders import option_folders
 from moe_runner.report.render import FORMATS, render
+from moe_runner.runs.result import (
+    Accuracy,
+    Axes,
+    Checkpoint,
+    Flops,
+    Parameters,
+    Result,
+    Scores,
+    Speed,
+    write_result,
+)
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.study import PROFILES, read_study, study_names
@@ -37,7 +46,7 @@ def main() -> None:
         plans = plan_all(folder)
         every = {job.run.id: job.run for plan in plans for job in plan.jobs}
         for run in padded(list(every.values()), size):
-            write_json(made(store.folder(run.id)) / "result.json", result_of(run))
+            write_result(made(store.folder(run.id)) / "result.json", result_of(run))
         reports = Path(folder) / "reports"
         functions = {
             "read every result": lambda: sum(1 for _ in store.results()),
@@ -60,9 +69,10 @@ def main() -> None:
 def plan_all(folder: str) -> list[StudyPlan]:
     """Plan every study in both profiles."""
     common = {"paths.output": folder, "paths.cache": f"{folder}/cache"}
+    folders = option_folders()
     return [
-        plan_study(read_study(CONF, name), profile, common)
-        for name in study_names(CONF)
+        plan_study(folders, read_study(folders, name), profile, common)
+        for name in study_names(folders)
         for profile in PROFILES
     ]
 
@@ -81,33 +91,44 @@ def made(folder: Path) -> Path:
     return folder
 
 
-def result_of(run: Run) -> dict[str, Any]:
-    """Make up the content of a result.json."""
+def result_of(run: Run) -> Result:
+    """Make up a result."""
     rng = random.Random(run.id)
     score = rng.uniform(0.4, 0.9)
-    domains = {name: {"in": score, "out": score} for name in ("a", "b", "c")}
-    curve = [
-        {"step": 10 * n, "epoch": float(n), "loss": 1 / n, "primary": score, "domains": domains}
-        for n in (1, 2, 3)
-    ]
-    is_domain = run.form == "domain_generalisation"
-    task = run.task_name.rpartition("/")[2].split("+")
-    if is_domain:
-        for point in curve:
-            point["domains"] = {name: {"in": score, "out": score} for name in (*task, "other")}
-    return {
-        "schema": 1,
-        "id": run.id,
-        "axes": run.axes(),
-        "settings": run.settings(),
-        "metrics": ["accuracy"],
-        "id_metrics": {"validation": {"accuracy": score, "primary": score}},
-        "primary": score,
-        "ood_metrics": {"other": {"accuracy": score / 2, "primary": score / 2}},
-        "best_epoch": 1.0,
-        "learning_curve": curve,
-        "wall_seconds": 10.0,
-    }
+    domains: dict[str, Accuracy] = {}
+    if run.form == "domain_generalisation":
+        held_out = run.task_name.rpartition("/")[2].split("+")
+        domains = {name: Accuracy(score, score) for name in (*held_out, "other")}
+    routing = {f"routing/{name}": 0.5 for name in ("entropy", "max_share", "active")}
+    return Result(
+        id=run.id,
+        axes=Axes(**run.axes()),
+        settings=run.settings(),
+        metrics=("accuracy",),
+        id_metrics={"validation": Scores({"accuracy": score}, score, 0.5, 100, routing)},
+        primary=score,
+        ood_metrics={"other": Scores({"accuracy": score / 2}, score / 2, 0.5, 100, routing)},
+        best_epoch=1.0,
+        selection="best epoch on validation, the set that is reported",
+        learning_curve=tuple(
+            Checkpoint(10 * n, float(n), 1 / n, score, domains) for n in range(1, 11)
+        ),
+        parameters=Parameters(100, 100, 100, 0, 100),
+        flops_per_token=Flops(200, 200),
+        converted_layers=("encoder:2",),
+        clusters=None,
+        routing={**routing, "routing/changed": 0.1},
+        speed=Speed(1.0, 10.0, 0.1),
+        wall_seconds=10.0,
+        resumed_at_update=0,
+        updates=100,
+        peak_memory_bytes=2**20,
+        device="cpu",
+        threads=1,
+        data=run.data,
+        skipped={},
+        weights=run.weights,
+    )
 
 
 if __name__ == "__main__":

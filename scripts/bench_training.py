@@ -34,13 +34,14 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from bench import Row, median_seconds, parser, save, set_threads, show
-from moe_runner.arguments import parse_config
+from moe_runner.cli.values import parse_config
+from moe_runner.options.folders import CONF
 from moe_runner.options.settings import Settings
 from moe_runner.options.task import TextTask
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.plan import make_plan
-from moe_runner.train import CONF, execute
+from moe_runner.training.execute import execute
 
 QUICK = ["task.limit=512", "task.eval_limit=128", "trainer.epochs=2"]
 CASES = {
@@ -198,9 +199,8 @@ def train_plainly(run: Run, folder: Path) -> dict[str, float]:
         set_seed,
     )
 
-    from moe_runner import tasks
+    from moe_runner import metrics, tasks
     from moe_runner.backbones.weights import find_weights
-    from moe_runner.tasks import metrics
     from moe_runner.training.fit import silence_libraries
 
     silence_libraries()

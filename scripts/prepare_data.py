@@ -20,17 +20,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moe_runner import hub, tasks
 from moe_runner.files import write_atomic
 from moe_runner.options.build import build
-from moe_runner.options.errors import ConfigError, not_an_option
-from moe_runner.options.folders import CONF
-from moe_runner.options.task import TASKS, Task
-from moe_runner.tasks.base import HubSplit
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.files import read_option
+from moe_runner.options.folders import option_folders
+from moe_runner.options.task import Task
+from moe_runner.registry import SUITES
+from moe_runner.tasks.places import HubSplit
 
 SUMS = "SHA256SUMS"
 
@@ -118,15 +119,9 @@ def read_options(name: str) -> Task:
     Raises:
         ConfigError: if there is none of this name.
     """
-    names = sorted(
-        file.relative_to(CONF / "task").with_suffix("").as_posix()
-        for file in (CONF / "task").rglob("*.yaml")
-    )
-    if name not in names:
-        raise ConfigError(not_an_option(f"task={name}", "", name, names))
-    tree = yaml.safe_load((CONF / "task" / f"{name}.yaml").read_text(encoding="utf-8"))
+    tree = read_option(option_folders(), "task", name)
     problems: list[str] = []
-    options = build(TASKS[tree["suite"]], tree, "task", problems)
+    options = build(SUITES[tree["suite"]].options, tree, "task", problems)
     if options is None or problems:
         raise ConfigError(*problems)
     return options

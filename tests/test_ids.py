@@ -28,12 +28,13 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import moe_runner
-from moe_runner.options.folders import CONF
+from moe_runner.options.folders import CONF, option_folders
 from moe_runner.sweeps.compose import compose_settings
 from moe_runner.sweeps.plan import Inventory, list_runs
 from moe_runner.sweeps.study import PROFILES, read_study, study_names
 from moe_runner.sweeps.study_plan import plan_study
 
+FOLDERS = option_folders()
 KNOWN = json.loads((Path(__file__).parent / "ids.json").read_text(encoding="utf-8"))
 STORED = Path(__file__).parent / "stored"
 ASSETS = Path(moe_runner.__file__).parent / "assets"
@@ -102,7 +103,7 @@ def ids_of(command: str, inventory: Inventory) -> list[str]:
     """
     parsed = OverridesParser.create().parse_overrides(command.split())
     choices = {override.key_or_group: override.value() for override in parsed}
-    return [run.id for run in list_runs(compose_settings(CONF, choices), inventory).runs]
+    return [run.id for run in list_runs(compose_settings(FOLDERS, choices), inventory).runs]
 
 
 @pytest.mark.parametrize("command", KNOWN["commands"])
@@ -121,17 +122,21 @@ def test_every_option_file_is_in_a_command_with_known_ids():
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("name", study_names(CONF))
+@pytest.mark.parametrize("name", study_names(FOLDERS))
 def test_a_study_has_the_runs_that_it_had_before(name, profile, place):
     common = {"paths.output": str(place), "paths.cache": str(place)}
-    ids = [job.run.id for job in plan_study(read_study(CONF, name), profile, common).jobs]
+    ids = [
+        job.run.id for job in plan_study(FOLDERS, read_study(FOLDERS, name), profile, common).jobs
+    ]
     found = {"runs": len(ids), "first": ids[0]}
     found["sha256"] = hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
     assert found == KNOWN["studies"][f"study={name} profile={profile}"]
 
 
 def test_no_study_with_known_ids_is_gone():
-    here = {f"study={name} profile={profile}" for name in study_names(CONF) for profile in PROFILES}
+    here = {
+        f"study={name} profile={profile}" for name in study_names(FOLDERS) for profile in PROFILES
+    }
     assert set(KNOWN["studies"]) == here
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from moe_runner.arguments import parse_config
+from moe_runner.cli.values import parse_config
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.settings import Settings
-from moe_runner.options.training import Trainer
+from moe_runner.options.training import Recipe, Trainer
 from moe_runner.runs.run import read_run
 from moe_runner.sweeps.plan import make_plan, resolve
-from moe_runner.tasks.base import Recipe
 
 CONF = Path(__file__).parents[1] / "conf"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_runner.arguments import check_arguments
+from moe_runner.cli.arguments import check_arguments
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "README.md", *sorted((ROOT / "conf").glob("*/**/*.yaml"))]
@@ -35,7 +35,7 @@ def test_a_shown_command_is_accepted(command):
     words = shlex.split(command)
     if words in (["--help"], ["method=emo", "method.top_k=200", "trainer.epoch=3"]):
         return  # the README shows the mistakes of the second
-    assert check_arguments(words, ROOT / "conf") == []
+    assert check_arguments(words) == []
 
 
 def test_nothing_is_left_to_fill_in():

@@ -46,7 +46,7 @@ def read_json(path: Path) -> Any:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not JSON in UTF-8.
     """
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_bytes().decode("utf-8"))
 
 
 def append_line(path: Path, obj: dict[str, Any]) -> None:

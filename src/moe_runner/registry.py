@@ -112,4 +112,5 @@ def rows_of(module: str, attribute: str) -> dict[str, Loader]:
 
 
 METHODS = Registry("method", lambda: parts_of("moe_runner.methods", "options", "METHOD"))
+SUITES = Registry("suite", lambda: parts_of("moe_runner.tasks.suites", "", "SUITE"))
 FAMILIES = Registry("family", lambda: rows_of("moe_runner.backbones.families", "ROWS"))

@@ -1,4 +1,4 @@
-"""An installed package adds a method, a family and a suite; `toy_package` beside this file is one."""
+"""An installed package adds a method, a family and a suite: `toy_package` beside this file."""
 
 from __future__ import annotations
 

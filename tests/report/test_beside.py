@@ -8,15 +8,18 @@ import shutil
 import pytest
 
 from moe_runner.options.errors import ConfigError
-from moe_runner.options.folders import CONF
+from moe_runner.options.folders import CONF, option_folders
 from moe_runner.report.beside import ABSENT, beside_sheet, columns_of
 from moe_runner.report.published import PublishedTable, published_tables
 from moe_runner.report.study_sheet import MARK, study_sheet
 from moe_runner.report.study_table import grouped, tabulate, unequal
+from moe_runner.runs.result import Accuracy, Checkpoint
 from moe_runner.sweeps.study import PROFILES, Pairing, Study, read_study, study_names
 from moe_runner.sweeps.study_plan import plan_study
+from tests.results import make_result, scores
 
-STUDIES = study_names(CONF)
+FOLDERS = option_folders()
+STUDIES = study_names(FOLDERS)
 PUBLISHED = PublishedTable(
     id="made-up",
     paper="emoe",
@@ -60,7 +63,7 @@ TWO_TASKS = study(
 @pytest.fixture
 def plan(tmp_path):
     def make(of: Study, profile="mini"):
-        return plan_study(of, profile, {"paths.cache": str(tmp_path)})
+        return plan_study(FOLDERS, of, profile, {"paths.cache": str(tmp_path)})
 
     return make
 
@@ -69,19 +72,20 @@ def results(plan, primary, ood=None, **more) -> dict:
     """Make results; `primary` and `ood` turn a run into its score."""
     ood = ood or (lambda run: 0.5)
     return {
-        job.run.id: {
-            "axes": job.run.axes(), "metrics": ["accuracy"], "primary": primary(job.run),
-            "id_metrics": {"validation": {"primary": primary(job.run)}},
-            "ood_metrics": {"ood": {"primary": ood(job.run)}},
+        job.run.id: make_result(
+            job.run.axes(),
+            primary(job.run),
+            metrics=("accuracy",),
+            ood_metrics={"ood": scores(ood(job.run))},
             **more,
-        }
+        )
         for job in plan.jobs
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_pairing_names_what_there_is(name, plan):
-    of = read_study(CONF, name)
+    of = read_study(FOLDERS, name)
     tables = [tabulate(plan(of, profile), {}) for profile in PROFILES]
     rows = {row for table in tables for row in table.rows}
     for pairing in of.beside:
@@ -96,7 +100,7 @@ def test_a_pairing_names_what_there_is(name, plan):
 @pytest.mark.parametrize("name", STUDIES)
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_runs_of_a_cell_are_repetitions(name, profile, plan):
-    for cell, runs in grouped(plan(read_study(CONF, name), profile)).items():
+    for cell, runs in grouped(plan(read_study(FOLDERS, name), profile)).items():
         settings: dict[int, list] = {}  # of DomainBed, a batch is a part of each training domain
         for run in runs:
             settings.setdefault(run.task_name.count("+"), []).append(run.settings())
@@ -229,9 +233,9 @@ def test_a_cell_of_domainbed_is_a_data_set_by_its_selection_rule(plan, rule, per
     domains = ("plus_90", "plus_80", "minus_90")
 
     def checkpoint(step, test, out):
-        return {"step": step, "domains": {d: {"in": test, "out": out} for d in domains}}
+        return Checkpoint(step, 1.0, 0.5, 0.5, {d: Accuracy(test, out) for d in domains})
 
-    curve = [checkpoint(1, 0.3, 0.9), checkpoint(2, 0.6, 0.2)]
+    curve = (checkpoint(1, 0.3, 0.9), checkpoint(2, 0.6, 0.2))
     found = results(made, lambda run: 0.0, learning_curve=curve)
     table = tabulate(made, found, rule)
     assert table.columns == ("vit_tiny colored_digits",)
@@ -250,4 +254,4 @@ def test_a_wrong_pairing_is_the_mistake_of_its_file(tmp_path):
     with pytest.raises(
         ConfigError, match=r"study\.beside\.columns=all is not valid; use a mapping"
     ):
-        read_study(tmp_path / "conf", "emoe_layers")
+        read_study((tmp_path / "conf",), "emoe_layers")

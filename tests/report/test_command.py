@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from moe_runner.options.task import TASKS
+from moe_runner.options.folders import option_folders
+from moe_runner.registry import SUITES
 from moe_runner.report.command import COMMANDS, run
 from moe_runner.report.task_list import option_files
-from moe_runner.tasks import SUITES
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +31,9 @@ def lines(capsys, *words: str) -> list[list[str]]:
 def test_every_option_has_its_place(capsys):
     rows = lines(capsys, "tasks")
     shown = {row[1] for row in rows} | {name for row in rows for name in row[0].split(", ")}
-    assert set(option_files()) <= shown
-    assert {suite for suite, _ in option_files().values()} == set(SUITES) == set(TASKS)
+    files = option_files(option_folders())
+    assert set(files) <= shown
+    assert {suite for suite, _ in files.values()} == set(SUITES)
 
 
 def test_every_source_and_licence_is_told(capsys):
@@ -84,7 +85,10 @@ def test_a_copy_in_the_cache_of_the_hub_is_seen(capsys, tmp_path, monkeypatch):
             ["tsks"],
             "tsks is not an option of moe-report; did you mean tasks? (tasks, tables,",
         ),
-        (["tasks", "gleu"], "gleu is not an option of moe-report tasks; did you mean glue? (glue,"),
+        (
+            ["tasks", "gleu"],
+            "gleu is not an option of moe-report tasks; did you mean glue? (domainbed,",
+        ),
         (["tasks", "x=1"], "x=1 is not an option of moe-report tasks; use one of (data_dir="),
     ],
 )

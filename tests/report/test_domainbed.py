@@ -10,6 +10,8 @@ from rich.console import Console
 from moe_runner.report.domainbed import Choice, build_sheets, scores, select
 from moe_runner.report.sheet import to_rich
 from moe_runner.report.summary import print_results
+from moe_runner.runs.result import Accuracy, Checkpoint
+from tests.results import make_result
 
 DOMAINS = ("a", "b", "c")
 
@@ -17,17 +19,25 @@ DOMAINS = ("a", "b", "c")
 def run(held_out, curve, rate=1e-3, seed=0, method="emoe"):
     """Make a result; `curve` gives at every checkpoint (in, out) of a, b, c."""
     axes = {
-        "method": method, "model": "vit_tiny", "tuning": "full", "protocol": "paper",
-        "suite": "domainbed", "task": f"pacs/{held_out}", "learning_rate": rate, "seed": seed,
+        "method": method, "model": "vit_tiny", "suite": "domainbed", "task": f"pacs/{held_out}",
+        "learning_rate": rate, "seed": seed,
     }  # fmt: skip
-    checkpoints = [
-        {
-            "step": 100 * number,
-            "domains": {d: {"in": i, "out": o} for d, (i, o) in zip(DOMAINS, row, strict=True)},
-        }
+    checkpoints = tuple(
+        Checkpoint(
+            100 * number,
+            1.0,
+            0.5,
+            0.5,
+            {domain: Accuracy(*both) for domain, both in zip(DOMAINS, row, strict=True)},
+        )
         for number, row in enumerate(curve, start=1)
-    ]
-    return {"axes": axes, "settings": {"trainer.max_steps": 300}, "learning_curve": checkpoints}
+    )
+    return make_result(
+        axes,
+        metrics=("accuracy",),
+        settings={"trainer.max_steps": 300},
+        learning_curve=checkpoints,
+    )
 
 
 # Held out: a. The mean of b and c (out) is 0.5, 0.8, 0.6; a is 0.1, 0.2, 0.3 (in).
@@ -157,12 +167,7 @@ def test_pairs_are_no_domains_of_the_table_and_its_hint_goes():
 
 
 def test_a_command_of_other_tasks_prints_the_usual_table_too(capsys):
-    glue = {
-        "axes": {**OF_A["axes"], "suite": "glue", "task": "cola"}, "settings": {},
-        "metrics": ["matthews"], "primary": 0.5, "id_metrics": {"validation": {"primary": 0.5}},
-        "ood_metrics": {},
-    }  # fmt: skip
-    print_results([glue, OF_A], {})
+    print_results([make_result({"suite": "glue", "task": "cola"}), OF_A], {})
     text = capsys.readouterr().out
     assert "cola" in text
     assert "pacs: accuracy on the held-out domain" in text

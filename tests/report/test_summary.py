@@ -8,6 +8,8 @@ import pytest
 from rich.console import Console
 
 from moe_runner.report.summary import aggregate, build_table, headline, mean_ranks
+from moe_runner.runs.result import Result
+from tests.results import make_result, scores
 
 
 def result(
@@ -20,20 +22,15 @@ def result(
     further=None,
     suite="glue",
     **settings,
-) -> dict:
-    axes = {
-        "method": method, "model": "bert_tiny", "tuning": "full", "protocol": "paper",
-        "suite": suite, "task": task, "learning_rate": rate, "seed": seed,
-    }  # fmt: skip
+) -> Result:
     sets = {} if ood is None else ood
-    return {
-        "axes": axes,
-        "settings": {"method.top_k": 16, "trainer.epochs": 10, **settings},
-        "metrics": ["matthews"],
-        "primary": primary,
-        "id_metrics": {"validation": {"primary": primary}, **(further or {})},
-        "ood_metrics": {k: None if v is None else {"primary": v} for k, v in sets.items()},
-    }
+    return make_result(
+        {"method": method, "suite": suite, "task": task, "learning_rate": rate, "seed": seed},
+        primary,
+        settings={"method.top_k": 16, "trainer.epochs": 10, **settings},
+        id_metrics={"validation": scores(primary), **(further or {})},
+        ood_metrics={k: None if v is None else scores(v) for k, v in sets.items()},
+    )
 
 
 def text(*args) -> str:
@@ -109,12 +106,18 @@ def test_tasks_of_two_suites_stay_apart():
 
 
 def test_a_perplexity_is_shown_as_it_is_and_the_lower_one_is_better():
-    def of(method: str, perplexity: float, test: float, other: float) -> dict:
-        found = result(method=method, task="text", primary=perplexity)
-        sets = {"test": {"perplexity": test, "primary": test, "loss": 1.0}}
-        ood = {"other": {"perplexity": other, "primary": other}, "choice": {"primary": other / 100}}
-        own = {"id_metrics": {"validation": {"primary": perplexity}, **sets}, "ood_metrics": ood}
-        return {**found, **own, "metrics": ["perplexity"], "best_epoch": 2.0, "wall_seconds": 1.0}
+    def of(method: str, perplexity: float, test: float, other: float, rate=1e-3) -> Result:
+        return make_result(
+            {"method": method, "task": "text", "learning_rate": rate},
+            perplexity,
+            metrics=("perplexity",),
+            id_metrics={
+                "validation": scores(perplexity),
+                "test": scores(test, perplexity=test),
+            },
+            ood_metrics={"other": scores(other, perplexity=other), "choice": scores(other / 100)},
+            best_epoch=2.0,
+        )
 
     results = [of("dense", 62.237, 61.5, 90.0), of("moe", 60.0, 59.0, 80.0)]
     shown = text(results, {})
@@ -123,9 +126,8 @@ def test_a_perplexity_is_shown_as_it_is_and_the_lower_one_is_better():
     assert headline(results[0]) == (
         "perplexity 62.24 at epoch 2; out of domain: other 90.00, choice 90.0; 1 s"
     )
-    cells = {("text", row["axes"]["method"]): aggregate([row]) for row in results}
+    cells = {("text", row.axes.method): aggregate([row]) for row in results}
     # moe has the better (lower) perplexity and the worse share of right choices
     assert mean_ranks(cells) == {"dense": 1.5, "moe": 1.5}
-    rates = [of("moe", 70.0, 1.0, 1.0), of("moe", 60.0, 1.0, 1.0)]
-    rates[1]["axes"]["learning_rate"] = 1.0
+    rates = [of("moe", 70.0, 1.0, 1.0), of("moe", 60.0, 1.0, 1.0, rate=1.0)]
     assert aggregate(rates).mean == 60.0

@@ -12,6 +12,7 @@ import pytest
 from moe_runner.files import append_line, read_json, write_json
 from moe_runner.runs import store as module
 from moe_runner.runs.store import RunBusy, RunDone, Store, StoreError
+from tests.results import make_result
 
 ID = "0123456789abcdef"
 CLAIM = {"config_yaml": "seed: 0\n", "environment": {"python": "3"}}
@@ -67,7 +68,7 @@ def say_go(process):
 
 def finish(store, run_id=ID, **result):
     with store.claim(run_id, **CLAIM) as folder:
-        return folder.finish({"id": run_id} | result)
+        return folder.finish(make_result(id=run_id, **result))
 
 
 def pretend_elsewhere(store, seconds_ago):
@@ -87,15 +88,15 @@ def test_a_finished_run_is_done_and_shows_its_result(store):
         status = store.status(ID)
         assert (status.state, status.attempts, status.pid) == ("running", 1, os.getpid())
         assert status.host == socket.gethostname()
-        assert folder.finish({"accuracy": 0.5}) == {"accuracy": 0.5}
+        assert folder.finish(make_result(primary=0.25)) == make_result(primary=0.25)
     assert store.status(ID).state == read_json(folder.path / "status.json")["state"] == "done"
-    assert store.result(ID) == {"accuracy": 0.5}
+    assert store.result(ID) == make_result(primary=0.25)
     assert (folder.path / "config.yaml").read_text() == CLAIM["config_yaml"]
     assert read_json(folder.path / "environment.json") == CLAIM["environment"]
 
 
 def test_a_finished_run_cannot_be_claimed(store):
-    finish(store, accuracy=0.5)
+    finish(store)
     with pytest.raises(RunDone, match="rerun=true"), store.claim(ID, **CLAIM):
         pytest.fail("claimed")
     assert store.status(ID).attempts == 1
@@ -115,7 +116,7 @@ def test_a_failing_run_leaves_its_traceback_and_is_retried(store):
     with store.claim(ID, **CLAIM) as folder:
         assert folder.metrics() == [{"step": 1}]
         assert (folder.path / "error.txt").exists()
-        folder.finish({})
+        folder.finish(make_result())
     assert not (folder.path / "error.txt").exists()
     assert (store.status(ID).state, store.status(ID).attempts) == ("done", 2)
 
@@ -136,7 +137,7 @@ def test_a_run_left_without_a_result_is_interrupted(store):
 
 def test_an_error_after_the_result_is_raised_and_kept_and_the_run_is_done(store):
     def fail(folder):
-        folder.finish({})
+        folder.finish(make_result())
         raise OSError("cleaning")
 
     with pytest.raises(OSError, match="cleaning"), store.claim(ID, **CLAIM) as folder:
@@ -182,7 +183,7 @@ def test_a_killed_run_is_interrupted_and_goes_on_at_the_next_claim(store, worker
         with store.claim(ID, **CLAIM) as folder:
             assert store.status(ID).attempts == 2
             assert folder.metrics() == [{"step": 1}]
-            folder.finish({})
+            folder.finish(make_result())
     finally:
         os.kill(int(child), signal.SIGKILL)
     assert store.status(ID).state == "done"
@@ -247,7 +248,7 @@ def test_forget_lets_a_run_start_from_nothing(store):
         for path in (folder.checkpoint, folder.export):
             path.mkdir()
             (path / "weights").touch()
-        folder.finish({})
+        folder.finish(make_result())
     store.forget(ID)
     assert store.result(ID) is None
     assert (store.status(ID).state, store.status(ID).attempts) == ("pending", 1)
@@ -267,7 +268,7 @@ def test_a_run_whose_forgetting_is_cut_short_is_still_done_and_is_forgotten_late
         folder.log_metrics({"step": 1})
         for path in (folder.checkpoint, folder.export):
             path.mkdir()
-        folder.finish({"accuracy": 0.5})
+        folder.finish(make_result())
     (folder.path / "error.txt").touch()
     remove = module._remove
 
@@ -281,7 +282,7 @@ def test_a_run_whose_forgetting_is_cut_short_is_still_done_and_is_forgotten_late
         store.forget(ID)
     monkeypatch.undo()
     assert store.status(ID).state == "done"
-    assert store.result(ID) == {"accuracy": 0.5}
+    assert store.result(ID) == make_result()
     store.forget(ID)
     assert (store.status(ID).state, store.result(ID)) == ("pending", None)
     assert not (folder.path / name).exists()
@@ -334,7 +335,7 @@ def test_results_are_those_of_finished_runs_in_order(store):
     for run_id in ("b" * 16, "a" * 16):
         finish(store, run_id)
     with store.claim("c" * 16, **CLAIM):
-        assert [result["id"] for result in store.results()] == ["a" * 16, "b" * 16]
+        assert [result.id for result in store.results()] == ["a" * 16, "b" * 16]
     append_line(store.root / "stray", {})
     assert store.ids() == ["a" * 16, "b" * 16, "c" * 16]
 

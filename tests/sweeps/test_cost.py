@@ -8,18 +8,20 @@ import pytest
 from safetensors import safe_open
 
 from moe_runner.backbones.weights import ASSETS
-from moe_runner.options.folders import CONF
+from moe_runner.options.folders import option_folders
 from moe_runner.sweeps.compose import compose_settings
 from moe_runner.sweeps.cost import estimate
 from moe_runner.sweeps.plan import Inventory, list_runs
 from moe_runner.sweeps.study_plan import short
+
+FOLDERS = option_folders()
 
 
 @pytest.fixture
 def cost(tmp_path):
     def build(**choices):
         settings = compose_settings(
-            CONF,
+            FOLDERS,
             {
                 "paths.output": str(tmp_path),
                 **{k.replace("__", "."): v for k, v in choices.items()},

@@ -10,12 +10,13 @@ import sys
 import pytest
 import yaml
 
-from moe_runner import train
+from moe_runner.cli import launching
 from moe_runner.options.errors import ConfigError
-from moe_runner.options.folders import CONF
+from moe_runner.options.folders import option_folders
 from moe_runner.sweeps.compose import compose_settings
 from moe_runner.sweeps.plan import make_plan
 
+FOLDERS = option_folders()
 OPTUNA = importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is not None
 
 
@@ -45,12 +46,12 @@ def test_optuna_finds_the_best_of_its_trials(tmp_path):
 )
 def test_a_search_for_the_worst_is_refused(model, task, direction, tmp_path, monkeypatch):
     plan = make_plan(
-        compose_settings(CONF, {"model": model, "task": task, "paths.output": str(tmp_path)})
+        compose_settings(FOLDERS, {"model": model, "task": task, "paths.output": str(tmp_path)})
     )
     other = {"maximize": "minimize", "minimize": "maximize"}[direction]
     for chosen in (None, direction):
-        monkeypatch.setattr(train, "direction", lambda chosen=chosen: chosen)
-        train.check_direction(plan)
-    monkeypatch.setattr(train, "direction", lambda: other)
+        monkeypatch.setattr(launching, "direction", lambda chosen=chosen: chosen)
+        launching.check_direction(plan)
+    monkeypatch.setattr(launching, "direction", lambda: other)
     with pytest.raises(ConfigError, match=f"use hydra.sweeper.direction={direction}"):
-        train.check_direction(plan)
+        launching.check_direction(plan)

@@ -9,14 +9,15 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from moe_runner.options.errors import ConfigError
-from moe_runner.options.folders import CONF
+from moe_runner.options.folders import CONF, option_folders
 from moe_runner.report.published import published_tables
 from moe_runner.sweeps.compose import compose_settings
 from moe_runner.sweeps.plan import Inventory, list_runs
 from moe_runner.sweeps.study import PROFILES, as_overrides, expand, read_study, study_names
 from moe_runner.sweeps.study_plan import plan_study
 
-STUDIES = study_names(CONF)
+FOLDERS = option_folders()
+STUDIES = study_names(FOLDERS)
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def common(tmp_path):
 
 
 def test_there_is_a_study_for_each_published_table_that_runs_can_fill():
-    studies = [read_study(CONF, name) for name in STUDIES]
+    studies = [read_study(FOLDERS, name) for name in STUDIES]
     filled = {name for study in studies for name in study.published}
     filled |= {pairing.table for study in studies for pairing in study.beside}
     other = {
@@ -45,7 +46,7 @@ def test_there_is_a_study_for_each_published_table_that_runs_can_fill():
 @pytest.mark.parametrize("name", STUDIES)
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_study_composes_in_both_profiles(name, profile, common):
-    plan = plan_study(read_study(CONF, name), profile, common)
+    plan = plan_study(FOLDERS, read_study(FOLDERS, name), profile, common)
     assert plan.gaps == ()
     assert plan.jobs
     assert len({job.run.id for job in plan.jobs}) == len(plan.jobs)
@@ -53,37 +54,37 @@ def test_a_study_composes_in_both_profiles(name, profile, common):
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_mini_study_runs_here_and_briefly(name, common):
-    plan = plan_study(read_study(CONF, name), "mini", common)
+    plan = plan_study(FOLDERS, read_study(FOLDERS, name), "mini", common)
     assert [job.problems for job in plan.jobs if job.problems] == []
     assert all(job.run.trainer.max_steps <= 100 for job in plan.jobs)
 
 
 def test_the_mini_profile_has_at_most_250_distinct_runs(common):
-    plans = [plan_study(read_study(CONF, name), "mini", common) for name in STUDIES]
+    plans = [plan_study(FOLDERS, read_study(FOLDERS, name), "mini", common) for name in STUDIES]
     assert 100 < len({job.run.id for plan in plans for job in plan.jobs}) <= 250
 
 
 @pytest.mark.parametrize("name", ["emoe_glue_lora", "hypermoe_ablations", "emoe_domainbed"])
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_choices_of_a_job_make_its_run(name, profile, common, tmp_path):
-    for job in plan_study(read_study(CONF, name), profile, common).jobs[:40:7]:
-        settings = compose_settings(CONF, {**job.choices, **common})
+    for job in plan_study(FOLDERS, read_study(FOLDERS, name), profile, common).jobs[:40:7]:
+        settings = compose_settings(FOLDERS, {**job.choices, **common})
         (run,) = list_runs(settings, Inventory(tmp_path / "hashes.json")).runs
         assert run.id == job.run.id
 
 
 def test_a_run_that_two_blocks_share_is_planned_once(common):
-    study = read_study(CONF, "emoe_gates")
+    study = read_study(FOLDERS, "emoe_gates")
     twice = dataclasses.replace(study, grids={"mini": study.grids["mini"] * 2})
-    assert len(plan_study(twice, "mini", common).jobs) == len(
-        plan_study(study, "mini", common).jobs
+    assert len(plan_study(FOLDERS, twice, "mini", common).jobs) == len(
+        plan_study(FOLDERS, study, "mini", common).jobs
     )
 
 
 def test_what_cannot_be_composed_is_a_gap_and_no_run(common):
-    study = read_study(CONF, "emoe_gates")
+    study = read_study(FOLDERS, "emoe_gates")
     block = {**study.grids["mini"][0], "model": ["bert_tiny", "bert_huge"]}
-    plan = plan_study(dataclasses.replace(study, grids={"mini": (block,)}), "mini", common)
+    plan = plan_study(FOLDERS, dataclasses.replace(study, grids={"mini": (block,)}), "mini", common)
     assert len(plan.jobs) == 3
     assert [gap.partition(";")[0] for gap in plan.gaps] == ["model=bert_huge is not an option"]
 
@@ -109,7 +110,7 @@ def test_choices_are_written_as_hydra_reads_them():
 
 def test_an_unknown_study_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean emoe_gates"):
-        read_study(CONF, "emoe_gate")
+        read_study(FOLDERS, "emoe_gate")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_a_wrong_study_file_is_named_with_its_problem(old, new, problem, tmp_pat
     assert old in text
     file.write_text(text.replace(old, new, 1))
     with pytest.raises(ConfigError, match=f"emoe_gates.yaml: {problem}"):
-        read_study(conf, "emoe_gates")
+        read_study((conf,), "emoe_gates")
 
 
 @pytest.mark.parametrize(

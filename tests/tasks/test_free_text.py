@@ -9,6 +9,7 @@ import pytest
 from moe_runner import hub, tasks
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.task import GenerationTask, TextTask
+from moe_runner.registry import SUITES
 from moe_runner.tasks.mini import grammar, texts
 
 ANSWERS = {"text": ["It", "It", "me"], "answer_start": [0, 0, 6]}
@@ -112,7 +113,7 @@ def test_places_on_the_hub(name, place, monkeypatch):
 
 @pytest.mark.parametrize("suite", ["summarisation", "squad", "summarisation_mini", "squad_mini"])
 def test_there_are_no_out_of_domain_sets(suite):
-    (name, *_) = tasks.SUITES[suite].TASKS
+    (name, *_) = SUITES[suite].specs
     with pytest.raises(ConfigError, match=r"task.ood=\[imdb\] is not an option of task="):
         tasks.sources(GenerationTask(suite=suite, members=(name,), ood=("imdb",)), name)
 

@@ -8,7 +8,8 @@ import pytest
 from moe_runner import hub, tasks
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.task import TextTask
-from moe_runner.tasks import glue, gluex
+from moe_runner.tasks import gluex
+from moe_runner.tasks.suites import glue
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data in {DATA}")

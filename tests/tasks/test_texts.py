@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe_runner.tasks import glue, glue_multitask, squad, summarisation
+from moe_runner.tasks.suites import glue, glue_multitask, squad, summarisation
 from moe_runner.tasks.texts import answer_text, score, source_text
 
 MRPC, STSB, COLA = (glue.TASKS[name] for name in ("mrpc", "stsb", "cola"))

@@ -9,14 +9,15 @@ import torch
 from datasets import Dataset
 
 from moe_runner.methods.dense.options import Dense
+from moe_runner.runs.result import Result
 from moe_runner.runs.store import RunFolder, Store
 from moe_runner.sweeps.plan import make_plan
-from moe_runner.train import execute
+from moe_runner.training.execute import execute
 from moe_runner.training.fit import Resources, carry_out
 
 
 def test_another_method_tokenises_nothing_and_another_length_does(make_settings, monkeypatch):
-    def run(settings) -> dict:
+    def run(settings) -> Result:
         (planned,) = make_plan(settings).runs
         return execute(planned, settings, Store(Path(settings.paths.output)))
 
@@ -50,4 +51,4 @@ def test_without_a_cache_the_numbers_are_the_same(make_settings, only_run, tmp_p
         folder.path.mkdir()
         found.append(carry_out(planned, folder, replace(resources, data_cache=cache)))
     for key in ("id_metrics", "ood_metrics", "learning_curve"):
-        assert found[0][key] == found[1][key] == found[2][key]
+        assert getattr(found[0], key) == getattr(found[1], key) == getattr(found[2], key)

@@ -20,11 +20,12 @@ from moe_runner.options.settings import Logger, Paths, Settings
 from moe_runner.options.task import DomainBedTask
 from moe_runner.options.training import Search, Trainer, Tuning
 from moe_runner.registry import METHODS
+from moe_runner.runs.result import figures_by_set
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.plan import make_plan
 from moe_runner.training import fit
 from moe_runner.training.forms.domain_generalisation import DomainTrainer
-from tests.tasks.test_domainbed import PACS, write_domains
+from tests.tasks.suites.test_domainbed import PACS, write_domains
 
 SMALL = {"num_experts": 4, "top_k": 2}
 DENSE = Dense()
@@ -61,7 +62,7 @@ def carry_out(settings, number=0):
     """Plan and execute one run; returns its result and its folder."""
     store = Store(train.Path(settings.paths.output))
     run = make_plan(settings).runs[number]
-    return train.execute(run, settings, store), store.folder(run.id)
+    return train.execute(run, settings, store).to_json(), store.folder(run.id)
 
 
 def elsewhere(settings):
@@ -281,5 +282,5 @@ def test_a_kept_run_is_evaluated_again(settings):
     result, _ = carry_out(given)
     run = make_plan(given).runs[0]
     store = Store(train.Path(given.paths.output))
-    found = evaluate_kept(run, given, store, train.find_resources(given))
+    found = figures_by_set(evaluate_kept(run, given, store, train.find_resources(given)))
     assert found == result["ood_metrics"]

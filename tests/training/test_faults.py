@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from moe_runner import train
+from moe_runner.cli.ending import end
 from moe_runner.methods.dense.options import Dense
 from moe_runner.methods.emoe.options import EMoE
 from moe_runner.runs.store import RunBusy, Store
@@ -72,7 +73,7 @@ def forked(runs, settings) -> int:
 def numbers(store: Store, runs) -> dict[str, object]:
     """What must be the same: all but times, memory and where a run was taken up again."""
     kept = ("primary", "id_metrics", "ood_metrics", "learning_curve", "best_epoch", "updates")
-    return {run.id: {name: store.result(run.id)[name] for name in kept} for run in runs}
+    return {run.id: {name: getattr(store.result(run.id), name) for name in kept} for run in runs}
 
 
 @pytest.fixture(autouse=True)
@@ -137,11 +138,11 @@ def test_two_sweeps_at_once_do_no_run_twice(make_settings):
     ids=["out of memory", "nan", "full disk", "other"],
 )
 def test_a_run_that_fails_is_recorded_and_the_sweep_goes_on(
-    error, reason, make_settings, monkeypatch
+    error, reason, make_settings, monkeypatch, capsys
 ):
     settings = make_settings(epochs=1)
     runs = sweep_of(settings)[:2]
-    store, session = Store(Path(settings.paths.output)), train.Session()
+    store, reasons = Store(Path(settings.paths.output)), {}
     carry_out = fit.carry_out
 
     def failing(run, folder, resources):
@@ -150,16 +151,18 @@ def test_a_run_that_fails_is_recorded_and_the_sweep_goes_on(
         return carry_out(run, folder, resources)
 
     monkeypatch.setattr(fit, "carry_out", failing)
-    results = [train.attempt(run, settings, store, session) for run in runs]
+    results = [train.attempt(run, settings, store, reasons) for run in runs]
     assert results[0] is None
     assert results[1] is not None
     assert store.status(runs[0].id).state == "failed"
     assert reason in (store.folder(runs[0].id) / "error.txt").read_text()
-    assert session.exit_code() == 1
-    (line,) = session.failed
+    assert reasons == {}  # the store knows
+    assert end([(run, store) for run in runs], print, reasons=reasons) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"failed: {runs[0].label}")
     assert reason in line
     monkeypatch.setattr(fit, "carry_out", carry_out)
-    assert train.attempt(runs[0], settings, store, session) is not None  # the next call does it
+    assert train.attempt(runs[0], settings, store, reasons) is not None  # the next call does it
 
 
 def test_ctrl_c_leaves_a_run_interrupted_and_it_goes_on(make_settings, monkeypatch):
@@ -184,8 +187,8 @@ def test_ctrl_c_leaves_a_run_interrupted_and_it_goes_on(make_settings, monkeypat
     assert not (store.folder(run.id) / "error.txt").exists()
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     result = train.execute(run, settings, store)
-    assert result["resumed_at_update"] == 12
-    assert result["learning_curve"] == whole["learning_curve"]
+    assert result.resumed_at_update == 12
+    assert result.learning_curve == whole.learning_curve
 
 
 def test_a_truncated_result_is_named_and_its_run_can_be_done_again(make_settings):
@@ -194,12 +197,12 @@ def test_a_truncated_result_is_named_and_its_run_can_be_done_again(make_settings
     store = Store(Path(settings.paths.output))
     whole = train.execute(run, settings, store)
     file = store.folder(run.id) / "result.json"
-    file.write_text(json.dumps(whole)[:100])
+    file.write_text(json.dumps(whole.to_json())[:100])
     with pytest.raises(train.StoreError, match=f"delete it and run {run.id} again"):
         store.result(run.id)
     file.unlink()
     again = train.execute(run, settings, store)
-    assert again["learning_curve"] == whole["learning_curve"]
+    assert again.learning_curve == whole.learning_curve
 
 
 def test_a_truncated_checkpoint_is_passed_over(make_settings, monkeypatch):
@@ -223,5 +226,5 @@ def test_a_truncated_checkpoint_is_passed_over(make_settings, monkeypatch):
     newest = store.folder(run.id) / "checkpoint" / "checkpoint-24" / "trainer_state.json"
     newest.write_text(newest.read_text()[:50])
     result = train.execute(run, settings, store)
-    assert result["resumed_at_update"] == 12
-    assert result["learning_curve"] == whole["learning_curve"]
+    assert result.resumed_at_update == 12
+    assert result.learning_curve == whole.learning_curve

@@ -25,11 +25,11 @@ from moe_runner.options.task import InstructTask
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import RunFolder, Store
 from moe_runner.sweeps.plan import make_plan
-from moe_runner.tasks.instruct import prompt
+from moe_runner.tasks.instructions import prompt
 from moe_runner.tasks.mini.instruct import questions
 from moe_runner.tasks.mmlu import to_dataset
-from moe_runner.train import execute, find_resources
 from moe_runner.training.callbacks import ShowProgress
+from moe_runner.training.execute import execute, find_resources
 from moe_runner.training.fit import build, make_trainer
 from moe_runner.training.forms.instruct import IGNORED, encode_record, response_losses
 
@@ -72,7 +72,7 @@ def trained(settings: Settings) -> tuple[dict, dict[str, torch.Tensor]]:
     settings = dataclasses.replace(settings, rerun=True)
     store = Store(Path(settings.paths.output))
     run = only(settings)
-    result = execute(run, settings, store)
+    result = execute(run, settings, store).to_json()
     return result, load_file(RunFolder(store.folder(run.id)).best / "trained.safetensors")
 
 

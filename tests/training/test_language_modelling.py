@@ -17,7 +17,8 @@ from moe_runner.options.errors import ConfigError
 from moe_runner.options.task import LanguageModellingTask
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.plan import make_plan
-from moe_runner.train import evaluate_stored, execute
+from moe_runner.train import evaluate_stored
+from moe_runner.training.execute import execute
 from moe_runner.training.forms.language_modelling import LanguageModelling
 
 WORDS = ["w1", "w2", "w3", "good", "bad", "w4", "w5", "w6", "w7"]
@@ -49,7 +50,7 @@ def settings(make_settings, text):
 
 def carried_out(settings) -> dict:
     (run,) = make_plan(settings).runs
-    return execute(run, settings, Store(Path(settings.paths.output)))
+    return execute(run, settings, Store(Path(settings.paths.output))).to_json()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

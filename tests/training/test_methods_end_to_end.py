@@ -21,6 +21,7 @@ from moe_runner.methods.emoe.options import EMoE
 from moe_runner.options.method import Method
 from moe_runner.options.protocol import Protocol
 from moe_runner.registry import METHODS
+from moe_runner.runs.result import figures_by_set
 from moe_runner.runs.store import RunFolder, Store
 from moe_runner.training import checkpoint, fit
 from moe_runner.training.callbacks import ShowProgress
@@ -153,7 +154,7 @@ def test_killed_or_evaluated_again_a_late_or_early_conversion_has_the_same_numbe
     run = only_run(settings)
     whole, folder = carry_out(settings, run)
     store, resources = Store(train.Path(settings.paths.output)), train.find_resources(settings)
-    assert evaluate_kept(run, settings, store, resources) == whole["ood_metrics"]
+    assert figures_by_set(evaluate_kept(run, settings, store, resources)) == whole["ood_metrics"]
 
     settings = elsewhere(settings)
     fail_at(monkeypatch, 18)
@@ -201,7 +202,7 @@ def test_kept_weights_and_exports_give_the_stored_numbers(name, tuning, make_set
     run = only_run(settings)
     result, folder = carry_out(settings, run)
     store, resources = Store(train.Path(settings.paths.output)), train.find_resources(settings)
-    assert evaluate_kept(run, settings, store, resources) == result["ood_metrics"]
+    assert figures_by_set(evaluate_kept(run, settings, store, resources)) == result["ood_metrics"]
 
     ready = as_trained(settings, run, folder)
     loss, _ = by_hand(ready.backbone.model, ready)
@@ -423,4 +424,6 @@ def test_reference_trains_every_method(make_settings, only_run):
         result, _ = carry_out(settings, run)
         assert result["axes"]["protocol"] == "reference"
         store, resources = Store(train.Path(settings.paths.output)), train.find_resources(settings)
-        assert evaluate_kept(run, settings, store, resources) == result["ood_metrics"]
+        assert (
+            figures_by_set(evaluate_kept(run, settings, store, resources)) == result["ood_metrics"]
+        )

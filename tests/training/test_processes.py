@@ -21,8 +21,8 @@ from moe_runner.options.errors import ConfigError
 from moe_runner.runs import processes
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.plan import make_plan
-from moe_runner.train import execute
 from moe_runner.training.device import choose_device
+from moe_runner.training.execute import execute
 from tests.methods.distributed_worker import two_steps
 from tests.training.conftest import write_tokenizer
 from tests.training.sharded_worker import work
@@ -108,8 +108,8 @@ def test_two_processes_train_as_one(method, two, without_dropout, make_settings)
     (run,) = make_plan(settings).runs
     alone = execute(run, settings, store)
 
-    assert together["updates"] == alone["updates"] == 12
-    assert together["primary"] == pytest.approx(alone["primary"], abs=1e-6)
+    assert together["updates"] == alone.updates == 12
+    assert together["primary"] == pytest.approx(alone.primary, abs=1e-6)
     weights = [
         load_file(place / "checkpoint/best/trained.safetensors")
         for place in (store.folder(run.id), found[run.method.name])

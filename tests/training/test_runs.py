@@ -14,19 +14,21 @@ from safetensors.torch import load_file
 
 from moe_runner import train
 from moe_runner.backbones.weights import Weights
+from moe_runner.cli.ending import end
 from moe_runner.methods.dense.options import Dense
 from moe_runner.methods.emoe.options import EMoE
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.settings import Logger
+from moe_runner.runs.result import figures_by_set
 from moe_runner.runs.store import Store
 from moe_runner.training import checkpoint, fit
 from moe_runner.training.evaluate import evaluate_kept
 
 
 def carry_out(settings, run):
-    """Execute a run as the command does; returns its result and its folder."""
+    """Execute a run as the command does; returns the content of result.json and the folder."""
     store = Store(train.Path(settings.paths.output))
-    return train.execute(run, settings, store), store.folder(run.id)
+    return train.execute(run, settings, store).to_json(), store.folder(run.id)
 
 
 @pytest.mark.parametrize("method", [Dense(), EMoE(num_experts=4, top_k=2)], ids=["dense", "emoe"])
@@ -247,10 +249,9 @@ def test_a_diverging_run_fails_with_its_reason_and_is_tried_again(make_settings,
     store = Store(train.Path(settings.paths.output))
     assert store.status(run.id).state == "failed"
     assert "Error" in (store.folder(run.id) / "error.txt").read_text()
-    session = train.Session()
-    assert train.attempt(run, settings, store, session) is None
+    assert train.attempt(run, settings, store, {}) is None
     assert store.status(run.id).attempts == 2
-    assert session.exit_code() == 1
+    assert end([(run, store)], print, reasons={}) == 1
 
 
 def test_a_kept_run_is_evaluated_on_other_sets_without_training(
@@ -265,7 +266,7 @@ def test_a_kept_run_is_evaluated_on_other_sets_without_training(
     resources = train.find_resources(settings)
     store = Store(train.Path(settings.paths.output))
     kept = store.folder(run.id) / "checkpoint"
-    found = evaluate_kept(run, settings, store, resources)
+    found = figures_by_set(evaluate_kept(run, settings, store, resources))
     assert found == expected["ood_metrics"]
     assert [path.name for path in kept.iterdir()] == ["best"]  # no optimizer state
     with pytest.raises(ConfigError, match="names no set"):

@@ -12,7 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from moe_runner import train
-from moe_runner.arguments import parse_config
+from moe_runner.cli.values import parse_config
 from moe_runner.conversion.convert import convert, merge
 from moe_runner.conversion.counts import library_experts, moe_layers
 from moe_runner.methods.dense.options import Dense
@@ -44,7 +44,7 @@ def settings_of(tmp_path):
 
 def carry_out(settings, run):
     store = Store(Path(settings.paths.output))
-    return train.execute(run, settings, store), store.folder(run.id)
+    return train.execute(run, settings, store).to_json(), store.folder(run.id)
 
 
 # Runs
@@ -302,4 +302,4 @@ def test_settings_of_a_run_are_those_that_are_read_back(make_settings, only_run)
     from moe_runner.training.evaluate import evaluate_kept
 
     again = evaluate_kept(run, kept, Store(Path(kept.paths.output)), train.find_resources(kept))
-    assert again["cola_ood"]["primary"] == result["ood_metrics"]["cola_ood"]["primary"]
+    assert again["cola_ood"].primary == result["ood_metrics"]["cola_ood"]["primary"]

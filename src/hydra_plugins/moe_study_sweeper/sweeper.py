@@ -46,16 +46,19 @@ class MoEStudySweeper(BasicSweeper):
         # joblib renews a worker that has grown, between two jobs; one that dies is an error
         warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
         if study is None:
-            from moe_runner.handover import Handover, runs_here
+            from moe_runner.cli.handover import Handover
+            from moe_runner.cli.launching import runs_here
 
             if runs_here(self.config.hydra):
                 return super().sweep(arguments)
             self.launcher = handover = Handover(self.launcher, self.compose)
             super().sweep(arguments)
-            raise SystemExit(handover.report())
-        from moe_runner.studies import carry_out_study
+            raise SystemExit(handover.command.end())
+        from moe_runner.cli.launching import folders_of
+        from moe_runner.cli.studies import carry_out_study
 
-        raise SystemExit(carry_out_study(study, self.config, self.launcher.launch, arguments))
+        folders, launch = folders_of(self.config.hydra), self.launcher.launch
+        raise SystemExit(carry_out_study(folders, study, self.config, launch, arguments))
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """Compose the config of a job of a sweep."""

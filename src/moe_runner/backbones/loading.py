@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -18,10 +21,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from moe_runner.backbones.loaded import check_loaded, renew_head, some
 from moe_runner.backbones.weights import Weights
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.model import Model
 from moe_runner.registry import FAMILIES
+
+log = logging.getLogger(__name__)
+
+UNUSED = 0.9  # a tokenizer with a smaller share of the embedding's rows is suspicious
 
 
 @dataclass
@@ -56,18 +64,19 @@ def load_classifier(options: Model, weights: Weights, labels: tuple[str, ...]) -
     config = AutoConfig.from_pretrained(
         num_labels=len(labels) or 1,
         problem_type="single_label_classification" if labels else "regression",
-        pad_token_id=tokenizer.pad_token_id,
         **weights.location,
     )
+    pad = tokenizer.pad_token_id
+    if pad < config.get_text_config().vocab_size:  # else the embedding has to grow first
+        config.pad_token_id = pad
     if labels:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        config=config, dtype=torch.float32, output_loading_info=True, **weights.location
-    )
-    inside = {id(parameter) for parameter in model.base_model.parameters()}
-    outside = {name for name, p in model.named_parameters() if id(p) not in inside}
-    return Backbone(model, frozenset(outside | set(info["missing_keys"])), tokenizer)
+    model, info = read_model(AutoModelForSequenceClassification, weights, config)
+    renew_head(model, info, weights.origin)
+    fit_vocabulary(model, tokenizer, weights)
+    model.config.pad_token_id = pad
+    return Backbone(model, outside_backbone(model) | set(info["missing_keys"]), tokenizer)
 
 
 def load_image_classifier(
@@ -103,22 +112,59 @@ def load_image_classifier(
             f"task.image_size={image_size} does not divide by the {config.patch_size} pixels of a "
             f"patch of model={options.name}; use a multiple of {config.patch_size}"
         )
-    model, info = AutoModelForImageClassification.from_pretrained(
-        config=config,
-        dtype=torch.float32,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # the pretrained head has other classes
-        **weights.location,
-    )
+    config.architectures = None  # a distilled DeiT says a class that cannot be trained
+    model, info = read_model(AutoModelForImageClassification, weights, config)
     if image_size != config.image_size:
         resize_positions(model, image_size)
-    inside = {id(parameter) for parameter in model.base_model.parameters()}
-    outside = {name for name, p in model.named_parameters() if id(p) not in inside}
-    new = outside | set(info["missing_keys"])
+    new = outside_backbone(model) | set(info["missing_keys"])
     with torch.no_grad():  # also where the pretrained head happens to have as many classes
-        model.classifier.weight.normal_(0.0, config.initializer_range)
-        model.classifier.bias.zero_()
-    return Backbone(model, frozenset(new), processor)
+        for owner in dict.fromkeys(name.rpartition(".")[0] for name in outside_backbone(model)):
+            layer: Any = model.get_submodule(owner)
+            layer.weight.normal_(0.0, config.initializer_range)
+            layer.bias.zero_()
+    return Backbone(model, new, processor)
+
+
+def read_model(
+    auto_class: Any, weights: Weights, config: Any = None
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Load a model in fp32 and check that its backbone is what the files hold.
+
+    Args:
+        auto_class: of transformers.
+        weights: where it is.
+        config: None: that of the files.
+
+    Returns:
+        The model, and the loading info of transformers.
+
+    Raises:
+        ConfigError: if a file cannot be read, or does not hold the backbone; see `check_loaded`.
+    """
+    try:
+        model, info = auto_class.from_pretrained(
+            **({} if config is None else {"config": config}),
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # of a head; `check_loaded` looks at the backbone
+            **weights.location,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        if "weights_only" in str(error) or isinstance(error, UnpicklingError):
+            reason = (
+                "its .bin file holds more than tensors, which is never unpickled here; save the "
+                "model as safetensors where you trust it: model.save_pretrained(<folder>)"
+            )
+        raise ConfigError(f"{weights.origin} cannot be loaded: {reason}") from error
+    check_loaded(model, info, weights.origin)
+    return model, info
+
+
+def outside_backbone(model: PreTrainedModel) -> frozenset[str]:
+    """Name the parameters that are not the bare backbone's: the head."""
+    inside = {id(parameter) for parameter in model.base_model.parameters()}
+    return frozenset(name for name, p in model.named_parameters() if id(p) not in inside)
 
 
 def resize_positions(model: PreTrainedModel, image_size: int) -> None:
@@ -170,9 +216,14 @@ def with_language_head(
     auto_class: Any, tokenizer: PreTrainedTokenizerBase, weights: Weights
 ) -> Backbone:
     """Load a model that gives scores to the tokens of the vocabulary."""
-    model, info = auto_class.from_pretrained(
-        dtype=torch.float32, output_loading_info=True, **weights.location
-    )
+    model, info = read_model(auto_class, weights)
+    if info["missing_keys"]:
+        raise ConfigError(
+            f"{weights.origin} has no language head (the file lacks "
+            f"{some(sorted(info['missing_keys']))}), and a new one would predict nothing; use a "
+            "checkpoint with its head"
+        )
+    fit_vocabulary(model, tokenizer, weights)
     model.config.pad_token_id = tokenizer.pad_token_id
     return Backbone(model, frozenset(info["missing_keys"]), tokenizer)
 
@@ -196,3 +247,38 @@ def load_tokenizer(options: Model, weights: Weights) -> PreTrainedTokenizerBase:
         )
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def fit_vocabulary(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, weights: Weights
+) -> None:
+    """Give tokens that were added to a tokenizer rows of the embedding, in place.
+
+    Args:
+        model: as loaded.
+        tokenizer: of the same files.
+        weights: where both are from, for messages.
+
+    Raises:
+        ConfigError: if the tokenizer's own vocabulary is larger than the embedding: it is that of
+            another model.
+    """
+    rows, ids = model.get_input_embeddings().num_embeddings, len(tokenizer)
+    own = tokenizer.vocab_size  # without what was added
+    if own > rows:
+        raise ConfigError(
+            f"{weights.origin}: the tokenizer has {own} tokens and the embedding {rows} rows; the "
+            "tokenizer is that of another model: put the files of one model into the folder"
+        )
+    if ids > rows:
+        log.warning(
+            "  %d tokens of the tokenizer are beyond the %d rows of the embedding (%s); it grows",
+            ids - rows, rows, some(tokenizer.convert_ids_to_tokens(list(range(rows, ids)))),
+        )  # fmt: skip
+        model.resize_token_embeddings(ids)
+    elif ids < UNUSED * rows:
+        log.warning(
+            "  the tokenizer has %d tokens and the embedding %d rows; if it is that of another "
+            "model, every text is misread",
+            ids, rows,
+        )  # fmt: skip

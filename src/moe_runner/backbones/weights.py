@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_runner import hub
+from moe_runner.backbones.integrity import tokenizer_problem, weights_problem
 from moe_runner.options.model import Model
 from moe_runner.registry import FAMILIES
 from moe_runner.runs.identity import content_hash
@@ -46,6 +47,11 @@ class Weights:
         assert self.hub_id is not None
         return {"pretrained_model_name_or_path": self.hub_id, "revision": self.revision}
 
+    @property
+    def origin(self) -> str:
+        """Name the place in messages."""
+        return str(self.folder or self.cached or self.hub_id)
+
     def image_size(self) -> int:
         """Read how many pixels a side the images have that the backbone was trained on.
 
@@ -82,7 +88,8 @@ def find_weights(model: Model) -> Weights:
         Hub's endpoint, once per process).
     """
     if model.path is not None:
-        return in_folder(Path(model.path).expanduser(), f"model.path={model.path}")
+        given = f"model.path={model.path}"
+        return in_folder(Path(model.path).expanduser(), given, text=model.vocab_size is not None)
     if model.bundled:
         return in_folder(ASSETS / model.name, f"model={model.name}")
     if model.package is not None:
@@ -106,15 +113,21 @@ def find_weights(model: Model) -> Weights:
     return Weights(hub_id=model.hub_id, revision=model.revision, cached=cached, problem=problem)
 
 
-def in_folder(folder: Path, given: str) -> Weights:
-    """Check that a local folder holds a model."""
+def in_folder(folder: Path, given: str, *, text: bool = False) -> Weights:
+    """Check that a local folder holds a model.
+
+    Args:
+        folder: where.
+        given: what the user typed, for messages.
+        text: whether it must have a tokenizer.
+    """
     problem = None
     if not (folder / "config.json").is_file():
         problem = f"{given} is not a model folder: {folder / 'config.json'} does not exist"
-    elif not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        problem = f"{given} has no weights: {folder} holds no *.safetensors"
     elif (folder / "moe_runner.json").is_file():
         problem = f"{given} is a converted model; moe-run starts from a dense one"
+    elif (wrong := weights_problem(folder)) or (text and (wrong := tokenizer_problem(folder))):
+        problem = f"{given}: {wrong}"
     return Weights(folder=folder, problem=problem)
 
 

@@ -76,9 +76,15 @@ def with_sizes_of_path(model: Model, problems: list[str]) -> Model:
         problems.append(f"model.path={model.path} is not a model folder: {file} {reason}")
         return model
     family = FAMILIES[model.family]
-    if found.get("model_type") not in family.types:
+    if "model_type" not in found:
         problems.append(
-            f"model.path={model.path} holds a model of type {found.get('model_type')}; "
+            f"model.path={model.path}: {file} has no model_type (files of 2019 have none); add "
+            f'"model_type": "{family.types[0]}" to it for a model of the family {family.name}'
+        )
+        return model
+    if found["model_type"] not in family.types:
+        problems.append(
+            f"model.path={model.path} holds a model of type {found['model_type']}; "
             f"model={model.name} is of the family {model.family}"
         )
         return model

@@ -13,9 +13,9 @@ from moe_runner.options.fields import Count, Seed
 from moe_runner.options.method import Method
 from moe_runner.options.model import Model, with_sizes_of_path
 from moe_runner.options.protocol import Protocol
-from moe_runner.options.task import TASKS, Task
+from moe_runner.options.task import Task
 from moe_runner.options.training import Search, Trainer, Tuning
-from moe_runner.registry import METHODS
+from moe_runner.registry import METHODS, SUITES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +63,10 @@ class Settings:
 
 
 GROUPS: dict[str, Any] = {
-    "method": METHODS,  # a group with a dataclass per option
+    "method": METHODS,  # a group with a dataclass per kind of option, see `options_class`
     "model": Model,
     "tuning": Tuning,
-    "task": TASKS,
+    "task": SUITES,
     "protocol": Protocol,
     "search": Search,
     "trainer": Trainer,
@@ -75,6 +75,22 @@ GROUPS: dict[str, Any] = {
 
 
 KIND = {"method": "name", "task": "suite"}  # the key that chooses among a group's dataclasses
+
+
+def options_class(group: str, kind: str = "") -> type | None:
+    """Find the dataclass of a group's options.
+
+    Args:
+        group: a key of `GROUPS`.
+        kind: name of the method or suite, for a group of `KIND`.
+
+    Returns:
+        The dataclass; None if there is no such kind.
+    """
+    found = GROUPS[group]
+    if group in KIND:
+        found = found.get(kind)
+    return found.options if group == "task" and found is not None else found
 
 
 def option_keys(kinds: Mapping[str, Iterable[str]] | None = None) -> list[str]:
@@ -90,7 +106,8 @@ def option_keys(kinds: Mapping[str, Iterable[str]] | None = None) -> list[str]:
     sections: list[tuple[str, type]] = []
     for group, cls in GROUPS.items():
         if group in KIND:
-            sections += [(group, cls[name]) for name in (kinds or {}).get(group, cls)]
+            names = (kinds or {}).get(group, cls)
+            sections += [(group, found) for name in names if (found := options_class(group, name))]
         else:
             sections.append((group, cls))
     keys = [name for name in field_names(Settings) if name not in {*GROUPS, "paths"}]
@@ -118,7 +135,7 @@ def parse(tree: Mapping[str, Any]) -> Settings:
     for section, cls in sections.items():
         node = tree.get(section)
         if section in KIND and isinstance(node, Mapping):
-            cls = cls.get(str(node.get(KIND[section])))
+            cls = options_class(section, str(node.get(KIND[section])))
         if not isinstance(node, Mapping) or cls is None:
             given = f"{section}={show(node)}"
             problems.append(f"{given} is not valid; moe-run --help lists the options")

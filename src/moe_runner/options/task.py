@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, Self
 
 from moe_runner.options.errors import join
 from moe_runner.options.fields import Count, Fraction, Number, Share, later, runtime
 from moe_runner.options.method import Method
 from moe_runner.options.model import Model, families_with_options
-from moe_runner.options.training import Trainer
+from moe_runner.options.training import Recipe, Trainer
 from moe_runner.registry import FAMILIES
+
+FormName = Literal[  # how a backbone meets a task, see training/forms
+    "classification", "text_to_text", "language_modelling", "instruct", "domain_generalisation"
+]
+BLOCK_SIZE = 1024  # tokens; HyperMoE's code
+LABEL_TOKENS = 8  # most tokens of a generated label
+NAME_TOKENS = 32  # and of a text where the options have no number: ReCoRD's entities
+PATCH, TINY_PATCH = 16, 8  # pixels a side: DeiT, vit_tiny
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Answers:
+    """How the form text_to_text reads and answers; lengths in tokens.
+
+    Args:
+        source_length: most of what is read.
+        target_length: most of an answer in training.
+        search: how answers are generated, in the words of transformers' GenerationConfig.
+    """
+
+    source_length: int | None
+    target_length: int
+    search: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
     """A suite, which of its members to run, and where their data come from.
 
-    What all suites share; each kind of suite has a dataclass of its own with the rest.
+    What all suites share; each kind of suite has a dataclass of its own with the rest, which says
+    what the runner asks of it: `tokens`, for the form text_to_text `answers`, what else differs.
     """
 
     suite: str
@@ -68,6 +94,33 @@ class Task:
         """Check how batches are put together against what they are made of."""
         return []
 
+    def resolved(self, model: Model, recipe: Recipe, image_size: Callable[[], int]) -> Self:
+        """Put values where null means one that follows from the rest.
+
+        Args:
+            model: the backbone's options.
+            recipe: of the member task in its form.
+            image_size: reads how many pixels a side the images of the backbone have.
+        """
+        return self
+
+    @property
+    def share(self) -> float:
+        """Which share of the training examples is used."""
+        return 1.0
+
+    @abstractmethod
+    def tokens(self, model: Model) -> int:
+        """Give the most tokens of an example; the options are resolved."""
+
+    def answers(self, free_text: bool) -> Answers:
+        """Say how the form text_to_text reads and answers; the options are resolved.
+
+        Args:
+            free_text: an answer is a text, not a class or a score.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how texts are answered")
+
 
 def position_problems(key: str, length: int | None, model: Model) -> list[str]:
     """Check a number of tokens against the positions of a backbone; None: nothing to check."""
@@ -93,6 +146,30 @@ class TextTask(Task):
         """See `Task.value_problems`."""
         return position_problems("task.max_length", self.max_length, model)
 
+    def resolved(self, model: Model, recipe: Recipe, image_size: Callable[[], int]) -> Self:
+        """See `Task`: the recipe has the length."""
+        if self.max_length is not None:
+            return self
+        return replace(self, max_length=recipe.max_length)
+
+    @property
+    def share(self) -> float:
+        """See `Task`."""
+        return self.train_fraction
+
+    def tokens(self, model: Model) -> int:
+        """See `Task`."""
+        assert self.max_length is not None
+        return self.max_length
+
+    def answers(self, free_text: bool) -> Answers:
+        """See `Task`: labels and names are written greedily."""
+        return Answers(
+            source_length=self.max_length,
+            target_length=NAME_TOKENS,
+            search={"max_new_tokens": NAME_TOKENS if free_text else LABEL_TOKENS},
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationTask(Task):
@@ -112,6 +189,23 @@ class GenerationTask(Task):
         """See `Task.value_problems`."""
         return position_problems("task.max_length", self.max_length, model)
 
+    def tokens(self, model: Model) -> int:
+        """See `Task`."""
+        return self.max_length + self.target_length
+
+    def answers(self, free_text: bool) -> Answers:
+        """See `Task`."""
+        return Answers(
+            source_length=self.max_length,
+            target_length=self.target_length,
+            search={
+                "max_new_tokens": self.answer_length,
+                "min_new_tokens": self.min_length,
+                "num_beams": self.beams,
+                "no_repeat_ngram_size": self.no_repeat_ngram,
+            },
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModellingTask(Task):
@@ -129,13 +223,24 @@ class LanguageModellingTask(Task):
             problems.append("task.block_size=1 leaves no token to predict; use 2 or more")
         return problems
 
+    def resolved(self, model: Model, recipe: Recipe, image_size: Callable[[], int]) -> Self:
+        """See `Task`: HyperMoE's block, if it fits."""
+        if self.block_size is not None:
+            return self
+        return replace(self, block_size=min(BLOCK_SIZE, model.max_positions or BLOCK_SIZE))
+
+    def tokens(self, model: Model) -> int:
+        """See `Task`."""
+        assert self.block_size is not None
+        return self.block_size
+
 
 @dataclass(frozen=True, kw_only=True)
 class InstructTask(Task):
     """Instructions with responses; what is learned is the response."""
 
     max_length: Count = 512  # tokens of prompt and response
-    template: Literal["alpaca", "plain", "chat"] = "alpaca"  # see tasks/instruct.py
+    template: Literal["alpaca", "plain", "chat"] = "alpaca"  # see tasks/instructions.py
     validation_size: Count = 100  # records that are held out
     shots: Number = 5  # solved examples before a question of MMLU
 
@@ -145,6 +250,10 @@ class InstructTask(Task):
     def value_problems(self, model: Model) -> list[str]:
         """See `Task.value_problems`."""
         return position_problems("task.max_length", self.max_length, model)
+
+    def tokens(self, model: Model) -> int:
+        """See `Task`."""
+        return self.max_length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,19 +294,11 @@ class DomainBedTask(Task):
             "one length; use trainer.length_grouping=false"
         ]
 
+    def resolved(self, model: Model, recipe: Recipe, image_size: Callable[[], int]) -> Self:
+        """See `Task`: the size that the backbone was trained on."""
+        return self if self.image_size is not None else replace(self, image_size=image_size())
 
-TASKS: dict[str, type[Task]] = {
-    "glue": TextTask,
-    "glue_mini": TextTask,
-    "glue_multitask": TextTask,
-    "superglue": TextTask,
-    "summarisation": GenerationTask,
-    "summarisation_mini": GenerationTask,
-    "squad": GenerationTask,
-    "squad_mini": GenerationTask,
-    "language_modelling": LanguageModellingTask,
-    "instruct": InstructTask,
-    "instruct_mini": InstructTask,
-    "domainbed": DomainBedTask,
-    "domainbed_mini": DomainBedTask,
-}
+    def tokens(self, model: Model) -> int:
+        """See `Task`: patches and [CLS]."""
+        assert self.image_size is not None
+        return (self.image_size // (TINY_PATCH if model.bundled else PATCH)) ** 2 + 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from moe_runner.options.fields import (
@@ -65,3 +66,21 @@ class Trainer:
     deterministic: bool = runtime(False)  # CUDA: deterministic kernels
     save_steps: Count | None = runtime(None)  # None: a checkpoint at the end of every epoch
     workers: Number = runtime(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The training of a task where the user gives nothing: what null means in `trainer`."""
+
+    epochs: Mapping[str, int] = field(default_factory=dict)  # by tuning: {"full": 10, "lora": 20}
+    max_steps: int | None = None  # updates; wins over the epochs
+    learning_rate: float | None = None  # None: tuning.learning_rate * model.lr_scale
+    batch_size: int = 32
+    eval_batch_size: int = 64
+    eval_steps: int | None = None  # None: an evaluation per epoch
+    weight_decay: float = 0.0
+    schedule: Schedule = "linear"  # of the learning rate
+    warmup_ratio: float = 0.0  # of the updates
+    batch_multiple: int = 1  # a batch takes as many examples of each of so many sources
+    patience: int = 0  # evaluations without a better primary metric before training stops; 0: never
+    max_length: int = 128  # tokens of a text that is classified

@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from moe_runner.metrics import scaled
 from moe_runner.report.published import Published, PublishedTable
 from moe_runner.report.sheet import NOT_AVAILABLE, Entry, Sheet
 from moe_runner.report.study_table import StudyTable
 from moe_runner.sweeps.study import Pairing, Profile
-from moe_runner.tasks.metrics import scaled
 
 BASELINES = ("Dense", "LoRA", "LoRA (no MoE)", "standard tuning", "standard")  # rows so named
 HEADER = (

@@ -13,14 +13,11 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from moe_runner.report.sheet import NOT_AVAILABLE, Entry, Sheet
+from moe_runner.runs.result import Checkpoint, Result
 
 RULES = ("training_domain", "leave_one_domain_out", "oracle")
-
-Result = Mapping[str, Any]  # content of a result.json
-Checkpoint = Mapping[str, Any]  # one entry of its learning_curve
 
 
 @dataclass(frozen=True)
@@ -62,12 +59,12 @@ class Score:
 
 def is_domainbed(result: Result) -> bool:
     """Tell whether a result is of a suite that holds domains out."""
-    return str(result["axes"]["suite"]).startswith("domainbed")
+    return result.axes.suite.startswith("domainbed")
 
 
 def held_out(result: Result) -> tuple[str, tuple[str, ...]]:
     """Take the task of a result apart: data set, held-out domains."""
-    data_set, _, domains = result["axes"]["task"].partition("/")
+    data_set, _, domains = result.axes.task.partition("/")
     return data_set, tuple(domains.split("+"))
 
 
@@ -86,9 +83,11 @@ def training_domain(run: Result) -> Choice:
             choice(
                 run,
                 checkpoint,
-                statistics.fmean(s["out"] for d, s in checkpoint["domains"].items() if d != test),
+                statistics.fmean(
+                    accuracy.out_split for d, accuracy in checkpoint.domains.items() if d != test
+                ),
             )
-            for checkpoint in run["learning_curve"]
+            for checkpoint in run.learning_curve
         ),
         key=lambda c: c.validation,
     )
@@ -103,8 +102,8 @@ def oracle(run: Result) -> Choice:
         run: with one held-out domain.
     """
     _, (test,) = held_out(run)
-    last = run["learning_curve"][-1]
-    return choice(run, last, last["domains"][test]["out"])
+    last = run.learning_curve[-1]
+    return choice(run, last, last.domains[test].out_split)
 
 
 def leave_one_domain_out(run: Result, pairs: Sequence[Result]) -> Choice | None:
@@ -119,18 +118,18 @@ def leave_one_domain_out(run: Result, pairs: Sequence[Result]) -> Choice | None:
         on that domain in the run that held out both. None if a pair is missing.
     """
     _, (test,) = held_out(run)
-    others = [domain for domain in run["learning_curve"][-1]["domains"] if domain != test]
+    others = [domain for domain in run.learning_curve[-1].domains if domain != test]
     curves: list[dict[int, float]] = []
     for other in others:
         of_pair = [pair for pair in pairs if set(held_out(pair)[1]) == {test, other}]
         if not of_pair:
             return None
-        curve = of_pair[0]["learning_curve"]
-        curves.append({c["step"]: c["domains"][other]["in"] for c in curve})
+        curve = of_pair[0].learning_curve
+        curves.append({c.step: c.domains[other].in_split for c in curve})
     found = [
-        choice(run, checkpoint, statistics.fmean(curve[checkpoint["step"]] for curve in curves))
-        for checkpoint in run["learning_curve"]
-        if all(checkpoint["step"] in curve for curve in curves)
+        choice(run, checkpoint, statistics.fmean(curve[checkpoint.step] for curve in curves))
+        for checkpoint in run.learning_curve
+        if all(checkpoint.step in curve for curve in curves)
     ]
     return max(found, key=lambda c: c.validation, default=None)
 
@@ -140,9 +139,9 @@ def choice(run: Result, checkpoint: Checkpoint, validation: float) -> Choice:
     _, (test,) = held_out(run)
     return Choice(
         validation,
-        checkpoint["domains"][test]["in"],
-        checkpoint["step"],
-        run["axes"]["learning_rate"],
+        checkpoint.domains[test].in_split,
+        checkpoint.step,
+        run.axes.learning_rate,
     )
 
 
@@ -162,7 +161,7 @@ def select(results: Sequence[Result], rule: str) -> dict[str, dict[int, Choice]]
         domains = held_out(run)[1]
         if len(domains) != 1:
             continue
-        axes = run["axes"]
+        axes = run.axes
         if rule == "leave_one_domain_out":
             chosen = leave_one_domain_out(
                 run,
@@ -170,16 +169,16 @@ def select(results: Sequence[Result], rule: str) -> dict[str, dict[int, Choice]]
                     other
                     for other in results
                     if len(held_out(other)[1]) == 2
-                    and other["axes"]["seed"] == axes["seed"]
-                    and other["axes"]["learning_rate"] == axes["learning_rate"]
+                    and other.axes.seed == axes.seed
+                    and other.axes.learning_rate == axes.learning_rate
                 ],
             )
         else:
             chosen = {"training_domain": training_domain, "oracle": oracle}[rule](run)
         trials = found.setdefault(domains[0], {})
-        best = trials.get(axes["seed"])
+        best = trials.get(axes.seed)
         if chosen is not None and (best is None or chosen.validation > best.validation):
-            trials[axes["seed"]] = chosen
+            trials[axes.seed] = chosen
     return {domain: trials for domain, trials in found.items() if trials}
 
 
@@ -213,7 +212,7 @@ def scores(results: Sequence[Result], rule: str) -> dict[str, Score]:
 
 def domains_of(results: Sequence[Result]) -> list[str]:
     """List the domains of the data set that results are of."""
-    return list(results[0]["learning_curve"][-1]["domains"])
+    return list(results[0].learning_curve[-1].domains)
 
 
 def build_sheets(
@@ -250,7 +249,7 @@ def build_sheet(title: str, systems: Mapping[str, Sequence[Result]]) -> Sheet:
     first = next(iter(systems.values()))[0]
     domains = domains_of([first])
     pairs = any(len(held_out(row)[1]) == 2 for rows in systems.values() for row in rows)
-    option = f"{first['axes']['suite']}/{held_out(first)[0]}"
+    option = f"{first.axes.suite}/{held_out(first)[0]}"
     hint = "" if pairs else f"; leave_one_domain_out needs task={option} task.pairs=true"
     rows = []
     for rule in RULES:

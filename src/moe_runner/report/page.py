@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from moe_runner.files import write_atomic
+from moe_runner.metrics import shown
 from moe_runner.report.sheet import Sheet
+from moe_runner.runs.result import Result
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.study_plan import StudyPlan
-from moe_runner.tasks.metrics import shown
 
 TEMPLATE = Path(__file__).parent / "page.html.jinja"
 
@@ -35,14 +35,14 @@ class Section:
 
 
 def write_page(
-    file: Path, sections: Sequence[Section], results: Mapping[str, Any], store: Store
+    file: Path, sections: Sequence[Section], results: Mapping[str, Result], store: Store
 ) -> None:
     """Write the page.
 
     Args:
         file: to write to.
         sections: the studies.
-        results: contents of result.json by run id.
+        results: by run id.
         store: tells the state of the runs that have none.
     """
     import jinja2
@@ -64,7 +64,7 @@ def write_page(
             **job.run.axes(),
             "state": "done" if run_id in results else store.status(run_id).state,
             "primary": "" if run_id not in results else primary(results[run_id]),
-            "seconds": round(results[run_id]["wall_seconds"], 1) if run_id in results else "",
+            "seconds": round(results[run_id].wall_seconds, 1) if run_id in results else "",
             "config": json.dumps(job.run.settings(), indent=1, sort_keys=True),
         }
         for run_id, job in jobs.items()
@@ -80,9 +80,9 @@ def write_page(
     write_atomic(file, text)
 
 
-def primary(result: Mapping[str, Any]) -> str:
+def primary(result: Result) -> str:
     """Write a result's primary metric."""
-    return shown(result["primary"], result["metrics"])
+    return shown(result.primary, result.metrics)
 
 
 def data_uri(file: Path) -> str:

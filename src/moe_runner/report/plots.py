@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_runner.metrics import scaled
 from moe_runner.report.study_table import Results, StudyTable, label, tabulate
+from moe_runner.runs.result import Result
 from moe_runner.runs.run import Run
 from moe_runner.sweeps.study_plan import StudyPlan
-from moe_runner.tasks.metrics import scaled
 
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#777777")  # Paul Tol
 WIDTH, HEIGHT = 7.0, 4.0  # inches
@@ -27,7 +28,7 @@ def draw_study(
 
     Args:
         plan: the study.
-        results: contents of result.json by run id.
+        results: by run id.
         lines: lines of metrics.jsonl by run id.
         out: folder of the files `<study>-<kind>.png` and `.pdf`.
 
@@ -41,7 +42,7 @@ def draw_study(
     figures: dict[str, Any] = {}
     figures[plan.study.plot] = KINDS[plan.study.plot](plan, table, runs, lines)
     figures["curves"] = curves(plan, runs, results)
-    if any(results[run.id]["ood_metrics"] for run in runs):
+    if any(results[run.id].ood_metrics for run in runs):
         figures["id-ood"] = scatter(plan, runs, results)
     files = []
     for kind, figure in figures.items():
@@ -187,9 +188,9 @@ def curves(plan: StudyPlan, runs: Sequence[Run], results: Results) -> Any:
         x: list[float] = []
         y: list[float] = []
         for result in found:
-            points = result["learning_curve"]
-            x += [*(point["step"] for point in points), math.nan]  # NaN: the pen is lifted
-            y += [*(scaled(point["primary"], result["metrics"]) for point in points), math.nan]
+            points = result.learning_curve
+            x += [*(point.step for point in points), math.nan]  # NaN: the pen is lifted
+            y += [*(scaled(point.primary, result.metrics) for point in points), math.nan]
         ax.plot(x, y, ".-", color=colour, linewidth=0.9, alpha=0.7, label=row)
     ax.set_xlabel("updates")
     ax.set_ylabel("primary metric")
@@ -202,10 +203,10 @@ def scatter(plan: StudyPlan, runs: Sequence[Run], results: Results) -> Any:
     figure, ax = new_figure(f"{plan.study.title}: in against out of domain")
     for row, colour, found in by_row(plan, runs, results):
         points = [
-            (scaled(result["primary"], result["metrics"]), scaled(values["primary"], values))
+            (scaled(result.primary, result.metrics), scaled(scores.primary, scores.metrics))
             for result in found
-            for values in result["ood_metrics"].values()
-            if values is not None
+            for scores in result.ood_metrics.values()
+            if scores is not None
         ]
         if points:
             ax.plot(*zip(*points, strict=True), "o", markersize=4, color=colour, label=row)
@@ -217,9 +218,9 @@ def scatter(plan: StudyPlan, runs: Sequence[Run], results: Results) -> Any:
 
 def by_row(
     plan: StudyPlan, runs: Sequence[Run], results: Results
-) -> Iterator[tuple[str, str, list[Mapping[str, Any]]]]:
+) -> Iterator[tuple[str, str, list[Result]]]:
     """Give each row of a study with its colour and the results of its runs."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    found: dict[str, list[Result]] = {}
     for run in runs:
         found.setdefault(label(run, plan.study.rows), []).append(results[run.id])
     for number, (row, rows) in enumerate(found.items()):

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from moe_runner.options.errors import ConfigError, not_an_option
-from moe_runner.options.folders import CONF
+from moe_runner.options.folders import option_folders
 from moe_runner.report.render import FORMATS, render
 from moe_runner.report.study_sheet import print_study
 from moe_runner.runs.store import RunFolder, State, Store
@@ -19,7 +19,7 @@ from moe_runner.sweeps.study import ONLY, PROFILES, read_study, study_names
 from moe_runner.sweeps.study_plan import StudyPlan, plan_study, restrict
 
 STATES: tuple[State, ...] = ("done", "running", "failed", "interrupted", "pending")
-ONLY_KEYS = {f"study.only.{axis}": "" for axis in ONLY}
+PLAN_KEYS = {"config_dir": "", **{f"study.only.{axis}": "" for axis in ONLY}}
 
 
 def tables(words: Sequence[str]) -> None:
@@ -31,6 +31,7 @@ def tables(words: Sequence[str]) -> None:
     output=outputs   the folder of the runs
     to=<output>/reports/<profile>
     study.only.method=emoe     only such runs; dense,emoe: of both; also task, seed, ...
+    config_dir=my_conf         with the option files of --config-dir
 
     Args:
         words: key=value.
@@ -40,7 +41,7 @@ def tables(words: Sequence[str]) -> None:
     """
     given = read_words(
         "tables", words, study="all", profile="mini", format="md,latex,csv,html", output="outputs",
-        to="", **ONLY_KEYS,
+        to="", **PLAN_KEYS,
     )  # fmt: skip
     formats = [] if given["format"] == "none" else given["format"].split(",")
     if wrong := [name for name in formats if name not in FORMATS]:
@@ -62,6 +63,7 @@ def status(words: Sequence[str]) -> None:
     profile=mini     or paper
     output=outputs   the folder of the runs
     study.only.method=emoe     only such runs; dense,emoe: of both; also task, seed, ...
+    config_dir=my_conf         with the option files of --config-dir
 
     Args:
         words: key=value.
@@ -69,7 +71,7 @@ def status(words: Sequence[str]) -> None:
     Raises:
         ConfigError: for an unknown key or value.
     """
-    given = read_words("status", words, study="all", profile="mini", output="outputs", **ONLY_KEYS)
+    given = read_words("status", words, study="all", profile="mini", output="outputs", **PLAN_KEYS)
     plans, store = plans_of(given)
     states = {job.run.id: store.status(job.run.id).state for plan in plans for job in plan.jobs}
     table = Table()
@@ -150,10 +152,11 @@ def plans_of(given: Mapping[str, str]) -> tuple[list[StudyPlan], Store]:
         raise ConfigError(
             not_an_option(f"profile={given['profile']}", "", given["profile"], PROFILES)
         )
-    names = study_names(CONF) if given["study"] == "all" else given["study"].split(",")
+    folders = option_folders(given["config_dir"] or None)
+    names = study_names(folders) if given["study"] == "all" else given["study"].split(",")
     output = given["output"]
     common = {"paths.output": output, "paths.cache": f"{output}/cache"}
-    plans = [plan_study(read_study(CONF, name), profile, common) for name in names]
+    plans = [plan_study(folders, read_study(folders, name), profile, common) for name in names]
     return restrict(plans, only_of(given)), Store(Path(output))
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from moe_runner.console import wide_console
+from moe_runner.metrics import shown
 from moe_runner.report import domainbed
 from moe_runner.report.beside import beside_sheet, published_sheet
 from moe_runner.report.published import published_tables
 from moe_runner.report.sheet import NOT_AVAILABLE, Entry, Sheet, to_rich
 from moe_runner.report.study_table import Results, StudyCell, StudyTable, label, tabulate, unequal
+from moe_runner.runs.result import Result
 from moe_runner.sweeps.study_plan import StudyPlan
-from moe_runner.tasks.metrics import shown
 
 MARK = "†"
 
@@ -19,7 +20,7 @@ def sheets(plan: StudyPlan, results: Results) -> list[Sheet]:
 
     Args:
         plan: its runs.
-        results: contents of result.json by id, of those that are done.
+        results: by id, of those that are done.
     """
     own = [study_sheet(plan, tabulate(plan, results))] if plan.jobs else []
     own += domain_sheets(plan, results)
@@ -104,7 +105,7 @@ def caption(plan: StudyPlan) -> str:
 
 def domain_sheets(plan: StudyPlan, results: Results) -> list[Sheet]:
     """Lay out DomainBed's leave-one-out tables, one for each backbone and data set."""
-    found: dict[str, dict[str, list[domainbed.Result]]] = {}
+    found: dict[str, dict[str, list[Result]]] = {}
     for job in plan.jobs:
         result = results.get(job.run.id)
         if result is None or not domainbed.is_domainbed(result):

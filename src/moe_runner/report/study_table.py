@@ -5,17 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from moe_runner.metrics import lower_is_better
 from moe_runner.options.errors import show
 from moe_runner.report import domainbed
 from moe_runner.report.summary import Cell, aggregate, mean_ranks
+from moe_runner.runs.result import Result
 from moe_runner.runs.run import Run
 from moe_runner.sweeps.study_plan import StudyPlan
-from moe_runner.tasks.metrics import lower_is_better
 
 SPOKEN_OF = ("method.", "task.members", "trainer.learning_rate")  # differ by intent between cells
-Results = Mapping[str, Mapping[str, Any]]  # contents of result.json by run id
+Results = Mapping[str, Result]  # by run id
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def tabulate(plan: StudyPlan, results: Results, rule: str = "training_domain") -
 
     Args:
         plan: its runs.
-        results: contents of result.json by id, of those that are done.
+        results: by id, of those that are done.
         rule: of model selection, for DomainBed; one of `domainbed.RULES`.
 
     Returns:
@@ -99,7 +99,7 @@ def tabulate(plan: StudyPlan, results: Results, rule: str = "training_domain") -
     """
     cells = {}
     for key, runs in grouped(plan).items():
-        found = [dict(results[run.id]) for run in runs if run.id in results]
+        found = [results[run.id] for run in runs if run.id in results]
         cells[key] = StudyCell(combine(found, rule), len(found), len(runs))
     return StudyTable(
         tuple(dict.fromkeys(row for row, _ in cells)),
@@ -132,7 +132,7 @@ def label(run: Run, keys: Sequence[str]) -> str:
     return " ".join(words)
 
 
-def combine(results: Sequence[dict[str, Any]], rule: str) -> Cell | None:
+def combine(results: Sequence[Result], rule: str) -> Cell | None:
     """Aggregate the finished runs of a cell.
 
     Args:
@@ -150,15 +150,15 @@ def combine(results: Sequence[dict[str, Any]], rule: str) -> Cell | None:
         if score is None:
             return None
         return Cell(score.mean, score.error, score.n, None, {}, {}, ("accuracy",))
-    tasks = dict.fromkeys(result["axes"]["task"] for result in results)
-    cells = [aggregate([r for r in results if r["axes"]["task"] == task]) for task in tasks]
+    tasks = dict.fromkeys(result.axes.task for result in results)
+    cells = [aggregate([r for r in results if r.axes.task == task]) for task in tasks]
     if len(cells) == 1:
         return cells[0]
     by_seed: dict[int, list[float]] = {}
     for result in results:
-        axes = result["axes"]
-        if axes["learning_rate"] == cells[list(tasks).index(axes["task"])].learning_rate:
-            by_seed.setdefault(axes["seed"], []).append(result["primary"])
+        axes = result.axes
+        if axes.learning_rate == cells[list(tasks).index(axes.task)].learning_rate:
+            by_seed.setdefault(axes.seed, []).append(result.primary)
     means = [statistics.fmean(values) for values in by_seed.values() if len(values) == len(tasks)]
     if not means:
         return None

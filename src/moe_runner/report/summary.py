@@ -5,14 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from rich.table import Table
 
 from moe_runner.console import wide_console
+from moe_runner.metrics import lower_is_better, named, shown
 from moe_runner.report import domainbed
 from moe_runner.report.sheet import NOT_AVAILABLE, to_rich
-from moe_runner.tasks.metrics import lower_is_better, named, shown
+from moe_runner.runs.result import Axes, Result, Scored
 
 
 @dataclass(frozen=True)
@@ -40,91 +40,91 @@ class Cell:
     set_metrics: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def base_name(axes: dict[str, Any]) -> str:
+def base_name(axes: Axes) -> str:
     """Name method and model of a run, and tuning and protocol where they are not the usual ones."""
-    parts = [axes["method"], axes["model"]]
-    parts += [axes["tuning"]] if axes["tuning"] != "full" else []
-    parts += [axes["protocol"]] if axes["protocol"] != "paper" else []
+    parts = [axes.method, axes.model]
+    parts += [axes.tuning] if axes.tuning != "full" else []
+    parts += [axes.protocol] if axes.protocol != "paper" else []
     return " ".join(parts)
 
 
-def group(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+def group(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
     """Sort results by task and system; the runs of a group differ in rate and seed only.
 
     Args:
-        results: content of result.json files.
+        results: of any tasks and systems.
 
     Returns:
         Results by (task, system). A task is named with its suite where there are several. A system
         has its base name, and those settings that distinguish it from others on the same task.
     """
-    suites = {result["axes"]["suite"] for result in results}
-    by_task: dict[str, list[dict[str, Any]]] = {}
+    suites = {result.axes.suite for result in results}
+    by_task: dict[str, list[Result]] = {}
     for result in results:
-        axes = result["axes"]
-        name = axes["task"] if len(suites) == 1 else f"{axes['suite']}/{axes['task']}"
+        axes = result.axes
+        name = axes.task if len(suites) == 1 else f"{axes.suite}/{axes.task}"
         by_task.setdefault(name, []).append(result)
     differing: dict[str, list[str]] = {}  # settings by base name, in their order
     for rows in by_task.values():
-        for base in {base_name(row["axes"]) for row in rows}:
-            variants = [row["settings"] for row in rows if base_name(row["axes"]) == base]
+        for base in {base_name(row.axes) for row in rows}:
+            variants = [row.settings for row in rows if base_name(row.axes) == base]
             known = differing.setdefault(base, [])
             known += [
                 key
                 for key in variants[0]
                 if key not in known and any(v.get(key) != variants[0][key] for v in variants)
             ]
-    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    grouped: dict[tuple[str, str], list[Result]] = {}
     for task, rows in by_task.items():
         for row in rows:
-            base = base_name(row["axes"])
-            told = [f"{k.rpartition('.')[2]}={row['settings'].get(k)}" for k in differing[base]]
+            base = base_name(row.axes)
+            told = [f"{k.rpartition('.')[2]}={row.settings.get(k)}" for k in differing[base]]
             grouped.setdefault((task, " ".join([base, *told])), []).append(row)
     return grouped
 
 
-def aggregate(results: Sequence[dict[str, Any]]) -> Cell:
+def aggregate(results: Sequence[Result]) -> Cell:
     """Choose the best learning rate by the mean over seeds, and read the OOD sets there.
 
     Args:
-        results: result.json of the runs of one system on one task; at least one.
+        results: of the runs of one system on one task; at least one.
 
     Source: EMoE's protocol: per learning rate the mean of the best-epoch scores over seeds.
     """
-    by_rate: dict[float, list[dict[str, Any]]] = {}
+    by_rate: dict[float, list[Result]] = {}
     for result in results:
-        by_rate.setdefault(result["axes"]["learning_rate"], []).append(result)
-    best = min if lower_is_better(results[0]["metrics"]) else max
+        by_rate.setdefault(result.axes.learning_rate, []).append(result)
+    best = min if lower_is_better(results[0].metrics) else max
     rate, chosen = best(
-        by_rate.items(), key=lambda item: statistics.fmean(r["primary"] for r in item[1])
+        by_rate.items(), key=lambda item: statistics.fmean(r.primary for r in item[1])
     )
-    scores = [result["primary"] for result in chosen]
+    scores = [result.primary for result in chosen]
     return Cell(
         statistics.fmean(scores),
         statistics.pstdev(scores),
         len(scores),
         rate,
-        means([result["ood_metrics"] for result in chosen]),
-        means([dict(list(result["id_metrics"].items())[1:]) for result in chosen]),
-        tuple(chosen[0]["metrics"]),
+        means([result.ood_metrics for result in chosen]),
+        means([dict(list(result.id_metrics.items())[1:]) for result in chosen]),
+        chosen[0].metrics,
         {
-            name: tuple(values)
+            name: tuple(scores.metrics)
             for result in chosen
-            for name, values in {**result["id_metrics"], **result["ood_metrics"]}.items()
-            if values is not None
+            for name, scores in {**result.id_metrics, **result.ood_metrics}.items()
+            if scores is not None
         },
     )
 
 
-def means(metrics: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+def means(scored: Sequence[Scored]) -> dict[str, float | None]:
     """Average the primary metric of each set over runs; None where no run has it.
 
     Args:
-        metrics: of each run, by set: a mapping with `primary`, or None.
+        scored: of each run.
     """
     found: dict[str, float | None] = {}
-    for name in metrics[0]:
-        known = [run[name]["primary"] for run in metrics if run.get(name) is not None]
+    for name in scored[0]:
+        known = [scores.primary for run in scored if (scores := run.get(name)) is not None]
         found[name] = statistics.fmean(known) if known else None
     return found
 
@@ -160,11 +160,11 @@ def mean_ranks(cells: dict[tuple[str, str], Cell]) -> dict[str, float]:
     return {name: statistics.fmean(values) for name, values in ranks.items() if values}
 
 
-def build_table(results: Sequence[dict[str, Any]], gaps: dict[str, str], title: str = "") -> Table:
+def build_table(results: Sequence[Result], gaps: dict[str, str], title: str = "") -> Table:
     """Lay out results as a table; numbers are percent.
 
     Args:
-        results: result.json of all runs to show.
+        results: of all runs to show.
         gaps: reason by task without a result.
         title: above the table.
     """
@@ -220,35 +220,35 @@ def by_set(scores: dict[str, float | None], metrics: dict[str, tuple[str, ...]])
     )
 
 
-def headline(result: dict[str, Any]) -> str:
+def headline(result: Result) -> str:
     """Sum up a result in one line."""
     ood = [
-        f"{name} {shown(values['primary'], list(values))}" if values else f"{name} not available"
-        for name, values in result["ood_metrics"].items()
+        f"{name} {NOT_AVAILABLE if scores is None else shown(scores.primary, [*scores.metrics])}"
+        for name, scores in result.ood_metrics.items()
     ]
-    figures = named(result["metrics"], "+")
+    figures = named(result.metrics, "+")
     return (
-        f"{figures} {shown(result['primary'], result['metrics'])} at epoch {result['best_epoch']:g}"
+        f"{figures} {shown(result.primary, result.metrics)} at epoch {result.best_epoch:g}"
         + (f"; out of domain: {', '.join(ood)}" if ood else "")
-        + f"; {result['wall_seconds']:.0f} s"
+        + f"; {result.wall_seconds:.0f} s"
     )
 
 
-def print_results(results: Sequence[dict[str, Any]], gaps: dict[str, str]) -> None:
+def print_results(results: Sequence[Result], gaps: dict[str, str]) -> None:
     """Print what a command ends with: a table of tasks, and one per data set of DomainBed."""
     of_domains = [result for result in results if domainbed.is_domainbed(result)]
     if not of_domains:
         print_table(results, gaps)
         return
     print_table([result for result in results if not domainbed.is_domainbed(result)], {})
-    for suite in dict.fromkeys(result["axes"]["suite"] for result in of_domains):
-        rows = [result for result in of_domains if result["axes"]["suite"] == suite]
+    for suite in dict.fromkeys(result.axes.suite for result in of_domains):
+        rows = [result for result in of_domains if result.axes.suite == suite]
         for sheet in domainbed.build_sheets(group(rows), gaps):
             wide_console().print(to_rich(sheet))
         gaps = {}
 
 
-def print_table(results: Sequence[dict[str, Any]], gaps: dict[str, str], title: str = "") -> None:
+def print_table(results: Sequence[Result], gaps: dict[str, str], title: str = "") -> None:
     """Print the table of tasks."""
     if results or gaps:
         wide_console().print(build_table(results, gaps, title))

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import yaml
 from rich.table import Table
 
 from moe_runner import hub
 from moe_runner import tasks as suites
 from moe_runner.console import wide_console
 from moe_runner.options.errors import ConfigError, not_an_option
-from moe_runner.options.folders import CONF
-from moe_runner.options.task import TASKS, Task
-from moe_runner.tasks.base import Source, TaskSpec
+from moe_runner.options.files import read_option
+from moe_runner.options.folders import Folders, option_folders, option_names
+from moe_runner.options.task import Task
+from moe_runner.registry import SUITES
+from moe_runner.tasks.places import Source
+from moe_runner.tasks.specs import TaskSpec
 
-PLACES = ("data_dir", "ood_dir")  # options of a task that say where files are
+KEYS = ("data_dir", "ood_dir", "config_dir")  # the first two are options of a task
 UNKNOWN = "unknown"
+
+Options = Mapping[str, tuple[str, tuple[str, ...]]]  # name of an option file -> suite, members
 
 
 def tasks(words: Sequence[str]) -> None:
@@ -26,29 +29,34 @@ def tasks(words: Sequence[str]) -> None:
     moe-report tasks                               all suites
     moe-report tasks glue                          one, and what null means in its `trainer`
     moe-report tasks glue data_dir=/data/glue      with a look into a folder
+    moe-report tasks config_dir=my_conf            with the option files of --config-dir
 
     The local caches of Hugging Face and the given folder are looked at; nothing is downloaded.
 
     Args:
-        words: names of suites, `data_dir=<folder>` and `ood_dir=<folder>`.
+        words: names of suites, `data_dir=<folder>`, `ood_dir=<folder>` and
+            `config_dir=<folder>`.
 
     Raises:
         ConfigError: for an unknown name or key.
     """
-    names, places, problems = [], {}, []
+    names: list[str] = []
+    problems: list[str] = []
+    given: dict[str, str] = {}
     for word in words:
         key, equals, value = word.removeprefix("task.").partition("=")
-        if equals and key in PLACES:
-            places[key] = value
-        elif word in suites.SUITES:
+        if equals and key in KEYS:
+            given[key] = value
+        elif word in SUITES:
             names.append(word)
         else:
-            allowed = [f"{place}=<folder>" for place in PLACES] if equals else [*suites.SUITES]
+            allowed = [f"{key}=<folder>" for key in KEYS] if equals else [*SUITES]
             problems.append(not_an_option(word, " of moe-report tasks", word, allowed))
     if problems:
         raise ConfigError(*problems)
+    files = option_files(option_folders(given.pop("config_dir", None)))
     console = wide_console()
-    console.print(build_table(names or list(suites.SUITES), places))
+    console.print(build_table(names or list(SUITES), given, files))
     if names:
         console.print(recipe_table(names))
     console.print(
@@ -57,12 +65,13 @@ def tasks(words: Sequence[str]) -> None:
     )
 
 
-def build_table(names: Sequence[str], places: Mapping[str, str]) -> Table:
+def build_table(names: Sequence[str], places: Mapping[str, str], files: Options) -> Table:
     """Lay out the tasks of some suites.
 
     Args:
         names: keys of `SUITES`.
         places: folders by option name.
+        files: of `option_files`.
     """
     table = Table(caption="rows: training / validation, as published", caption_justify="left")
     for column in (
@@ -75,14 +84,13 @@ def build_table(names: Sequence[str], places: Mapping[str, str]) -> Table:
         "on this machine",
     ):
         table.add_column(column, no_wrap=column in ("whole suite", "task=", "rows", "source"))
-    files = option_files()
     for suite in names:
         own = {option: found for option, (of, found) in files.items() if of == suite}
         single = {option: found for option, found in own.items() if "/" in option} or own
         whole = [option for option in own if option not in single]
         for number, (option, members) in enumerate(single.items()):
-            spec = suites.SUITES[suite].TASKS[members[0]]
-            options = TASKS[suite](
+            spec = suites.spec(suite, members[0])
+            options = SUITES[suite].options(
                 suite=suite,
                 members=members,
                 data_dir=places.get("data_dir"),
@@ -121,9 +129,9 @@ def recipe_table(names: Sequence[str]) -> Table:
     for column in ("task", "epochs", *keys, "weight_decay", "patience"):
         table.add_column(column)
     for suite in names:
-        for name, spec in suites.SUITES[suite].TASKS.items():
-            if len(spec.ood) == 2 and spec.form == "domain_generalisation":
-                continue  # pairs differ in the batch only
+        for name, spec in SUITES[suite].specs.items():
+            if not spec.listed:
+                continue
             own = {f"{name} ({form})": each for form, each in spec.recipes.items()}
             for label, recipe in {name: spec.recipe, **own}.items():
                 epochs = ", ".join(f"{tuning} {count}" for tuning, count in recipe.epochs.items())
@@ -133,14 +141,10 @@ def recipe_table(names: Sequence[str]) -> Table:
     return table
 
 
-def option_files() -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Read the option files of conf/task: option -> suite, members."""
-    found: dict[str, tuple[str, tuple[str, ...]]] = {}
-    for file in sorted((CONF / "task").rglob("*.yaml")):
-        tree: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-        option = file.relative_to(CONF / "task").with_suffix("").as_posix()
-        found[option] = tree["suite"], tuple(tree["members"])
-    return found
+def option_files(folders: Folders) -> Options:
+    """Read the options of tasks."""
+    trees = {name: read_option(folders, "task", name) for name in option_names(folders, "task")}
+    return {name: (tree["suite"], tuple(tree["members"])) for name, tree in trees.items()}
 
 
 def rows(spec: TaskSpec) -> str:

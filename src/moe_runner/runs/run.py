@@ -17,11 +17,10 @@ from moe_runner.options.fields import later
 from moe_runner.options.method import Method
 from moe_runner.options.model import Model
 from moe_runner.options.protocol import Protocol
-from moe_runner.options.task import TASKS, Task
+from moe_runner.options.task import FormName, Task
 from moe_runner.options.training import Trainer, Tuning
-from moe_runner.registry import METHODS
+from moe_runner.registry import METHODS, SUITES
 from moe_runner.runs.identity import identifying, run_id
-from moe_runner.tasks.base import FormName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +119,11 @@ def read_run(file: Path) -> Run:
     problems: list[str] = []
     if tree["method"]["name"] not in METHODS:
         raise ConfigError(f"{file} has method={tree['method']['name']}, unknown to this version")
-    if tree["task"]["suite"] not in TASKS:
+    if tree["task"]["suite"] not in SUITES:
         raise ConfigError(f"{file} has task={tree['task']['suite']}, unknown to this version")
     groups: dict[str, Any] = {"protocol": Protocol, "model": Model, "tuning": Tuning}
     groups |= {"trainer": Trainer, "method": METHODS[tree["method"]["name"]]}
-    groups |= {"task": TASKS[tree["task"]["suite"]]}
+    groups |= {"task": SUITES[tree["task"]["suite"]].options}
     parts: dict[str, Any] = {
         name: build(cls, tree[name], name, problems) for name, cls in groups.items()
     }

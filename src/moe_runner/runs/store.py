@@ -22,14 +22,9 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from moe_runner.files import (
-    append_line,
-    read_json,
-    read_lines,
-    write_atomic,
-    write_json,
-    write_lines,
-)
+from moe_runner.files import append_line, read_lines, write_atomic, write_json, write_lines
+from moe_runner.runs.objects import StoreError, read_object
+from moe_runner.runs.result import Result, read_result, write_result
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +33,6 @@ State = Literal["pending", "running", "done", "failed", "interrupted"]
 HEARTBEAT_SECONDS = 15.0
 MISSED_HEARTBEATS = 10  # after so many, a run of another host counts as killed
 LOCK_SECONDS = 0.2  # a claim waits so long, since `status` holds a free lock for an instant
-
-
-class StoreError(Exception):
-    """A problem with the store that one line explains."""
 
 
 class RunBusy(StoreError):
@@ -142,16 +133,17 @@ class RunFolder:
             if path != self.best:
                 _remove(path)
 
-    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
+    def finish(self, result: Result) -> Result:
         """Write result.json, which makes the run done, and return the result.
 
         The error.txt of an earlier attempt goes first, so that the result is written last.
 
         Raises:
+            StoreError: if a score is not a number, or the result is another run's.
             TypeError: if `result` holds something JSON has no word for, such as a tensor.
         """
         _remove(self.path / "error.txt")
-        write_json(self.path / "result.json", result)
+        write_result(self.path / "result.json", result)
         return result
 
 
@@ -178,20 +170,19 @@ class Store:
         with os.scandir(self.root) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir())
 
-    def result(self, run_id: str) -> dict[str, Any] | None:
+    def result(self, run_id: str) -> Result | None:
         """Return the result of a run, or None if it is not done.
 
         Raises:
-            StoreError: if result.json is damaged.
+            StoreError: see `read_result`.
         """
-        remedy = f"delete it and run {run_id} again"
-        return _read_object(self.folder(run_id) / "result.json", remedy)
+        return read_result(self.folder(run_id) / "result.json")
 
-    def results(self) -> Iterator[dict[str, Any]]:
+    def results(self) -> Iterator[Result]:
         """Yield the results of all finished runs, in the order of their ids.
 
         Raises:
-            StoreError: if a result.json is damaged.
+            StoreError: see `read_result`.
         """
         for run_id in self.ids():
             if (result := self.result(run_id)) is not None:
@@ -368,23 +359,10 @@ class Store:
 
     def _written_status(self, run_id: str) -> Status:
         path = self.folder(run_id) / "status.json"
-        return Status(**(_read_object(path, "delete it; the run is kept") or {}))
+        return Status(**(read_object(path, "delete it; the run is kept") or {}))
 
     def _write_status(self, run_id: str, status: Status) -> None:
         write_json(self.folder(run_id) / "status.json", asdict(status))
-
-
-def _read_object(path: Path, remedy: str) -> dict[str, Any] | None:
-    """Return the object in a JSON file, None if there is no file, or name the file and remedy."""
-    try:
-        obj = read_json(path)
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise StoreError(f"{path} is not readable ({error}); {remedy}") from error
-    if not isinstance(obj, dict):
-        raise StoreError(f"{path} holds a {type(obj).__name__}, not an object; {remedy}")
-    return obj
 
 
 def _remove(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Compose settings as Hydra would, thousands in a second: every option file is read once.
 
-Option files hold no defaults list and no interpolation, so that a config is `config.yaml`, one file
-of each group, and values set in it.
+Option files hold no interpolation, and of defaults lists only what `options.files` allows, so that
+a config is `config.yaml`, one file of each group, and values set in it.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from moe_runner.files import read_yaml
-from moe_runner.options.errors import ConfigError, not_an_option
+from moe_runner.options.files import read_option
+from moe_runner.options.folders import Folders, group_defaults
 from moe_runner.options.settings import Settings, parse
 
 
-def compose_settings(conf: Path, overrides: Mapping[str, Any]) -> Settings:
+def compose_settings(folders: Folders, overrides: Mapping[str, Any]) -> Settings:
     """Compose and validate one config.
 
     Args:
-        conf: the folder of `config.yaml`.
+        folders: of option files; the first has `config.yaml`.
         overrides: a group's option ("task": "glue/cola"), or a key's value ("method.top_k": 8).
 
     Returns:
@@ -30,12 +30,12 @@ def compose_settings(conf: Path, overrides: Mapping[str, Any]) -> Settings:
     Raises:
         ConfigError: with every problem, one line each.
     """
-    main, defaults = main_file(conf)
+    main, defaults = main_file(folders)
     tree = copy.deepcopy(main)
     for group, default in defaults.items():
         choice = overrides.get(group, default)
         if choice is not None:
-            tree[group] = dict(option_file(conf, group, str(choice)))
+            tree[group] = dict(read_option(folders, group, str(choice)))
     for key, value in overrides.items():
         if key in defaults:
             continue
@@ -50,32 +50,8 @@ def compose_settings(conf: Path, overrides: Mapping[str, Any]) -> Settings:
 
 
 @functools.cache
-def main_file(conf: Path) -> tuple[dict[str, Any], dict[str, str | None]]:
+def main_file(folders: Folders) -> tuple[dict[str, Any], dict[str, str | None]]:
     """Read `config.yaml`: what is in it, without Hydra's own node, and the option of each group."""
-    tree = read_yaml(conf / "config.yaml")
-    defaults = {
-        group: option
-        for entry in tree.pop("defaults")
-        if isinstance(entry, dict)
-        for group, option in entry.items()
-        if " " not in group  # override hydra/sweeper
-    }
-    del tree["hydra"]
-    return tree, defaults
-
-
-@functools.cache
-def option_file(conf: Path, group: str, option: str) -> dict[str, Any]:
-    """Read an option file.
-
-    Raises:
-        ConfigError: if there is none of the name.
-    """
-    file = conf / group / f"{option}.yaml"
-    if not file.is_file():
-        names = sorted(
-            f.relative_to(conf / group).with_suffix("").as_posix()
-            for f in (conf / group).rglob("*.yaml")
-        )
-        raise ConfigError(not_an_option(f"{group}={option}", "", option, names))
-    return read_yaml(file)
+    tree = read_yaml(folders[0] / "config.yaml")
+    del tree["hydra"], tree["defaults"]
+    return tree, group_defaults(folders)

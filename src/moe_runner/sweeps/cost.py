@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from moe_runner import tasks
 from moe_runner.methods.moe.options import NUM_EXPERTS
 from moe_runner.options.layers import select_layers
-from moe_runner.options.task import DomainBedTask, GenerationTask, LanguageModellingTask
 from moe_runner.registry import FAMILIES
 from moe_runner.runs.run import Run
 
 SUSTAINED_TFLOPS = 100.0  # of one A100 in half precision: an assumption, about a third of its peak
-PATCH, TINY_PATCH = 16, 8  # pixels a side: DeiT, vit_tiny
 
 
 @dataclass(frozen=True)
@@ -106,19 +104,6 @@ def training_tokens(run: Run) -> float | None:
         size = tasks.spec(task.suite, run.task_name).about.rows.get("train")
         if size is None:
             return None
-        used = min(size, task.limit or size) * float(getattr(task, "train_fraction", 1.0))
+        used = min(size, task.limit or size) * task.share
         examples = used * (trainer.epochs or 1)
-    return examples * length(run)
-
-
-def length(run: Run) -> float:
-    """Give the most tokens of an example."""
-    task = run.task
-    if isinstance(task, DomainBedTask):
-        side = TINY_PATCH if run.model.bundled else PATCH
-        return ((task.image_size or 0) / side) ** 2 + 1
-    if isinstance(task, LanguageModellingTask):
-        return float(task.block_size or 0)
-    if isinstance(task, GenerationTask):
-        return float(task.max_length + task.target_length)
-    return float(getattr(task, "max_length", None) or 0)
+    return examples * task.tokens(run.model)

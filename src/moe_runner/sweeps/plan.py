@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from moe_runner import tasks
 from moe_runner.backbones.weights import Weights, find_weights
@@ -13,14 +12,12 @@ from moe_runner.methods.dense.options import Dense
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.model import Model
 from moe_runner.options.settings import Settings
-from moe_runner.options.task import DomainBedTask, LanguageModellingTask, Task, TextTask
-from moe_runner.options.training import Trainer
+from moe_runner.options.task import Task
+from moe_runner.options.training import Recipe, Trainer
 from moe_runner.runs.processes import world_size
+from moe_runner.runs.result import Result
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
-from moe_runner.tasks.base import Recipe
-
-BLOCK_SIZE = 1024  # tokens; HyperMoE's code
 
 
 @dataclass(frozen=True)
@@ -110,9 +107,6 @@ def list_runs(settings: Settings, inventory: Inventory) -> Listed:
         process.
     """
     weights, fingerprint = inventory.weights_of(settings.model)
-    if isinstance(settings.task, DomainBedTask) and settings.task.image_size is None:
-        task = replace(settings.task, image_size=weights.image_size())
-        settings = replace(settings, task=task)
     problems = [] if weights.problem is None else [weights.problem]
     gaps: dict[str, str] = {}
     runs: list[Run] = []
@@ -124,20 +118,23 @@ def list_runs(settings: Settings, inventory: Inventory) -> Listed:
             gaps[name] = "; ".join(missing)
             continue
         problems += missing
-        runs += runs_of_task(settings, name, data, fingerprint)
+        runs += runs_of_task(settings, name, data, weights, fingerprint)
     if not runs and not problems:
         problems = list(gaps.values())
     return Listed(tuple(runs), gaps, tuple(dict.fromkeys(problems)))
 
 
-def runs_of_task(settings: Settings, name: str, data: dict[str, str], weights: str) -> list[Run]:
+def runs_of_task(
+    settings: Settings, name: str, data: dict[str, str], weights: Weights, fingerprint: str
+) -> list[Run]:
     """List the runs of one member task: learning rates times seeds.
 
     Args:
         settings: validated.
         name: the member task.
         data: fingerprint of each split.
-        weights: fingerprint of the backbone.
+        weights: of the backbone.
+        fingerprint: of the weights.
     """
     tuning, trainer, search = settings.tuning, settings.trainer, settings.search
     spec = tasks.spec(settings.task.suite, name)
@@ -146,9 +143,7 @@ def runs_of_task(settings: Settings, name: str, data: dict[str, str], weights: s
     )
     form = tasks.form(spec, settings.model.family)
     recipe = tasks.recipe(spec, form)
-    task = with_block_size(settings.task, settings.model)
-    if isinstance(task, TextTask) and task.max_length is None:
-        task = replace(task, max_length=recipe.max_length)
+    task = settings.task.resolved(settings.model, recipe, weights.image_size)
     rates = learning_rates(settings, recipe)
     trainer = resolve(trainer, recipe, tuning.name)
     return [
@@ -168,7 +163,7 @@ def runs_of_task(settings: Settings, name: str, data: dict[str, str], weights: s
             seed=seed,
             form=form,
             data=data,
-            weights=weights,
+            weights=fingerprint,
         )
         for rate in rates
         for seed in (search.seeds or (settings.seed,))
@@ -236,13 +231,6 @@ def resolve(trainer: Trainer, recipe: Recipe, tuning: str) -> Trainer:
     return resolved
 
 
-def with_block_size(task: Task, model: Model) -> Task:
-    """Choose the block of language modelling where the user gave none: HyperMoE's, if it fits."""
-    if not isinstance(task, LanguageModellingTask) or task.block_size is not None:
-        return task
-    return replace(task, block_size=min(BLOCK_SIZE, model.max_positions or BLOCK_SIZE))
-
-
 def absolute(path: str | None) -> str | None:
     """Make a path independent of the working directory: a run is read again from anywhere."""
     return None if path is None else str(Path(path).expanduser().resolve())
@@ -260,7 +248,7 @@ def show_plan(plan: Plan, store: Store) -> None:
     print(f"{len(plan.runs)} runs, {done} done, {len(plan.runs) - done} to do")
 
 
-def stored_baselines(plan: Plan, store: Store) -> tuple[list[dict[str, Any]], str]:
+def stored_baselines(plan: Plan, store: Store) -> tuple[list[Result], str]:
     """Find the dense runs of equal settings, to stand beside the results of another method.
 
     Returns:

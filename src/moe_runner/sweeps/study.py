@@ -26,12 +26,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from moe_runner.files import read_yaml
 from moe_runner.options.build import build
 from moe_runner.options.errors import ConfigError, nearest, show
+from moe_runner.options.files import option_file
+from moe_runner.options.folders import Folders, option_names
 
 Profile = Literal["mini", "paper"]
 PROFILES: tuple[Profile, ...] = ("mini", "paper")
@@ -77,12 +78,12 @@ class Study:
     grids: Mapping[Profile, tuple[Block, ...]] = field(default_factory=dict)
 
 
-def read_study(conf: Path, name: str) -> Study:
+def read_study(folders: Folders, name: str) -> Study:
     """Read a study.
 
     Args:
-        conf: the folder of `config.yaml`.
-        name: of a file in conf/study.
+        folders: of option files.
+        name: of a file in their `study`.
 
     Returns:
         The study.
@@ -90,12 +91,13 @@ def read_study(conf: Path, name: str) -> Study:
     Raises:
         ConfigError: if there is no such study, or it is not as it should be.
     """
-    names = study_names(conf)
+    names = study_names(folders)
     if name not in names:
         guess = nearest(name, names)
         hint = f"did you mean {guess}?" if guess else f"use one of {', '.join(names)}"
         raise ConfigError(f"study={name} is not an option; {hint}")
-    tree = dict(read_yaml(conf / "study" / f"{name}.yaml")["study"])
+    file = option_file(folders, "study", name)
+    tree = dict(read_yaml(file)["study"])
     grids, beside = tree.pop("grids"), tree.pop("beside", ())
     problems: list[str] = []
     study = build(Study, {"name": name, **tree}, "study", problems)
@@ -103,7 +105,7 @@ def read_study(conf: Path, name: str) -> Study:
     wrong = [profile for profile in grids if profile not in PROFILES]
     problems += [f"study.grids.{profile} is no profile; use mini or paper" for profile in wrong]
     if problems or study is None:
-        raise ConfigError(*(f"conf/study/{name}.yaml: {problem}" for problem in problems))
+        raise ConfigError(*(f"{file}: {problem}" for problem in problems))
     return replace(
         study,
         beside=tuple(pairing for pairing in pairings if pairing is not None),
@@ -114,9 +116,9 @@ def read_study(conf: Path, name: str) -> Study:
     )
 
 
-def study_names(conf: Path) -> list[str]:
+def study_names(folders: Folders) -> list[str]:
     """List all studies, `all` left out, in the order of their files' names."""
-    return sorted(file.stem for file in (conf / "study").glob("*.yaml") if file.stem != "all")
+    return [name for name in option_names(folders, "study") if name != "all"]
 
 
 def expand(grid: tuple[Block, ...]) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from moe_runner.console import wide_console
 from moe_runner.options.errors import ConfigError, nearest, show
-from moe_runner.options.folders import CONF
+from moe_runner.options.folders import Folders
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.compose import compose_settings
@@ -54,10 +54,13 @@ class StudyPlan:
     gaps: tuple[str, ...]
 
 
-def plan_study(study: Study, profile: Profile, common: Mapping[str, Any]) -> StudyPlan:
+def plan_study(
+    folders: Folders, study: Study, profile: Profile, common: Mapping[str, Any]
+) -> StudyPlan:
     """List the runs of a study.
 
     Args:
+        folders: of option files.
         study: the study.
         profile: which grid.
         common: options and values for all its runs, in place of the study's own.
@@ -70,7 +73,7 @@ def plan_study(study: Study, profile: Profile, common: Mapping[str, Any]) -> Stu
     inventory: Inventory | None = None
     for choices in expand(study.grids.get(profile, ())):
         try:
-            settings = compose_settings(CONF, {**choices, **common})
+            settings = compose_settings(folders, {**choices, **common})
         except ConfigError as error:
             gaps |= dict.fromkeys(error.problems)
             continue

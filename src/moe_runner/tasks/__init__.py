@@ -1,70 +1,24 @@
-"""Task suites: a name in `SUITES`, a module with TASKS, ood_names, sources and load."""
+"""Tasks, whatever their suite: what a member is, where its data are, and reading them."""
 
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from moe_runner.options.errors import join
 from moe_runner.options.model import Model, families_with_options
-from moe_runner.options.task import DomainBedTask, Task, TextTask
-from moe_runner.registry import FAMILIES
+from moe_runner.options.task import FormName, Task
+from moe_runner.options.training import Recipe
+from moe_runner.registry import FAMILIES, SUITES
 from moe_runner.runs.identity import content_hash
-from moe_runner.tasks import (
-    domainbed,
-    domainbed_mini,
-    generation_mini,
-    glue,
-    glue_mini,
-    glue_multitask,
-    instruct,
-    instruct_mini,
-    language_modelling,
-    squad,
-    summarisation,
-    superglue,
-)
-from moe_runner.tasks.base import (
-    FormName,
-    HubSplit,
-    OODSpec,
-    Recipe,
-    Source,
-    TaskData,
-    TaskSpec,
-    fraction,
-)
+from moe_runner.tasks.places import Source
+from moe_runner.tasks.specs import TaskData, TaskSpec
+from moe_runner.tasks.suite import Suite
+from moe_runner.tasks.tables import fraction
 
-__all__ = [
-    "SUITES",
-    "HubSplit",
-    "OODSpec",
-    "Source",
-    "TaskData",
-    "TaskSpec",
-    "fingerprint",
-    "form",
-    "form_problem",
-    "load",
-    "members",
-    "recipe",
-    "sources",
-    "spec",
-]
 
-SUITES: dict[str, ModuleType] = {
-    "glue": glue,
-    "glue_mini": glue_mini,
-    "domainbed": domainbed,
-    "domainbed_mini": domainbed_mini,
-    "language_modelling": language_modelling,
-    "instruct": instruct,
-    "instruct_mini": instruct_mini,
-    "glue_multitask": glue_multitask,
-    "squad": squad,
-    "squad_mini": generation_mini,
-    "summarisation": summarisation,
-    "summarisation_mini": generation_mini,
-    "superglue": superglue,
-}
+def suite_of(name: str) -> Suite[Any]:
+    """Return a suite of the registry."""
+    found: Suite[Any] = SUITES[name]
+    return found
 
 
 def spec(suite: str, name: str) -> TaskSpec:
@@ -72,12 +26,12 @@ def spec(suite: str, name: str) -> TaskSpec:
 
     Args:
         suite: a key of `SUITES`.
-        name: a key of the suite's TASKS.
+        name: of the member.
 
     Returns:
         The spec.
     """
-    return SUITES[suite].TASKS[name]
+    return suite_of(suite).specs[name]
 
 
 def members(options: Task) -> tuple[str, ...]:
@@ -87,25 +41,9 @@ def members(options: Task) -> tuple[str, ...]:
         options: the task's options.
 
     Returns:
-        `options.members`; with `pairs` also those that hold out one of their domains and another,
-        which leave-one-domain-out selection needs.
+        `options.members`, and what else the suite's options ask for.
     """
-    if not isinstance(options, DomainBedTask) or not options.pairs:
-        return options.members
-    known = SUITES[options.suite].TASKS
-    wanted = {
-        (name.partition("/")[0], domain)
-        for name in options.members
-        if name in known
-        for domain in known[name].ood
-    }
-    pairs = [
-        name
-        for name, member in known.items()
-        if len(member.ood) == 2
-        and any((name.partition("/")[0], domain) in wanted for domain in member.ood)
-    ]
-    return tuple(dict.fromkeys([*options.members, *pairs]))
+    return suite_of(options.suite).members(options)
 
 
 def form(of: TaskSpec, family: str) -> FormName:
@@ -161,7 +99,7 @@ def sources(options: Task, name: str) -> dict[str, Source]:
     Raises:
         ConfigError: for an out-of-domain set that no member can be evaluated on.
     """
-    return SUITES[options.suite].sources(options, name)
+    return suite_of(options.suite).sources(options, name)
 
 
 def fingerprint(options: Task, name: str, memo: Path | None = None) -> dict[str, str]:
@@ -192,16 +130,15 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
         cache: `paths.cache`: what is read is memory-mapped from there; None: held in memory.
 
     Returns:
-        The data, with `limit` and `eval_limit` applied, then `train_fraction` where the task has
-        it; None for the splits that are absent.
+        The data, with `limit` and `eval_limit` applied, then the share of the training examples
+        that is used; None for the splits that are absent.
 
     Raises:
         ConfigError: if a needed split can't be had, or for an unknown out-of-domain set.
         ValueError: if the columns or labels of a file are not what they should be.
     """
-    data: TaskData = SUITES[options.suite].load(options, name, cache)
-    if isinstance(options, TextTask):
-        data.train = fraction(data.train, options.train_fraction, options.data_seed)
+    data = suite_of(options.suite).load(options, name, cache)
+    data.train = fraction(data.train, options.share, options.data_seed)
     return data
 
 

@@ -10,14 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_runner.options.task import Task
-from moe_runner.tasks.base import (
-    Source,
-    chosen_ood,
-    hub_split,
-    limited,
-    read_tables,
-    split_source,
-)
+from moe_runner.tasks.places import Source, chosen_ood, hub_split, split_source
+from moe_runner.tasks.tables import limited, read_tables
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -1,19 +1,22 @@
-"""The suites `squad_mini` and `summarisation_mini`: synthetic texts, generated; no files."""
+"""Generated texts that are answered by texts: what the mini forms of `GenerationTask` share."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_runner.options.task import Task
-from moe_runner.tasks import squad, summarisation
-from moe_runner.tasks.base import About, Recipe, Source, TaskData
-from moe_runner.tasks.free_text import no_ood, ood_names, texts
-from moe_runner.tasks.mini.texts import SIZES, VERSION, questions
-from moe_runner.tasks.mini.texts import summaries as summarised
+from moe_runner.options.task import GenerationTask
+from moe_runner.options.training import Recipe
+from moe_runner.tasks.free_text import no_ood, texts
+from moe_runner.tasks.mini.texts import SIZES, VERSION
+from moe_runner.tasks.places import Source
+from moe_runner.tasks.specs import About, TaskData, TaskSpec
+from moe_runner.tasks.suite import Suite
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-__all__ = ["TASKS", "load", "ood_names", "sources"]
 
 RECIPE = Recipe(  # ours
     epochs={"full": 4, "lora": 8, "lora_block": 8},
@@ -22,37 +25,48 @@ RECIPE = Recipe(  # ours
     eval_batch_size=50,
 )
 ABOUT = About(source="generated", licence="MIT", rows=SIZES)
-TASKS = {
-    "squad_mini": squad.questions("squad_mini", ABOUT, RECIPE),
-    "summarisation_mini": summarisation.summaries("summarisation_mini", ABOUT, RECIPE),
-}
-MADE = {  # generator, and its column of answers
-    "squad_mini": (questions, "answers"),
-    "summarisation_mini": (summarised, "summary"),
-}
 
 
-def sources(options: Task, name: str) -> dict[str, Source]:
-    """Say what is generated, from which version and seed; see `tasks.sources`."""
-    no_ood(options, name)
-    source = Source(generated=f"{name} v{VERSION} seed {options.data_seed}")
-    return dict.fromkeys(["train", "validation"], source)
+@dataclass(frozen=True)
+class GeneratedTexts(Suite[GenerationTask]):
+    """One task whose splits are generated from a seed; no files.
 
+    Args:
+        spec: of the task.
+        generate: (split, seed=) -> columns.
+        answers: the column of the answers.
+    """
 
-def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
-    """Generate the data of a task, the same for the same version and `data_seed`."""
-    import pyarrow as pa  # heavy, so here
+    spec: TaskSpec
+    generate: Callable[..., Mapping[str, list]]
+    answers: str
 
-    no_ood(options, name)
-    generate, answers = MADE[name]
-    columns = {column: column for column in TASKS[name].columns}
+    options = GenerationTask
 
-    def made(split: str, limit: int | None) -> "Dataset":
-        table = pa.table(generate(split, seed=options.data_seed))
-        return texts(table, f"{name}/{split}", columns, answers, limit)
+    @property
+    def specs(self) -> dict[str, TaskSpec]:
+        """See `Suite`."""
+        return {self.spec.name: self.spec}
 
-    return TaskData(
-        spec=TASKS[name],
-        train=made("train", options.limit),
-        validation={"validation": made("validation", options.eval_limit)},
-    )
+    def sources(self, options: GenerationTask, name: str) -> dict[str, Source]:
+        """See `Suite`: what is generated, from which version and seed."""
+        no_ood(options, name)
+        source = Source(generated=f"{name} v{VERSION} seed {options.data_seed}")
+        return dict.fromkeys(["train", "validation"], source)
+
+    def load(self, options: GenerationTask, name: str, cache: Path | None = None) -> TaskData:
+        """See `Suite`; the data are the same for the same version and `data_seed`."""
+        import pyarrow as pa  # heavy, so here
+
+        no_ood(options, name)
+        columns = {column: column for column in self.spec.columns}
+
+        def made(split: str, limit: int | None) -> Dataset:
+            table = pa.table(self.generate(split, seed=options.data_seed))
+            return texts(table, f"{name}/{split}", columns, self.answers, limit)
+
+        return TaskData(
+            spec=self.spec,
+            train=made("train", options.limit),
+            validation={"validation": made("validation", options.eval_limit)},
+        )

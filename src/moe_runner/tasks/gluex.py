@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_runner.options.task import Task
-from moe_runner.tasks.base import HubSplit, OODSpec, Source, find_parquet, hub_source
+from moe_runner.tasks.places import HubSplit, Source, find_parquet, hub_source
+from moe_runner.tasks.specs import OODSpec
 
 ACCURACY = ("accuracy",)
 CORRELATION = ("pearson", "spearman")

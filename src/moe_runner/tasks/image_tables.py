@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_runner import hub
-from moe_runner.tasks.base import Source
 from moe_runner.tasks.image_variants import Digits
 from moe_runner.tasks.images import Domain, open_image
+from moe_runner.tasks.places import Source
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from moe_runner.files import read_json, write_json
 from moe_runner.options.task import DomainBedTask
 from moe_runner.runs.identity import content_hash
-from moe_runner.tasks.base import OODSpec, TaskData
+from moe_runner.tasks.specs import OODSpec, TaskData
 
 if TYPE_CHECKING:
     import numpy as np

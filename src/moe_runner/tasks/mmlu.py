@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_runner.options.task import InstructTask, Task
-from moe_runner.tasks.base import HubSplit, Source, hub_source, read_table, subset
+from moe_runner.options.task import InstructTask
+from moe_runner.tasks.places import HubSplit, Source, hub_source
+from moe_runner.tasks.tables import chosen_rows, read_table
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,7 +34,7 @@ def harness_problem(set_name: str) -> str | None:
     )
 
 
-def source(options: Task) -> Source:
+def source(options: InstructTask) -> Source:
     """Say where the questions are: in `task.ood_dir` if that is given, else on the Hub.
 
     Args:
@@ -59,7 +60,6 @@ def source(options: Task) -> Source:
             problem=f"{given} has no subject of MMLU: looked for {folder}/test/<subject>_test.csv"
         )
     solved_files = [folder / "dev" / f"{subject_of(file)}_dev.csv" for file in questions]
-    assert isinstance(options, InstructTask)
     missing = [str(file) for file in solved_files if not file.is_file()] if options.shots else []
     if missing:
         return Source(
@@ -109,8 +109,7 @@ def to_dataset(rows: list[dict[str, Any]], eval_limit: int | None) -> Dataset:
     from datasets import Dataset, Features, List, Value  # heavy, so here
 
     questions = [row for row in rows if row["split"] == "test"]
-    if (chosen := subset(len(questions), eval_limit)) is not None:
-        questions = [questions[i] for i in chosen]
+    questions = [questions[i] for i in chosen_rows(len(questions), eval_limit)]
     subjects = {row["subject"] for row in questions}
     solved = [row for row in rows if row["split"] == "dev" and row["subject"] in subjects]
     text = Value("string")

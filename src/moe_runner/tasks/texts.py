@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from moe_runner.tasks import metrics
-from moe_runner.tasks.base import TaskSpec
+from moe_runner import metrics
+from moe_runner.tasks.specs import TaskSpec
 
 STEP = 0.2  # scores are rounded to multiples of it
 

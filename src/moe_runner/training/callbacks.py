@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from moe_runner.tasks import metrics as metrics_of
+from moe_runner import metrics as metrics_of
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from moe_runner.backbones.weights import find_weights
 from moe_runner.files import read_json, write_json
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.settings import Settings
+from moe_runner.runs.result import Scores, figures_by_set
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import RunFolder, Store
 from moe_runner.training import checkpoint
@@ -23,7 +24,7 @@ from moe_runner.training.fit import (
 
 def evaluate_kept(
     run: Run, settings: Settings, store: Store, resources: Resources
-) -> dict[str, dict[str, float] | None]:
+) -> dict[str, Scores | None]:
     """Load the best weights of a run and evaluate them on the OOD sets of the settings.
 
     Args:
@@ -33,7 +34,7 @@ def evaluate_kept(
         resources: where to compute.
 
     Returns:
-        Metrics by set; they are also added to `ood.json` in the run's folder.
+        Scores by set; they are also added to `ood.json` in the run's folder.
 
     Raises:
         ConfigError: if the run is not done, its weights were not kept, the backbone's files have
@@ -79,5 +80,5 @@ def evaluate_kept(
     )
     found = evaluate_ood(trainer, ready, run)
     file = folder.path / "ood.json"
-    write_json(file, {**(read_json(file) if file.exists() else {}), **found})
+    write_json(file, {**(read_json(file) if file.exists() else {}), **figures_by_set(found)})
     return found

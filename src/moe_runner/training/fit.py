@@ -24,12 +24,23 @@ from moe_runner.conversion.counts import count_parameters
 from moe_runner.conversion.record import Conversion
 from moe_runner.conversion.saving import save_pretrained
 from moe_runner.methods.dense.options import Dense
+from moe_runner.metrics import lower_is_better
 from moe_runner.options.settings import Logger
 from moe_runner.runs import processes
+from moe_runner.runs.result import (
+    Axes,
+    Clusters,
+    Flops,
+    Parameters,
+    PrimaryOnly,
+    Result,
+    Scores,
+    Speed,
+    checkpoint_of,
+)
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import RunFolder
-from moe_runner.tasks.base import OODSpec, TaskData
-from moe_runner.tasks.metrics import lower_is_better
+from moe_runner.tasks.specs import OODSpec, TaskData
 from moe_runner.training import checkpoint
 from moe_runner.training.callbacks import EvaluateAtEnd, SaveEvery, ShowProgress
 from moe_runner.training.device import check_precision, peak_memory, prepare
@@ -42,8 +53,6 @@ from moe_runner.training.tuning import apply_tuning
 
 log = logging.getLogger(__name__)
 
-RESULT_SCHEMA = 1
-CURVE = ("step", "epoch", "loss", "primary", "domains")  # of every evaluation
 PROBE_EXAMPLES = 128  # of the validation set, to see which choices of experts change
 
 
@@ -124,7 +133,7 @@ def take_final_form(ready: Prepared, run: Run, resources: Resources) -> None:
     ready.lr_scales = {name: ready.lr_scales.get(name, 1.0) for name in trains}
 
 
-def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, Any]:
+def carry_out(run: Run, folder: RunFolder, resources: Resources) -> Result | PrimaryOnly:
     """Train from the newest checkpoint or from the start, evaluate at the best epoch.
 
     Args:
@@ -133,7 +142,7 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
         resources: where.
 
     Returns:
-        The content of result.json; of the processes beside the leader only `primary`.
+        The result; of the processes beside the leader only its primary score.
 
     Raises:
         ConfigError: if the device cannot do what was asked for.
@@ -192,42 +201,42 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> dict[str, An
     assert reported is not None
     changes = changed(before, choices(model, probe))  # by all: some losses are sums over processes
     if not processes.is_leader():
-        return {"primary": reported["primary"]}
+        return PrimaryOnly(reported.primary)
     curve = [line for line in folder.metrics() if line["split"] == "eval"]
     (best,) = (line for line in curve if line["step"] == best_step)
-    counted = sizes(ready)  # before LoRA is merged away
+    counts = parameters(ready)  # before LoRA is merged away
     if resources.export != "none":
         export(ready, folder, resources.export)
-    return {
-        "schema": RESULT_SCHEMA,
-        "id": run.id,
-        "axes": run.axes(),
-        "settings": run.settings(),
-        "metrics": list(spec.metrics),
-        "id_metrics": results,
-        "primary": reported["primary"],
-        "ood_metrics": ood,
-        "best_epoch": best["epoch"],
-        "selection": f"best epoch on {spec.validation[0]}, the set that is reported",
-        "learning_curve": [{key: line[key] for key in CURVE if key in line} for line in curve],
-        **counted,
-        "converted_layers": [f"{s.stack}:{s.layer}" for s in ready.conversion.sites],
-        "clusters": clusters(ready.conversion),
-        "routing": {
+    return Result(
+        id=run.id,
+        axes=Axes(**run.axes()),
+        settings=run.settings(),
+        metrics=spec.metrics,
+        id_metrics=results,
+        primary=reported.primary,
+        ood_metrics=ood,
+        best_epoch=best["epoch"],
+        selection=f"best epoch on {spec.validation[0]}, the set that is reported",
+        learning_curve=tuple(checkpoint_of(line) for line in curve),
+        parameters=counts,
+        flops_per_token=Flops(ready.conversion.dense_flops, ready.conversion.flops),
+        converted_layers=tuple(f"{s.stack}:{s.layer}" for s in ready.conversion.sites),
+        clusters=clusters(ready.conversion),
+        routing={
             **{key: value for key, value in best.items() if key.startswith("routing/")},
             "routing/changed": changes,
         },
-        **speed(trainer, run, resumed_at, training_seconds),
-        "wall_seconds": time.monotonic() - started,
-        "resumed_at_update": resumed_at,
-        "updates": trainer.state.global_step,
-        "peak_memory_bytes": peak_memory(resources.device),
-        "device": str(resources.device),
-        "threads": torch.get_num_threads(),
-        "data": dict(run.data),
-        "skipped": data.skipped,
-        "weights": run.weights,
-    }
+        speed=speed(trainer, run, resumed_at, training_seconds),
+        wall_seconds=time.monotonic() - started,
+        resumed_at_update=resumed_at,
+        updates=trainer.state.global_step,
+        peak_memory_bytes=peak_memory(resources.device),
+        device=str(resources.device),
+        threads=torch.get_num_threads(),
+        data=dict(run.data),
+        skipped=data.skipped,
+        weights=run.weights,
+    )
 
 
 def warn_of_rest(run: Run, examples: int) -> None:
@@ -267,40 +276,34 @@ def export(ready: Prepared, folder: RunFolder, form: str) -> None:
     log.info("  exported (%s): %s", form, folder.export)
 
 
-def sizes(ready: Prepared) -> dict[str, dict[str, int]]:
-    """Count parameters and FLOPs per token, before and after the conversion; LoRA apart."""
+def parameters(ready: Prepared) -> Parameters:
+    """Count parameters, before and after the conversion; LoRA apart."""
     conversion, model = ready.conversion, ready.backbone.model
-    return {
-        "parameters": {
-            "dense": conversion.dense_parameters,
-            "total": conversion.parameters,
-            "active_per_token": conversion.active_parameters,
-            "lora": count_parameters(model) - conversion.parameters,
-            "trainable": count_parameters(model, trainable=True),
-        },
-        "flops_per_token": {"dense": conversion.dense_flops, "converted": conversion.flops},
-    }
+    return Parameters(
+        dense=conversion.dense_parameters,
+        total=conversion.parameters,
+        active_per_token=conversion.active_parameters,
+        lora=count_parameters(model) - conversion.parameters,
+        trainable=count_parameters(model, trainable=True),
+    )
 
 
-def clusters(conversion: Conversion) -> dict[str, float] | None:
+def clusters(conversion: Conversion) -> Clusters | None:
     """Report how alike the neurons of an expert are, beside random groups; None: no clusters."""
-    if conversion.inertia is None:
-        return None
-    own, random = conversion.inertia
-    return {"inertia": own, "random_inertia": random}
+    return None if conversion.inertia is None else Clusters(*conversion.inertia)
 
 
-def speed(trainer: RunTrainer, run: Run, resumed_at: int, seconds: float) -> dict[str, float]:
+def speed(trainer: RunTrainer, run: Run, resumed_at: int, seconds: float) -> Speed:
     """Divide what this attempt trained on by its time, evaluations left out, padding too."""
     steps = trainer.state.global_step
     updates = steps - resumed_at
     tokens = trainer.tokens_seen() * updates / max(steps, 1)
     assert run.trainer.batch_size is not None  # resolved
-    return {
-        "examples_per_second": updates * run.trainer.batch_size / seconds,
-        "tokens_per_second": tokens / seconds,
-        "data_share_of_time": trainer.data_seconds / seconds,
-    }
+    return Speed(
+        examples_per_second=updates * run.trainer.batch_size / seconds,
+        tokens_per_second=tokens / seconds,
+        data_share_of_time=trainer.data_seconds / seconds,
+    )
 
 
 def make_trainer(
@@ -372,11 +375,9 @@ def make_trainer(
     )
 
 
-def evaluate_ood(
-    trainer: RunTrainer, ready: Prepared, run: Run
-) -> dict[str, dict[str, float] | None]:
+def evaluate_ood(trainer: RunTrainer, ready: Prepared, run: Run) -> dict[str, Scores | None]:
     """Evaluate the model as it is on every out-of-domain set; None: not available."""
-    results: dict[str, dict[str, float] | None] = {}
+    results: dict[str, Scores | None] = {}
     for name, dataset in ready.data.ood.items():
         if dataset is None:
             results[name] = None
@@ -387,21 +388,20 @@ def evaluate_ood(
     return results
 
 
-def predict(trainer: RunTrainer, dataset: Dataset, names: tuple[str, ...]) -> dict[str, float]:
-    """Compute metrics and routing figures on a data set.
-
-    Returns:
-        The metrics by name, those of parts ("accuracy/anatomy"), `primary`, `loss`, `examples` and
-        the routing figures.
-    """
+def predict(trainer: RunTrainer, dataset: Dataset, names: tuple[str, ...]) -> Scores:
+    """Compute metrics and routing figures on a data set."""
     trainer.metric_names = names
     with count_load(trainer.model) as loads:
         found = trainer.predict(dataset, metric_key_prefix="").metrics
-    keys = (*names, "primary", "loss")
-    values = {key: float(found[f"_{key}"]) for key in keys}
+    own = {name: float(found[f"_{name}"]) for name in names}
     parts = {key[1:]: float(value) for key, value in found.items() if "/" in key}
-    examples = int(found.get("_examples", len(dataset)))
-    return {**values, **parts, "examples": examples, **summarise(loads)}
+    return Scores(
+        metrics={**own, **parts},
+        primary=float(found["_primary"]),
+        loss=float(found["_loss"]),
+        examples=int(found.get("_examples", len(dataset))),
+        routing=summarise(loads),
+    )
 
 
 def probe_batches(

@@ -11,10 +11,9 @@ from transformers import Trainer
 
 from moe_runner.options.settings import Logger
 from moe_runner.runs import processes
+from moe_runner.runs.result import Scored
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import RunFolder
-
-Scores = Mapping[str, Mapping[str, float] | None]
 
 
 class Tracker:
@@ -31,11 +30,11 @@ class Tracker:
     def trained(self, trainer: Trainer) -> None:
         """Take notice that what the trainer evaluates from here on is no part of training."""
 
-    def finished(self, scores: Scores) -> None:
+    def finished(self, scores: Scored) -> None:
         """Take the scores of the best epoch.
 
         Args:
-            scores: metrics by set, in and out of domain; None: not available.
+            scores: in and out of domain.
         """
 
 
@@ -55,14 +54,14 @@ class Wandb(Tracker):
 
         trainer.remove_callback(WandbCallback)
 
-    def finished(self, scores: Scores) -> None:
+    def finished(self, scores: Scored) -> None:
         """Log a table of sets and metrics, and each as `set/metric` in the summary."""
         import wandb
 
         rows = [
             (name, metric, float(value))
             for name, found in scores.items()
-            for metric, value in (found or {}).items()
+            for metric, value in (found.figures() if found is not None else {}).items()
         ]
         wandb.log({"results": wandb.Table(columns=["set", "metric", "value"], data=rows)})
         wandb.summary.update({f"{name}/{metric}": value for name, metric, value in rows})

@@ -52,7 +52,9 @@ class Reviews(Suite[TextTask]):
             )
             for split, source in found.items()
         }  # fmt: skip
-        return TaskData(spec=STARS, train=data["train"], validation={"validation": data["validation"]})
+        return TaskData(
+            spec=STARS, train=data["train"], validation={"validation": data["validation"]}
+        )
 
 
 SUITE: Suite[TextTask] = Reviews()

@@ -1,6 +1,6 @@
 """The forms of a task: how a backbone reads it, answers it and is scored. A name in `FORMS`."""
 
-from moe_runner.tasks.base import FormName
+from moe_runner.options.task import FormName
 from moe_runner.training.forms.base import Form
 from moe_runner.training.forms.classification import Classification
 from moe_runner.training.forms.domain_generalisation import DomainGeneralisation

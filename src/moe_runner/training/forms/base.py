@@ -11,7 +11,7 @@ from datasets import Dataset
 from moe_runner.backbones.loading import Backbone
 from moe_runner.backbones.weights import Weights
 from moe_runner.runs.run import Run
-from moe_runner.tasks.base import TaskData
+from moe_runner.tasks.specs import TaskData
 from moe_runner.training.trainer import RunTrainer
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]

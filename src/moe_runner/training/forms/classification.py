@@ -9,13 +9,12 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorWithPadding, EvalPrediction
 
+from moe_runner import metrics
 from moe_runner.backbones.loading import load_classifier
 from moe_runner.backbones.weights import Weights
-from moe_runner.options.task import TextTask
 from moe_runner.runs.run import Run
-from moe_runner.tasks import metrics
-from moe_runner.tasks.base import TaskData
 from moe_runner.tasks.cache import cached_map, tokenizer_content
+from moe_runner.tasks.specs import TaskData
 from moe_runner.training.trainer import RunTrainer
 
 
@@ -39,8 +38,7 @@ class Classification:
     """See `Form`: one or two texts, a class or a score."""
 
     def __init__(self, run: Run, data: TaskData, weights: Weights) -> None:
-        assert isinstance(run.task, TextTask)
-        self.max_length = run.task.max_length
+        self.max_length = run.task.tokens(run.model)
         self.backbone = load_classifier(run.model, weights, data.spec.labels)
         self.tokenizer = self.backbone.processor
         self.collator = DataCollatorWithPadding(self.tokenizer)

@@ -13,14 +13,13 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput
 
+from moe_runner import metrics
 from moe_runner.backbones.drop_path import add_drop_path
 from moe_runner.backbones.loading import load_image_classifier
 from moe_runner.backbones.weights import Weights
-from moe_runner.options.task import DomainBedTask
 from moe_runner.runs.run import Run
-from moe_runner.tasks import metrics
-from moe_runner.tasks.base import TaskData
 from moe_runner.tasks.images import DomainData
+from moe_runner.tasks.specs import TaskData
 from moe_runner.training.images import Collator, DomainSampler, ImageRows
 from moe_runner.training.trainer import RunTrainer
 
@@ -93,9 +92,8 @@ class DomainGeneralisation:
     """See `Form`: an image, a class."""
 
     def __init__(self, run: Run, data: TaskData, weights: Weights) -> None:
-        task = run.task
-        assert isinstance(task, DomainBedTask)
         assert isinstance(data, DomainData)
+        task = data.options
         assert task.image_size is not None  # resolved
         self.data = data
         self.backbone = load_image_classifier(run.model, weights, data.spec.labels, task.image_size)

@@ -17,12 +17,11 @@ from transformers.trainer_utils import PredictionOutput
 from moe_runner.backbones.loading import load_causal
 from moe_runner.backbones.weights import Weights
 from moe_runner.options.errors import ConfigError
-from moe_runner.options.task import InstructTask
 from moe_runner.runs.run import Run
 from moe_runner.tasks import mmlu
-from moe_runner.tasks.base import TaskData
 from moe_runner.tasks.cache import cached_map, tokenizer_content
-from moe_runner.tasks.instruct import prompt
+from moe_runner.tasks.instructions import InstructData, prompt
+from moe_runner.tasks.specs import TaskData
 from moe_runner.training.trainer import RunTrainer
 
 log = logging.getLogger(__name__)
@@ -111,9 +110,9 @@ class Instruct:
     """See `Form`: an instruction with its input, and the response."""
 
     def __init__(self, run: Run, data: TaskData, weights: Weights) -> None:
-        assert isinstance(run.task, InstructTask)
-        self.template, self.max_length = run.task.template, run.task.max_length
-        self.shots = run.task.shots
+        assert isinstance(data, InstructData)
+        self.template, self.max_length = data.options.template, data.options.max_length
+        self.shots = data.options.shots
         self.backbone = load_causal(run.model, weights)
         if self.backbone.processor.eos_token_id is None:
             raise ConfigError(
@@ -184,7 +183,7 @@ def encode_record(
     Args:
         row: instruction, input and output.
         tokenizer: with an end token, which the response ends in.
-        template: see `tasks.instruct.TEMPLATES`.
+        template: see `tasks.instructions.TEMPLATES`.
         max_length: tokens that are kept, from the start.
 
     Returns:

@@ -16,10 +16,9 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from moe_runner.backbones.loading import load_causal
 from moe_runner.backbones.weights import Weights
-from moe_runner.options.task import LanguageModellingTask
 from moe_runner.runs.run import Run
-from moe_runner.tasks.base import TaskData
 from moe_runner.tasks.cache import cached_map, tokenizer_content
+from moe_runner.tasks.specs import TaskData
 from moe_runner.training.trainer import RunTrainer
 
 
@@ -39,9 +38,7 @@ class LanguageModelling:
     """See `Form`: the texts of a column, one after the other, in blocks."""
 
     def __init__(self, run: Run, data: TaskData, weights: Weights) -> None:
-        assert isinstance(run.task, LanguageModellingTask)
-        assert run.task.block_size is not None  # resolved
-        self.block_size = run.task.block_size
+        self.block_size = run.task.tokens(run.model)
         self.backbone = load_causal(run.model, weights)
 
     @staticmethod

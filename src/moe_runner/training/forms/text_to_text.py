@@ -10,18 +10,15 @@ import numpy as np
 from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, EvalPrediction, GenerationConfig, Seq2SeqTrainer
 
+from moe_runner import metrics
 from moe_runner.backbones.loading import load_text_to_text
 from moe_runner.backbones.weights import Weights
-from moe_runner.options.task import GenerationTask, TextTask
 from moe_runner.runs.run import Run
-from moe_runner.tasks import metrics
-from moe_runner.tasks.base import TaskData
 from moe_runner.tasks.cache import cached_map, tokenizer_content
+from moe_runner.tasks.specs import TaskData
 from moe_runner.tasks.texts import answer_text, score, source_text
 from moe_runner.training.trainer import RunTrainer
 
-LABEL_TOKENS = 8  # most tokens of a generated label
-NAME_TOKENS = 32  # and of a text where the task's options have no number: ReCoRD's entities
 ENCODING = 1  # raised when the same settings would give other tokens
 READ = ("input_ids", "attention_mask", "labels")  # by the model; other columns are for the scores
 
@@ -60,8 +57,8 @@ class TextToText:
     """See `Form`: texts, answered by a text: the digit of a class, a rounded score, or free."""
 
     def __init__(self, run: Run, data: TaskData, weights: Weights) -> None:
-        assert isinstance(run.task, TextTask | GenerationTask)
-        self.spec, self.task = data.spec, run.task
+        self.spec = data.spec
+        self.options = run.task.answers(data.spec.free_text)
         self.backbone = load_text_to_text(run.model, weights)
         self.pad = DataCollatorForSeq2Seq(self.backbone.processor, self.backbone.model)
 
@@ -74,13 +71,13 @@ class TextToText:
     ) -> Dataset:
         """Tokenize sources and answers; `references` and `group` are kept for the scores."""
         tokenizer = self.backbone.processor
-        longest = self.task.target_length if isinstance(self.task, GenerationTask) else NAME_TOKENS
+        longest, source_length = self.options.target_length, self.options.source_length
 
         def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
             texts = zip(*(rows[column] for column in columns), strict=True)
             sources = [source_text(self.spec, columns, each) for each in texts]
             answers = [answer_text(self.spec, label) for label in rows["label"]]
-            encoded = tokenizer(sources, truncation=True, max_length=self.task.max_length)
+            encoded = tokenizer(sources, truncation=True, max_length=source_length)
             targets = tokenizer(text_target=answers, truncation=True, max_length=longest)
             return {
                 **{name: encoded[name] for name in READ[:2]},
@@ -95,7 +92,7 @@ class TextToText:
             "template": self.spec.template,
             "labels": self.spec.labels,
             "columns": columns,
-            "max_length": self.task.max_length,
+            "max_length": source_length,
             "longest": longest,
             "version": ENCODING,
         }
@@ -129,22 +126,12 @@ class TextToText:
         return GeneratingTrainer(form=self, **kwargs)
 
     def arguments(self) -> dict[str, Any]:
-        """Generate in evaluations: as the task's options say; labels and names greedily."""
+        """Generate in evaluations, as the task's options say."""
         config = self.backbone.model.config
-        task = self.task
-        if isinstance(task, GenerationTask):
-            search = {
-                "max_new_tokens": task.answer_length,
-                "min_new_tokens": task.min_length,
-                "num_beams": task.beams,
-                "no_repeat_ngram_size": task.no_repeat_ngram,
-            }
-        else:
-            search = {"max_new_tokens": NAME_TOKENS if self.spec.free_text else LABEL_TOKENS}
         generation = GenerationConfig(
             pad_token_id=config.pad_token_id,
             eos_token_id=config.eos_token_id,
             decoder_start_token_id=config.decoder_start_token_id,
-            **search,
+            **self.options.search,
         )
         return {"predict_with_generate": True, "generation_config": generation}

@@ -1,0 +1,1 @@
+"""Where Hydra finds the option files of installed packages, see `plugin`."""

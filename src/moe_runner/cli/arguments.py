@@ -1,0 +1,128 @@
+"""Check the command line before Hydra does: every mistake at once, one line each, without torch.
+
+Hydra stops at the first mistake, and accepts a misspelt key behind a `+`. So the overrides are read
+with Hydra's own parser, compared with the option files and the dataclasses, then composed and
+validated. Overrides of `hydra.*` and `hydra/*` are left to Hydra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra import initialize_config_dir
+
+from moe_runner.cli.completion import complete_folder
+from moe_runner.cli.names import beside_a_study, check_group, wrong_key, wrong_only
+from moe_runner.cli.reading import Given, read_flags, read_overrides, values_of
+from moe_runner.cli.values import check_values
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.files import OptionFiles
+from moe_runner.options.folders import option_folders
+from moe_runner.options.settings import KIND
+
+OPTUNA = "hydra/sweeper=optuna"
+
+# flags with which Hydra composes another config than ours, or none
+HYDRA_ONLY = (
+    "hydra_help",
+    "shell_completion",
+    "config_name",
+    "config_path",
+    "experimental_rerun",
+)
+
+
+def check_arguments(argv: Sequence[str]) -> list[str]:
+    """Find every mistake on the command line.
+
+    Args:
+        argv: the arguments, without the program's name.
+
+    Returns:
+        One line per problem, in the order of the arguments, then those of values; empty if all is
+        well, and for flags such as `--hydra-help` and `--config-name`, which are Hydra's alone.
+    """
+    problems: list[str] = []
+    flags = read_flags(argv, problems)
+    if flags is None:
+        return problems
+    try:
+        folders = option_folders(flags.config_dir)
+    except ConfigError as error:
+        return [*problems, *error.problems]
+    if any(getattr(flags, name) for name in HYDRA_ONLY):
+        return problems
+    files = OptionFiles.find(folders)
+    given = Given()
+    overrides = read_overrides(flags.overrides, problems)
+    for override in overrides:
+        if override.key_or_group in files.options:
+            check_group(override, files, given, problems)
+    if not any(word.startswith("hydra/sweeper=") for word in flags.overrides):
+        problems += [
+            f"{override.input_line} is endless: it needs {OPTUNA}, or give some values"
+            for override in overrides
+            if override.is_interval_sweep()
+        ]
+    if "study" in given.choices:
+        problems += beside_a_study(overrides, files)
+    try:
+        kinds = {
+            group: files.kinds(group, given.choices.get(group, [files.defaults[group]]))
+            for group in KIND
+        }
+    except ConfigError as error:
+        return [*problems, *error.problems]
+    for override in overrides:
+        if (key := override.key_or_group) in files.options:
+            continue
+        if key.startswith("study."):
+            problems += wrong_only(override, given)
+        elif line := wrong_key(override, files, kinds):
+            problems.append(line)
+        else:
+            given.values[key] = list(values_of(override))
+    modes = [word for word in flags.overrides if word.startswith("hydra.mode=")]
+    modes += ["hydra.mode=MULTIRUN"] if flags.multirun else []
+    with initialize_config_dir(str(folders[0]), version_base="1.3"):
+        problems += check_values(overrides, folders, given, modes)
+    return list(dict.fromkeys(problems))
+
+
+def for_hydra(argv: Sequence[str]) -> list[str]:
+    """Write checked arguments as Hydra wants them.
+
+    Args:
+        argv: the arguments, without the program's name.
+
+    Returns:
+        The arguments.
+    """
+    return add_only(complete_search(complete_folder(argv)))
+
+
+def add_only(argv: Sequence[str]) -> list[str]:
+    """Write `study.only.method=emoe` as Hydra wants a key that no option file has: with `++`."""
+    return [f"++{word}" if word.startswith("study.only.") else word for word in argv]
+
+
+def complete_search(argv: Sequence[str]) -> list[str]:
+    """Let Optuna look for the highest score, and for the same ones again, unless told otherwise.
+
+    Its own defaults are the lowest score and a random seed. Hydra lets no option file of ours stand
+    in for that of a plugin.
+
+    Args:
+        argv: the arguments, without the program's name.
+
+    Returns:
+        The arguments, with direction and seed behind `hydra/sweeper=optuna`, if that is there.
+    """
+    if OPTUNA not in argv:
+        return list(argv)
+    keys = {word.lstrip("+").partition("=")[0] for word in argv}
+    added = [] if "hydra.sweeper.direction" in keys else ["hydra.sweeper.direction=maximize"]
+    if keys.isdisjoint({"hydra.sweeper.sampler.seed", "hydra/sweeper/sampler"}):
+        added.append("hydra.sweeper.sampler.seed=0")
+    place = argv.index(OPTUNA) + 1
+    return [*argv[:place], *added, *argv[place:]]

@@ -1,0 +1,76 @@
+"""An ordinary sweep whose jobs run in other processes: hand over what is not done, then report."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from moe_runner.cli.ending import Command
+from moe_runner.cli.values import parse_config
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.settings import Settings
+from moe_runner.report.summary import headline
+from moe_runner.runs.store import Store, StoreError
+from moe_runner.sweeps.plan import Plan, make_plan, show_plan
+
+
+class Handover:
+    """Stands before a launcher whose jobs this process does not see.
+
+    Args:
+        launcher: of Hydra.
+        compose: makes the config of a job from its overrides.
+    """
+
+    def __init__(self, launcher: Any, compose: Callable[[Sequence[str]], DictConfig]) -> None:
+        self.launcher, self.compose = launcher, compose
+        self.command = Command(together=True)
+
+    def launch(self, batch: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[Any]:
+        """Launch the jobs that have a run to do.
+
+        Args:
+            batch: overrides of each job.
+            initial_job_idx: number of the first.
+
+        Returns:
+            What the launcher returns for the jobs that it got.
+        """
+        rest: list[tuple[Sequence[str], bool]] = []  # overrides; could it be planned here
+        for overrides in batch:
+            try:
+                settings = parse_config(self.compose(overrides))
+                plan = None if settings.evaluate else make_plan(settings)
+            except ConfigError:  # the job tells it; what is missing here may be there
+                plan = None
+            if plan is None or not self.is_settled(plan, settings):
+                rest.append((overrides, plan is not None))
+        if not rest:
+            return []
+        returns = self.launcher.launch([job for job, _ in rest], initial_job_idx=initial_job_idx)
+        for (_, planned), job in zip(rest, returns, strict=True):
+            self.command.mistakes += not planned and math.isnan(job.return_value)
+        return returns
+
+    def is_settled(self, plan: Plan, settings: Settings) -> bool:
+        """Note a plan for the end, and tell whether there is nothing to do for it."""
+        store = Store(Path(settings.paths.output))
+        if settings.dry_run:
+            show_plan(plan, store)
+            return True
+        self.command.plans.append((plan, store))
+        try:
+            results = [store.result(run.id) for run in plan.runs]
+        except StoreError:  # the job tells it
+            return False
+        if settings.rerun or None in results:
+            return False
+        for run, result in zip(plan.runs, results, strict=True):
+            assert result is not None
+            print(f"done before: {run.label}  ({run.id}): {headline(result)}", file=sys.stderr)
+        return True

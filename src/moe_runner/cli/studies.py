@@ -1,0 +1,130 @@
+"""Carry out a study: plan, hand over what is not done, report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from moe_runner.cli.ending import end
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.folders import Folders
+from moe_runner.report.render import FORMATS, render
+from moe_runner.report.store_commands import report_folder
+from moe_runner.report.study_sheet import print_study
+from moe_runner.runs.result import Result
+from moe_runner.runs.store import Store
+from moe_runner.sweeps.monitor import Monitor
+from moe_runner.sweeps.study import as_overrides, read_study, study_names
+from moe_runner.sweeps.study_plan import (
+    StudyPlan,
+    noted,
+    plan_study,
+    restrict,
+    show_study_plans,
+)
+
+Launch = Callable[..., Any]
+GLOBAL = ("device", "keep_model", "export", "rerun", "debug")  # passed on to a study's jobs
+
+
+def carry_out_study(
+    folders: Folders, name: str, cfg: DictConfig, launch: Launch, arguments: Sequence[str] = ()
+) -> int:
+    """Carry out one study, or all of them.
+
+    Args:
+        folders: of option files.
+        name: of a study, or all.
+        cfg: what Hydra composed: global keys, `study.only`, the logger and paths are read.
+        launch: a Hydra launcher's method; it takes a list of override lists.
+        arguments: the words of the command line, which tell what was given from what a study says.
+
+    Returns:
+        The exit code: 0, 1 if a run failed or is missing, 2 for a mistake of the user.
+    """
+    store = Store(Path(cfg.paths.output))
+    names = study_names(folders) if name == "all" else [name]
+    given = {word.partition("=")[0] for word in arguments}
+    for_all = {key: OmegaConf.select(cfg, key) for key in ("trainer.precision",) if key in given}
+    only = read_only(cfg)
+    try:
+        plans = restrict(plan_studies(folders, names, cfg, for_all), only)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if cfg.dry_run:
+        show_study_plans(plans, store)
+        return 0
+    jobs = {
+        job.run.id: (job, plan.study.name)
+        for plan in plans
+        for job in plan.jobs
+        if not job.problems and (cfg.rerun or store.result(job.run.id) is None)
+    }
+    if jobs:
+        own = {key: cfg[key] for key in GLOBAL} | {"quiet": True, **for_all}
+        own |= {} if cfg.threads is None else {"threads": cfg.threads}  # else the study's
+        own |= {"paths.output": cfg.paths.output, "paths.cache": cfg.paths.cache}
+        batch = [
+            as_overrides({**job.choices, **own, **logger_of(study, cfg)})
+            for job, study in jobs.values()
+        ]
+        with Monitor({run_id: job.run for run_id, (job, _) in jobs.items()}, store):
+            launch(batch, initial_job_idx=0)
+    place = report_folder(Path(cfg.paths.output), cfg.profile, only, for_all)
+    return report(plans, store, place)
+
+
+def read_only(cfg: DictConfig) -> dict[str, list[Any]]:
+    """Read `study.only`: allowed values by axis, of those axes that were given."""
+    node = OmegaConf.select(cfg, "study.only")  # there only if something of it was given
+    given = {} if node is None else OmegaConf.to_container(node)
+    assert isinstance(given, dict)
+    return {
+        str(axis): value if isinstance(value, list) else [value]
+        for axis, value in given.items()
+        if value is not None
+    }
+
+
+def logger_of(study: str, cfg: DictConfig) -> dict[str, Any]:
+    """Choose the logger of a study's jobs: what was given, and the study's name as their group."""
+    options = {key: value for key, value in cfg.logger.items() if key != "name"}
+    options["group"] = options["group"] or study
+    return {"logger": cfg.logger.name, **{f"logger.{key}": options[key] for key in options}}
+
+
+def plan_studies(
+    folders: Folders, names: Sequence[str], cfg: DictConfig, for_all: Mapping[str, Any]
+) -> list[StudyPlan]:
+    """Plan studies with what the command says beside them.
+
+    Args:
+        folders: of option files.
+        names: of studies.
+        cfg: profile and paths are read.
+        for_all: values for every run, in place of the study's.
+    """
+    common = {"paths.output": cfg.paths.output, "paths.cache": cfg.paths.cache, **for_all}
+    plans = [plan_study(folders, read_study(folders, each), cfg.profile, common) for each in names]
+    return [noted(plan, " ".join(as_overrides(for_all))) for plan in plans] if for_all else plans
+
+
+def report(plans: Sequence[StudyPlan], store: Store, folder: Path) -> int:
+    """Print the tables of studies, render them, say what is not done; the exit code: see `end`."""
+    jobs = [job for plan in plans for job in plan.jobs]
+
+    def show(results: list[Result]) -> None:
+        found = {result.id: result for result in results}
+        for plan in plans:
+            own = [job.run.id for job in plan.jobs if job.run.id in found]
+            print_study(plan, {run_id: found[run_id] for run_id in own})
+        render(plans, store, folder, FORMATS)
+        print(f"tables, plots and a page of all: {folder}/index.html")
+
+    reasons = {job.run.id: "; ".join(job.problems) for job in jobs if job.problems}
+    return end([(job.run, store) for job in jobs], show, reasons=reasons, word="not done")

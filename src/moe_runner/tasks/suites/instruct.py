@@ -1,0 +1,113 @@
+"""The suite `instruct`: instructions with responses, as Alpaca has them; scored on MMLU too.
+
+Source: Alpaca (tatsu-lab/alpaca), its data format and prompt; EMoE's experiments with Llama
+(PROTOCOL.md I.4).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moe_runner.options.task import InstructTask, Task
+from moe_runner.options.training import Recipe
+from moe_runner.tasks import mmlu
+from moe_runner.tasks.instructions import COLUMNS, assemble, read_records
+from moe_runner.tasks.places import (
+    Source,
+    check,
+    chosen_ood,
+    hub_source,
+    hub_split,
+    ood_part,
+    optional,
+)
+from moe_runner.tasks.specs import About, TaskData, TaskSpec
+from moe_runner.tasks.suite import Suite
+
+HUB_ID = "tatsu-lab/alpaca"
+SUFFIXES = (".json", ".jsonl", ".parquet")
+RECIPE = Recipe(
+    epochs={"full": 3, "lora": 3, "lora_block": 3},
+    learning_rate=2e-5,
+    batch_size=128,
+    eval_batch_size=16,  # ours
+    schedule="cosine",
+    warmup_ratio=0.03,
+)
+TASKS: dict[str, TaskSpec] = {
+    "alpaca": TaskSpec(
+        name="alpaca",
+        form="instruct",
+        columns=COLUMNS,
+        metrics=("perplexity",),
+        validation=("validation",),
+        ood=("mmlu",),
+        recipe=RECIPE,
+        about=About(source=HUB_ID, licence="CC BY-NC 4.0"),
+    )
+}
+
+
+def ood_names(task_name: str) -> tuple[str, ...]:
+    """List the sets that a task can be evaluated on: MMLU."""
+    return TASKS[task_name].ood
+
+
+class Instructions(Suite[InstructTask]):
+    """Records in the format of Alpaca, and the questions of MMLU."""
+
+    options = InstructTask
+    specs = TASKS
+
+    def sources(self, options: InstructTask, name: str) -> dict[str, Source]:
+        """See `Suite`; "validation" is held out of the files of "train"."""
+        records = record_source(options)
+        found = {"train": records, "validation": records}
+        for ood, named in chosen_ood(options, name, ood_names, TASKS[name].ood).items():
+            place = mmlu.source(options)
+            found[f"ood/{ood}"] = place if named else optional(place)
+        return found
+
+    def load(self, options: InstructTask, name: str, cache: Path | None = None) -> TaskData:
+        """See `Suite`; of `cache` only what is encoded makes use.
+
+        Raises:
+            ConfigError: as for every suite.
+            ValueError: if a record or a question is not what it should be; names file and place.
+        """
+        found = self.sources(options, name)
+        check(found)
+        records = read_records(found["train"])
+        ood = {ood: mmlu.load(place, options) for ood, place in ood_part(found).items()}
+        return assemble(TASKS[name], records, ood, options)
+
+
+def record_source(options: Task) -> Source:
+    """Say where the records are: `task.data_dir`, a file or a folder, else the Hub."""
+    if options.data_dir is None:
+        place = hub_split(options, HUB_ID, "default", "train")
+        return hub_source(place, "use task.data_dir=<file or folder>, or task=instruct_mini")
+    path = Path(options.data_dir).expanduser()
+    given = f"task.data_dir={options.data_dir}"
+    formats = "json, jsonl or parquet"
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            return Source(problem=f"{given} is not a file of records; give one of type {formats}")
+        return Source(files=(path,))
+    if not path.is_dir():
+        return Source(problem=f"{given} does not exist; give a file or a folder with {formats}")
+    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    for stem in ("train", "alpaca"):
+        if named := [file for file in files if file.stem.startswith(stem)]:
+            files = named
+            break
+    if not files:
+        return Source(problem=f"{given} holds no records: looked for files of type {formats}")
+    parts = all(file.suffix == ".parquet" and "-of-" in file.stem for file in files)
+    if len(files) > 1 and not parts:
+        names = ", ".join(file.name for file in files)
+        return Source(problem=f"{given} holds several files ({names}); give the path of one")
+    return Source(files=tuple(files))
+
+
+SUITE: Suite[InstructTask] = Instructions()

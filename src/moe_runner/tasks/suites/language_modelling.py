@@ -1,0 +1,311 @@
+"""The suite `language_modelling`: running text, scored by its perplexity.
+
+`wikitext2` and `wikitext103` (raw) come from the Hugging Face Hub or from files; `text` is any text
+of the user's; `wikitext_mini` is generated from a seed. A row is a line.
+
+Source: WikiText, arXiv:1609.07843; recipe as HyperMoE's code (PROTOCOL.md II.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_runner.options.task import LanguageModellingTask, Task
+from moe_runner.options.training import Recipe
+from moe_runner.runs.identity import content_hash
+from moe_runner.tasks.mini.corpus import documents
+from moe_runner.tasks.places import (
+    Source,
+    check,
+    chosen_ood,
+    find_parquet,
+    hub_source,
+    hub_split,
+    ood_part,
+    optional,
+)
+from moe_runner.tasks.specs import About, OODSpec, TaskData, TaskSpec
+from moe_runner.tasks.suite import Suite
+from moe_runner.tasks.tables import ROWS, read_tables
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+HUB_ID = "Salesforce/wikitext"
+CONFIGS = {"wikitext2": "wikitext-2-raw-v1", "wikitext103": "wikitext-103-raw-v1"}
+SPLITS = ("train", "validation", "test")
+SHORT = {"train": "train", "validation": "valid", "test": "test"}  # as in wiki.valid.raw
+COLUMN = "text"
+PARTS = {"train": (0.0, 0.9), "validation": (0.9, 0.95), "test": (0.95, 1.0)}  # of one file's lines
+RECIPE = Recipe(
+    epochs={"full": 20, "lora": 20, "lora_block": 20},
+    learning_rate=1e-5,
+    batch_size=4,
+    eval_batch_size=4,
+)
+LICENCE = "CC BY-SA 3.0"
+
+MINI = "wikitext_mini"
+MINI_VERSION = 1  # raised when the same seed gives another text
+MINI_DOCUMENTS = {"train": 1200, "validation": 300, "test": 300, "dialogue": 300}
+MINI_KINDS = ("account", "attempt", "circumstances", "knowledge")
+DIALOGUE_KINDS = ("conversation", "web_questions")
+MINI_SEED = 20_000_000  # the bundled backbones were pretrained on documents of smaller seeds
+
+
+def _task(name: str, about: About) -> TaskSpec:
+    return TaskSpec(
+        name=name,
+        form="language_modelling",
+        columns=(COLUMN,),
+        metrics=("perplexity",),
+        validation=("validation", "test"),
+        recipe=RECIPE,
+        about=about,
+    )
+
+
+WIKITEXT2_ROWS = {"validation": 3760, "test": 4358}  # lines
+TASKS: dict[str, TaskSpec] = {
+    spec.name: spec
+    for spec in (
+        _task("wikitext2", About(source=HUB_ID, licence=LICENCE, rows=WIKITEXT2_ROWS)),
+        _task("wikitext103", About(source=HUB_ID, licence=LICENCE)),
+        _task("text", About(source="task.data_dir", licence="the text's own")),
+        replace(
+            _task(MINI, About(source="generated", licence="MIT", rows=MINI_DOCUMENTS)),
+            ood=("dialogue",),
+            recipe=replace(
+                RECIPE, epochs={"full": 2, "lora": 4, "lora_block": 4}, learning_rate=5e-5
+            ),
+        ),
+    )
+}
+
+
+def ood_names(task_name: str) -> tuple[str, ...]:
+    """List the sets that a task can be evaluated on, beside the texts in `task.ood_dir`."""
+    return TASKS[task_name].ood
+
+
+def mini_text(split: str, seed: int) -> list[str]:
+    """Generate a text: a document a line, of the grammar that the tiny backbones were trained on.
+
+    Args:
+        split: a key of `MINI_DOCUMENTS`; `dialogue` has other kinds of documents.
+        seed: another seed gives another text.
+    """
+    kinds = DIALOGUE_KINDS if split == "dialogue" else MINI_KINDS
+    number = MINI_SEED + len(MINI_DOCUMENTS) * seed + list(MINI_DOCUMENTS).index(split)
+    made = documents(count=MINI_DOCUMENTS[split], seed=number, kinds=kinds)
+    return [" ".join(sentences) + "\n" for sentences in made]
+
+
+def _is_one_file(options: Task) -> bool:
+    return options.data_dir is not None and Path(options.data_dir).expanduser().is_file()
+
+
+def _text_source(options: Task, name: str, split: str) -> Source:
+    """Say where a split is: in `task.data_dir` if that is given, else on the Hub.
+
+    In the folder, or its subfolder of the task's name, are `<split>.txt`, `valid.txt` for
+    `validation.txt`, or WikiText's own `wiki.<split>.raw`; or parquet files in the Hub's layout.
+    """
+    config = CONFIGS.get(name, name)
+    if options.data_dir is None:
+        if name not in CONFIGS:
+            return Source(
+                problem=f"task={name} needs task.data_dir=<text file>, or a folder with train.txt "
+                "and validation.txt"
+            )
+        place = hub_split(options, HUB_ID, config, split)
+        return hub_source(place, f"use task.data_dir=<folder or text file>, or task={MINI}")
+    folder = Path(options.data_dir).expanduser()
+    if folder.is_file():
+        return Source(files=(folder,))
+    names = dict.fromkeys([f"{split}.txt", f"{SHORT[split]}.txt", f"wiki.{SHORT[split]}.raw"])
+    for within in (folder, folder / name, folder / config):
+        for file in names:
+            if (within / file).is_file():
+                return Source(files=(within / file,))
+    if files := find_parquet(folder / config, split):
+        return Source(files=files)
+    state = "lacks a split" if folder.is_dir() else "is neither a folder nor a text file"
+    return Source(
+        problem=f"task.data_dir={options.data_dir} {state}: looked for {', '.join(names)} and "
+        f"{config}/{split}-*-of-*.parquet (all parts); put it there, or use task={MINI}"
+    )
+
+
+def _ood_texts(options: Task) -> dict[str, Path]:
+    """List the texts in `task.ood_dir`: set -> file."""
+    if options.ood_dir is None:
+        return {}
+    folder = Path(options.ood_dir).expanduser()
+    files = {file.stem: file for file in sorted(folder.glob("*.txt"))}
+    return files | {file.parent.name: file for file in sorted(folder.glob("*/test.txt"))}
+
+
+def _read(
+    source: Source, part: tuple[float, float], wikitext: bool, cache: Path | None
+) -> Dataset | None:
+    """Read the lines of one split.
+
+    Args:
+        source: where it is.
+        part: the lines to take, from and to, as shares of the file.
+        wikitext: a line of white space is empty, as it is in the Hub's rows.
+        cache: `paths.cache`.
+    """
+    if not source.available:
+        return None
+    if source.hub is not None or source.files[0].suffix == ".parquet":
+        data = read_tables(source, _text_column, _features(), {"column": COLUMN}, cache)
+    else:
+        (file,) = source.files
+        key: dict[str, Any] = {"part": part, "wikitext": wikitext}
+        if cache is not None:
+            key["lines of"] = content_hash([file], cache / "hashes.json")
+        data = _dataset(partial(_lines, file, part, wikitext), key, cache)
+    if not len(data):
+        raise ValueError(f"{source.origin} has no line of text; expected at least one")
+    return data
+
+
+def _first(data: Dataset | None, limit: int | None) -> Dataset | None:
+    """Keep the first lines, since a text is read in its order."""
+    if data is None or limit is None or limit >= len(data):
+        return data
+    return data.select(range(limit))
+
+
+def _features() -> Any:
+    from datasets import Features, Value
+
+    return Features({COLUMN: Value("string")})
+
+
+def _dataset(
+    lines: Callable[[], Iterable[str]], key: dict[str, Any], cache: Path | None
+) -> Dataset:
+    """Put lines into a data set, some at a time."""
+    import pyarrow as pa
+
+    from moe_runner.tasks.cache import cached_batches
+
+    features = _features()
+
+    def tables() -> Iterator[Any]:
+        remaining = iter(lines())
+        while rows := list(islice(remaining, ROWS)):
+            yield pa.table({COLUMN: rows}).cast(features.arrow_schema)
+
+    return cached_batches(tables, features, key, cache)
+
+
+def _text_column(table: Any, origin: str) -> Any:
+    """Take the column of text; a ValueError says if there is none."""
+    import pyarrow as pa
+
+    if COLUMN not in table.column_names:
+        here = ", ".join(table.column_names)
+        raise ValueError(f"{origin} has the columns {here}; expected {COLUMN}")
+    column = table[COLUMN]
+    if column.null_count or not (
+        pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    ):
+        raise ValueError(f"{origin} has rows in the column {COLUMN} that are no text")
+    return pa.table({COLUMN: column}).cast(_features().arrow_schema)
+
+
+def _lines(file: Path, part: tuple[float, float], wikitext: bool) -> Iterator[str]:
+    """Yield lines of a text file with their ends, which become one line feed.
+
+    Raises:
+        ValueError: if a line is not UTF-8; gives its number.
+    """
+    start, stop = 0, None
+    if part != (0.0, 1.0):
+        with file.open("rb") as stream:
+            count = sum(1 for _ in stream)
+        start, stop = round(part[0] * count), round(part[1] * count)
+        if start == stop:
+            raise ValueError(f"{file} has {count} lines, too few to split; use 20 or more")
+    with file.open("rb") as stream:
+        for number, line in enumerate(islice(stream, start, stop), start=start + 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{file}:{number} is not UTF-8 (byte {error.start + 1} of the line: "
+                    f"{error.reason}); save the file as UTF-8"
+                ) from error
+            if text.endswith("\r\n"):
+                text = f"{text[:-2]}\n"
+            yield "" if wikitext and not text.strip() else text
+
+
+class LanguageModelling(Suite[LanguageModellingTask]):
+    """Texts whose next token is predicted."""
+
+    options = LanguageModellingTask
+    specs = TASKS
+
+    def sources(self, options: LanguageModellingTask, name: str) -> dict[str, Source]:
+        """See `Suite`; all but the test split are needed.
+
+        Args:
+            options: `data_dir` is a folder (see `_text_source`) or one text file, whose first 90%
+                of lines are for training, the next 5% validation, the last 5% test. `ood_dir` has a
+                `<set>.txt` or `<set>/test.txt` for each out-of-domain set.
+            name: the member task.
+        """
+        if name == MINI:
+            source = Source(generated=f"{MINI} v{MINI_VERSION} seed {options.data_seed}")
+            chosen = chosen_ood(options, name, ood_names, TASKS[name].ood)
+            return dict.fromkeys([*SPLITS, *(f"ood/{ood}" for ood in chosen)], source)
+        found = {split: _text_source(options, name, split) for split in SPLITS}
+        found["test"] = optional(found["test"])
+        texts = _ood_texts(options)
+        for ood in chosen_ood(options, name, lambda _: tuple(texts), tuple(texts)):
+            found[f"ood/{ood}"] = Source(files=(texts[ood],))
+        return found
+
+    def load(
+        self, options: LanguageModellingTask, name: str, cache: Path | None = None
+    ) -> TaskData:
+        """See `Suite`; `limit` and `eval_limit` count lines, and keep the first ones.
+
+        Raises:
+            ConfigError: as for every suite.
+            ValueError: if a file is not UTF-8 (it names the line), or has no text.
+        """
+        found = self.sources(options, name)
+        check(found)
+        data = {}
+        for key, source in found.items():
+            limit = options.limit if key == "train" else options.eval_limit
+            if source.generated:
+                lines = partial(mini_text, key.removeprefix("ood/"), options.data_seed)
+                data[key] = _first(_dataset(lines, {}, None), limit)
+            else:
+                part = PARTS[key] if _is_one_file(options) and key in PARTS else (0.0, 1.0)
+                data[key] = _first(_read(source, part, name in CONFIGS, cache), limit)
+        train = data.pop("train")
+        assert train is not None  # check() has seen to it
+        ood = ood_part(data)
+        return TaskData(
+            spec=TASKS[name],
+            train=train,
+            validation={split: data[split] for split in TASKS[name].validation},
+            ood=ood,
+            ood_specs=dict.fromkeys(ood, OODSpec(columns=(COLUMN,), metrics=("perplexity",))),
+        )
+
+
+SUITE: Suite[LanguageModellingTask] = LanguageModelling()

@@ -1,0 +1,270 @@
+"""Reading tables of texts with labels, from parquet files and from the Hub.
+
+Heavy imports (datasets, pyarrow) stay inside the functions: the command line plans runs with the
+modules that import this one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_runner import hub
+from moe_runner.runs.identity import content_hash
+from moe_runner.tasks.places import Source
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SCORE_RANGE = (0.0, 5.0)  # of a regression's labels; STS-B is the only one
+ROWS = 4096  # that are read and checked together
+
+
+def read(
+    source: Source,
+    columns: Sequence[tuple[str, ...]],
+    labels: tuple[str, ...],
+    limit: int | None = None,
+    cache: Path | None = None,
+) -> Dataset | None:
+    """Read one split.
+
+    Args:
+        source: where it is.
+        columns: the names of the text columns, and other names they may have in the files (text
+            for sentence): the first ones found are taken, and named as the first entry says.
+        labels: class names; () for a regression.
+        limit: keep a random subset of so many examples, the same every time, in order.
+        cache: `paths.cache`: the examples are memory-mapped from there; None: held in memory.
+
+    Returns:
+        The examples: the text columns and `label`; rows of label -1 (no gold label) are left out.
+        None if the split is not available.
+
+    Raises:
+        ValueError: if the columns or the labels are not what they should be; names the file.
+    """
+    if not source.available:
+        return None
+    data = read_tables(
+        source,
+        lambda table, origin: _checked(table, origin, columns, labels),
+        _features(columns[0], labels),
+        {"columns": columns, "labels": labels},
+        cache,
+    )
+    if not len(data):
+        raise ValueError(f"{source.origin} has no labelled row; expected at least one")
+    return limited(data, limit)
+
+
+def read_tables(
+    source: Source,
+    convert: Callable[[Any, str], Any],
+    features: Any,
+    key: Mapping[str, Any],
+    cache: Path | None,
+) -> Dataset:
+    """Read the parquet files of a split, or its copy of the Hub, a part at a time.
+
+    Args:
+        source: available, and not generated.
+        convert: (pyarrow table of some rows, name of their origin) -> table of the schema of
+            `features`.
+        features: of the result.
+        key: what `convert` depends on, as plain values.
+        cache: `paths.cache`; None: the result is held in memory.
+
+    Returns:
+        The data set, memory-mapped if there is a cache.
+
+    Raises:
+        ValueError: if a file is not parquet, and what `convert` raises.
+    """
+    from moe_runner.tasks.cache import cached_batches
+
+    files, tables = _open(source)
+    if cache is not None and files:
+        key = {"files": content_hash(files, cache / "hashes.json"), **key}
+    else:
+        cache = None  # nothing says what is read: a data set that is in memory already
+    return cached_batches(
+        lambda: (convert(table, source.origin) for table in tables()), features, key, cache
+    )
+
+
+def read_table(source: Source) -> tuple[Any, str]:
+    """Read one split as it is, into memory.
+
+    Args:
+        source: where it is; available.
+
+    Returns:
+        A pyarrow table, and what names it in errors.
+    """
+    import pyarrow as pa  # heavy, so here
+
+    _, tables = _open(source)
+    return pa.concat_tables(tables(), promote_options="permissive"), source.origin
+
+
+def tidy(
+    table: Any,
+    origin: str,
+    columns: Sequence[tuple[str, ...]],
+    labels: tuple[str, ...],
+    limit: int | None = None,
+) -> Dataset:
+    """Check a table and turn it into a data set; see `read`.
+
+    Args:
+        table: a pyarrow table.
+        origin: names the table in errors: a file, or what stands for it.
+        columns: as for `read`.
+        labels: as for `read`.
+        limit: as for `read`.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ValueError: as for `read`.
+    """
+    from datasets import Dataset
+
+    table = _checked(table, origin, columns, labels)
+    if not len(table):
+        raise ValueError(f"{origin} has no labelled row; expected at least one")
+    return limited(Dataset(table), limit)
+
+
+def chosen_rows(count: int, limit: int | None) -> list[int]:
+    """Choose a random subset of so many rows, the same every time, in order; None: all."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    return sorted(random.Random(0).sample(range(count), limit))
+
+
+def limited(dataset: Dataset, limit: int | None) -> Dataset:
+    """Keep the `chosen_rows` of a data set."""
+    rows = chosen_rows(len(dataset), limit)
+    return dataset if len(rows) == len(dataset) else dataset.select(rows)
+
+
+def fraction(dataset: Dataset, share: float, seed: int) -> Dataset:
+    """Keep a random share of the examples, in order; the labels are not balanced.
+
+    A smaller share of the same seed is a part of a larger one, so that their difference is the
+    number of examples alone.
+
+    Args:
+        dataset: at least one example.
+        share: above 0, to 1.
+        seed: another seed draws others.
+
+    Returns:
+        `share` of the examples, rounded, but at least one.
+    """
+    if share == 1.0:
+        return dataset
+    order = random.Random(f"fraction/{seed}").sample(range(len(dataset)), len(dataset))
+    return dataset.select(sorted(order[: max(1, round(share * len(dataset)))]))
+
+
+def _features(columns: tuple[str, ...], labels: tuple[str, ...]) -> Any:
+    from datasets import ClassLabel, Features, Value
+
+    label = ClassLabel(names=list(labels)) if labels else Value("float32")
+    return Features({**dict.fromkeys(columns, Value("string")), "label": label})
+
+
+def _checked(
+    table: Any, origin: str, columns: Sequence[tuple[str, ...]], labels: tuple[str, ...]
+) -> Any:
+    """Take the columns of a table under their first names, and check the values; see `read`."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    here = table.column_names
+    names = next((n for n in columns if {*n, "label"} <= set(here)), None)
+    if names is None:
+        expected = ", ".join((*columns[0], "label"))
+        raise ValueError(f"{origin} has the columns {', '.join(here)}; expected {expected}")
+    text = {
+        new: _column(table, old, pa.string(), origin)
+        for new, old in zip(columns[0], names, strict=True)
+    }
+    label = _column(table, "label", pa.int64() if labels else pa.float32(), origin)
+    table = pa.table({**text, "label": label})
+    if labels:
+        table = table.filter(pc.not_equal(table["label"], -1))
+    least, most = (0, len(labels) - 1) if labels else SCORE_RANGE
+    inside = pc.and_(pc.greater_equal(table["label"], least), pc.less_equal(table["label"], most))
+    if len(table) and not pc.all(inside).as_py():
+        outside = table["label"].filter(pc.invert(inside))[0].as_py()
+        names_of_labels = f" ({', '.join(labels)})" if labels else ""
+        raise ValueError(
+            f"{origin} has the label {outside}; expected {least} to {most}{names_of_labels}"
+        )
+    return table.cast(_features(columns[0], labels).arrow_schema)
+
+
+def _column(table: Any, name: str, kind: Any, origin: str) -> Any:
+    """Take a column as pyarrow type `kind`; a ValueError says where its values don't fit."""
+    import pyarrow as pa
+
+    column = table[name]
+    if column.null_count:
+        raise ValueError(f"{origin} has {column.null_count} empty values in the column {name}")
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    try:
+        if is_text == pa.types.is_string(kind):  # else a number would be spelled, a text parsed
+            return column.cast(kind)
+    except pa.ArrowInvalid:  # such as 0.5 for a class
+        pass
+    raise ValueError(
+        f"{origin} has values of type {column.type} in the column {name} that are no {kind}"
+    )
+
+
+def _parquet_tables(files: Sequence[Path]) -> Iterator[Any]:
+    """Yield the rows of parquet files, some at a time, as pyarrow tables.
+
+    Raises:
+        ValueError: if a file is not parquet; names it.
+    """
+    # Heavy, so here; pyarrow instead of load_dataset("parquet"), which copies all to its cache.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for file in files:
+        try:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS):
+                yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
+        except (pa.ArrowInvalid, OSError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{file} cannot be read as parquet: {reason}") from error
+
+
+def _open(source: Source) -> tuple[tuple[Path, ...], Callable[[], Iterable[Any]]]:
+    """Open parquet files, or a split of the Hub, from the cache where it is there.
+
+    Returns:
+        The files on this machine, and a function that gives their rows as pyarrow tables.
+    """
+    place, files = source.hub, source.files
+    if place is None:
+        return files, lambda: _parquet_tables(files)
+    files = hub.cached_dataset(place.hub_id, place.config, place.split, place.revision)
+    if files and files[0].suffix == ".parquet":
+        return files, lambda: _parquet_tables(files)
+    from datasets import Dataset, concatenate_datasets, load_dataset
+
+    if files:
+        data = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
+    else:
+        data = load_dataset(place.hub_id, place.config, split=place.split, revision=place.revision)
+        files = tuple(Path(entry["filename"]) for entry in data.cache_files)
+    return files, lambda: data.with_format("arrow").iter(ROWS)

@@ -1,0 +1,101 @@
+"""An ordinary sweep whose jobs run elsewhere: what is handed over, what is reported."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from moe_runner.cli.handover import Handover
+from moe_runner.options.folders import CONF, option_folders
+from moe_runner.runs.environment import environment
+from moe_runner.runs.store import Store
+from moe_runner.sweeps.compose import compose_settings
+from moe_runner.sweeps.plan import make_plan
+from tests.results import make_result
+
+FOLDERS = option_folders()
+SEEDS = [["seed=0"], ["seed=1"], ["seed=2"]]
+
+
+def runs_of(output):
+    """The run of each seed."""
+    common = {"task": "glue_mini/cola", "method": "dense", "paths.output": str(output)}
+    settings = [compose_settings(FOLDERS, {**common, "seed": seed}) for seed in range(len(SEEDS))]
+    return [run for each in settings for run in make_plan(each).runs]
+
+
+def finish(store, run) -> None:
+    with store.claim(run.id, config_yaml="", environment=environment(1)) as folder:
+        folder.finish(make_result(run.axes(), 0.25, id=run.id, settings=run.settings()))
+
+
+@pytest.fixture
+def hand_over(tmp_path):
+    """Sweep over the seeds with a launcher whose jobs do what is asked of them."""
+
+    def build(do, *words):
+        seen = []
+
+        def launch(batch, initial_job_idx):
+            seen.extend(batch)
+            return [SimpleNamespace(return_value=do(overrides)) for overrides in batch]
+
+        def composed(overrides):
+            common = ["task=glue_mini/cola", "method=dense", f"paths.output={tmp_path}", *words]
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                return compose("config", [*common, *overrides])
+
+        handover = Handover(SimpleNamespace(launch=launch), composed)
+        handover.launch(SEEDS, 0)
+        return seen, handover.command.end()
+
+    return build
+
+
+def test_what_is_done_is_not_handed_over_and_all_are_in_one_table(hand_over, tmp_path, capsys):
+    store, runs = Store(tmp_path), runs_of(tmp_path)
+    finish(store, runs[1])
+
+    def do(overrides):
+        finish(store, runs[SEEDS.index(overrides)])
+        return 0.25
+
+    assert hand_over(do) == ([["seed=0"], ["seed=2"]], 0)
+    text = capsys.readouterr()
+    assert text.err.startswith(f"done before: {runs[1].label}  ({runs[1].id}): matthews 25.0")
+    row = next(line for line in text.out.splitlines() if "cola" in line)
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == [
+        "cola", "matthews", "dense bert_tiny", "25.0 ± 0.0", "", "3",
+    ]  # fmt: skip
+    assert hand_over(do) == ([], 0)
+    assert hand_over(lambda _: 0.25, "rerun=true") == (SEEDS, 0)
+
+
+def test_a_run_that_failed_elsewhere_is_told_and_the_exit_code_is_1(hand_over, tmp_path, capsys):
+    store, runs = Store(tmp_path), runs_of(tmp_path)
+
+    def do(overrides):
+        if overrides != ["seed=1"]:
+            finish(store, runs[SEEDS.index(overrides)])
+            return 0.25
+        claim = store.claim(runs[1].id, config_yaml="", environment=environment(1))
+        with pytest.raises(RuntimeError), claim:
+            raise RuntimeError("out of memory")
+        return math.nan
+
+    assert hand_over(do) == (SEEDS, 1)
+    failed = f"failed: {runs[1].label} ({runs[1].id}): RuntimeError: out of memory"
+    assert capsys.readouterr().err.splitlines() == [failed]
+
+
+def test_what_cannot_be_planned_here_is_for_the_job_to_tell(hand_over, capsys):
+    assert hand_over(lambda _: math.nan, "task.data_dir=/nowhere", "task=glue/cola") == (SEEDS, 2)
+
+
+def test_a_dry_run_hands_nothing_over(hand_over, tmp_path, capsys):
+    assert hand_over(None, "dry_run=true") == ([], 0)
+    text = capsys.readouterr().out
+    assert all(run.id in text for run in runs_of(tmp_path))
