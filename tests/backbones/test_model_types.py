@@ -158,9 +158,9 @@ if __name__ == "__main__":  # the list of model types with pattern and largest d
     for kind in CONVERTED:
         made = build(kind)
         first = find_sites(made)[0]
-        form = (
-            "fused gate and up" if first.fused else "three Linears" if first.up else "two Linears"
-        )
+        kinds = {type(made.get_submodule(n)).__name__ for n in (first.key, first.value)}
+        count = "fused gate and up" if first.fused else "three" if first.up else "two"
+        form = f"{count}, {' and '.join(kinds)}"
         place = (
             "intermediate and output" if first.slot.endswith("intermediate")
             else "inline" if first.slot == first.key else "whole module"
