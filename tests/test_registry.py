@@ -32,19 +32,21 @@ def announce(tmp_path, monkeypatch):
 )
 def test_an_entry_point_of_its_group_adds_a_component(kind, group, announce):
     announce("a_package", group, "added = json:dumps")
-    registry = Registry(kind, lambda: {"own": lambda: 3})
+    registry = Registry(kind, group, lambda: {"own": lambda: 3})
     assert list(registry) == ["own", "added"]
     assert registry["added"]([1]) == "[1]"
-    assert list(Registry("method" if kind != "method" else "suite", dict)) == []
+    assert list(Registry("other", "moe_runner.others", dict)) == []
 
 
 def test_a_name_that_is_there_already_is_refused_with_both_origins(announce):
     announce("a_package", "moe_runner.methods", "own = json:dumps")
     with pytest.raises(ConfigError, match="method own of the package a_package .* from moe-runner"):
-        len(Registry("method", lambda: {"own": lambda: 3}))
+        len(Registry("method", "moe_runner.methods", lambda: {"own": lambda: 3}))
 
 
 def test_an_unknown_name_names_the_nearest_and_loads_nothing():
-    registry = Registry("suite", lambda: {"glue": lambda: pytest.fail("loaded")})
+    registry = Registry(
+        "suite", "moe_runner.suites", lambda: {"glue": lambda: pytest.fail("loaded")}
+    )
     with pytest.raises(ConfigError, match="suite=gleu is not an option; did you mean glue"):
         registry.find("gleu")
