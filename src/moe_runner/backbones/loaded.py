@@ -41,7 +41,7 @@ def check_loaded(model: PreTrainedModel, info: Mapping[str, Any], origin: str) -
             f"file ({some(lacking)}){found_instead(unexpected)}: "
             f"{likely_cause(lacking, unexpected, inside)}"
         )
-    shapes = [entry for entry in info["mismatched_keys"] if entry[0] in inside]
+    shapes = sorted(entry for entry in info["mismatched_keys"] if entry[0] in inside)
     if shapes:
         name, in_file, expected = shapes[0]
         raise ConfigError(
@@ -105,10 +105,12 @@ def likely_cause(missing: Sequence[str], unexpected: Sequence[str], inside: Iter
                 f"every name in the file has the prefix {prefix}. (of a wrapped model); save "
                 "the model that is inside, or rename the tensors"
             )
-    there = {without_numbers(name) for name in set(inside) - set(missing)}
-    if not unexpected and all(without_numbers(name) in there for name in missing):
+    there = set(inside) - set(missing)
+    patterns = {without_numbers(name) for name in there}
+    layers = {layer_of(name) for name in there}
+    if all(without_numbers(name) in patterns and layer_of(name) not in layers for name in missing):
         return "the file has fewer layers than config.json says; correct its number of layers"
-    return "the weights are those of another architecture than config.json says"
+    return "the weights are incomplete, or of another architecture than config.json says"
 
 
 def more_layers(unexpected: Sequence[str], inside: set[str]) -> list[str]:
@@ -121,6 +123,12 @@ def more_layers(unexpected: Sequence[str], inside: set[str]) -> list[str]:
 def without_numbers(name: str) -> str:
     """Replace the layer numbers in a tensor's name."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "N", name)
+
+
+def layer_of(name: str) -> str:
+    """Name the layer that a tensor is in: all up to its first number; "" if there is none."""
+    match = re.match(r".*?\.\d+(?=\.)", name)
+    return match[0] if match else ""
 
 
 def renew_head(model: PreTrainedModel, info: Mapping[str, Any], origin: str) -> None:
