@@ -23,13 +23,7 @@ from moe_runner.options.protocol import Protocol
 
 def assign_neurons(ffns, method, protocol, clusters) -> dict:
     sites = [OpenSite(key, "bert", "encoder", ffn) for key, ffn in ffns.items()]
-    found = Neurons(clusters).share(
-        sites,
-        num_experts=method.num_experts,
-        top_k=method.top_k,
-        algorithm=algorithm_of(method.clustering, protocol),
-        seed=method.cluster_seed,
-    )
+    found = Neurons(clusters).share(sites, method, algorithm_of(method.clustering, protocol))
     return dict(zip(ffns, found, strict=True))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +11,22 @@ from torch import Tensor
 from moe_runner.methods.building import OpenSite
 from moe_runner.methods.cluster_cache import ClusterCache
 from moe_runner.options.errors import ConfigError
+
+
+class Clustered(Protocol):
+    """The options of a method whose experts are groups of neurons."""
+
+    @property
+    def num_experts(self) -> int:
+        """E, which must divide d_ff."""
+
+    @property
+    def top_k(self) -> int:
+        """Experts per token."""
+
+    @property
+    def cluster_seed(self) -> int:
+        """Seed of the algorithm."""
 
 
 class Neurons:
@@ -23,9 +40,7 @@ class Neurons:
     def __init__(self, clusters: ClusterCache, given: Mapping[str, Tensor] | None = None) -> None:
         self.clusters, self.given = clusters, given
 
-    def share(
-        self, sites: Sequence[OpenSite], *, num_experts: int, top_k: int, algorithm: str, seed: int
-    ) -> list[Tensor]:
+    def share(self, sites: Sequence[OpenSite], method: Clustered, algorithm: str) -> list[Tensor]:
         """Choose the expert of each neuron from the pretrained keys.
 
         Where there is much to do, sites are clustered in as many processes as torch has threads,
@@ -33,10 +48,8 @@ class Neurons:
 
         Args:
             sites: dense networks.
-            num_experts: E.
-            top_k: experts per token; only checked.
+            method: its number of experts E and cluster_seed are used, its top_k is checked.
             algorithm: `constrained_kmeans`, `random` or `contiguous`.
-            seed: of the algorithm.
 
         Returns:
             For each site int64 (d_ff,), values 0..E-1, each equally often.
@@ -45,13 +58,14 @@ class Neurons:
             ConfigError: if E does not divide a d_ff, or top_k does not fit.
             ValueError: if a key is not finite, or the given assignment is not that of the sites.
         """
-        check_fits({site.key: len(site.ffn.keys) for site in sites}, num_experts, top_k)
+        num_experts = method.num_experts
+        check_fits({site.key: len(site.ffn.keys) for site in sites}, num_experts, method.top_k)
         if self.given is not None:
             check_assignment(self.given, sites, num_experts)
             return [self.given[site.key] for site in sites]
         keys = {site.key: site.ffn.keys.detach().float().cpu().numpy() for site in sites}
         found = self.clusters.get(
-            keys, num_experts, algorithm, seed, processes=torch.get_num_threads()
+            keys, num_experts, algorithm, method.cluster_seed, processes=torch.get_num_threads()
         )
         return [found[site.key] for site in sites]
 

@@ -43,13 +43,7 @@ def build(
     Raises:
         ConfigError: if the experts do not fit a site.
     """
-    assignments = neurons.share(
-        sites,
-        num_experts=method.num_experts,
-        top_k=method.top_k,
-        algorithm=algorithm_of(method.clustering, protocol),
-        seed=method.cluster_seed,
-    )
+    assignments = neurons.share(sites, method, algorithm_of(method.clustering, protocol))
     return [
         emoe_layer(site, method, assignment, protocol_of_family(protocol, site.family))
         for site, assignment in zip(sites, assignments, strict=True)
