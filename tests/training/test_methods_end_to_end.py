@@ -371,7 +371,7 @@ def test_an_evaluation_reports_the_task_s_loss_without_the_auxiliary_one(
         loss, output = trainer.compute_loss(model, dict(batch), return_outputs=True)
         torch.testing.assert_close(loss, output.loss)
     evaluated = trainer.evaluate()["eval_loss"]
-    predicted = fit.predict(trainer, data, spec.metrics)["loss"]
+    predicted = fit.predict(trainer, data, spec.metrics).loss
     assert trainer.auxiliary == []
     assert evaluated == pytest.approx(predicted, rel=1e-5)
     assert evaluated == pytest.approx(float(task), rel=1e-5)

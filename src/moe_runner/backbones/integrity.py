@@ -40,7 +40,7 @@ def weights_problem(folder: Path) -> str | None:
     else:
         files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     if not files:
-        return f"{folder} holds no weights; expected *.safetensors"
+        return f"{folder} has no weights; expected *.safetensors"
     problems = (file_problem(file) for file in files)
     return next((problem for problem in problems if problem is not None), None)
 

@@ -112,7 +112,7 @@ def load_image_classifier(
             f"task.image_size={image_size} does not divide by the {config.patch_size} pixels of a "
             f"patch of model={options.name}; use a multiple of {config.patch_size}"
         )
-    config.architectures = None  # a distilled DeiT says a class that cannot be trained
+    config.architectures = []  # a distilled DeiT says a class that cannot be trained
     model, info = read_model(AutoModelForImageClassification, weights, config)
     if image_size != config.image_size:
         resize_positions(model, image_size)
