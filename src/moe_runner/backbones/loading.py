@@ -118,7 +118,9 @@ def load_image_classifier(
         resize_positions(model, image_size)
     new = outside_backbone(model) | set(info["missing_keys"])
     with torch.no_grad():  # also where the pretrained head happens to have as many classes
-        for owner in dict.fromkeys(name.rpartition(".")[0] for name in outside_backbone(model)):
+        for owner in dict.fromkeys(
+            name.rpartition(".")[0] for name in sorted(outside_backbone(model))
+        ):
             layer: Any = model.get_submodule(owner)
             layer.weight.normal_(0.0, config.initializer_range)
             layer.bias.zero_()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from moe_runner.files import read_json, write_json
 from moe_runner.options.task import DomainBedTask
 from moe_runner.runs.identity import content_hash
+from moe_runner.tasks.records import is_clutter
 from moe_runner.tasks.specs import OODSpec, TaskData
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+DECODING = 2  # raised when the same file gives another array
+CORRUPT = ""  # in place of the digest of an image
 NAMED = 3  # corrupt images that an error names
 
 
@@ -99,9 +102,11 @@ class DomainData(TaskData):
         assert self.options.image_size is not None  # resolved by the plan
         cache = self.cache or Path(tempfile.mkdtemp(prefix="moe-runner-"))
         arrays, skipped = [], {}
+        digests: dict[str, list[str]] = {}
         splits: dict[str, Dataset] = {}
         for number, domain in enumerate(self.domains):
-            array, corrupt = decoded(domain, self.options.image_size, cache)
+            array, digests[domain.name] = decoded(domain, self.options.image_size, cache)
+            corrupt = [i for i, digest in enumerate(digests[domain.name]) if digest == CORRUPT]
             if corrupt and not self.options.skip_corrupt:
                 names = ", ".join(domain.describe(i) for i in corrupt[:NAMED])
                 more = f" and {len(corrupt) - NAMED} more" if len(corrupt) > NAMED else ""
@@ -117,6 +122,8 @@ class DomainData(TaskData):
                 )  # fmt: skip
             arrays.append(array)
             splits |= self._split(number, set(corrupt), seed)
+        self._warn_of_classes()
+        self._warn_of_repeated(splits, digests)
         return replace(
             self,
             train=self._joined(splits, "in", self._limit()),
@@ -137,6 +144,29 @@ class DomainData(TaskData):
     def training_domains(self) -> tuple[str, ...]:
         """Names of the domains that are trained on, in order."""
         return tuple(d.name for d in self.domains if d.name not in self.held_out)
+
+    def _warn_of_classes(self) -> None:
+        """Name the classes that some domains do not have."""
+        for label, name in enumerate(self.spec.labels):
+            without = [domain.name for domain in self.domains if label not in domain.labels]
+            if without:
+                log.warning("  the class %s is not in %s", name, ", ".join(without))
+
+    def _warn_of_repeated(self, splits: dict[str, Dataset], digests: dict[str, list[str]]) -> None:
+        """Count the pictures that are trained on and evaluated, too."""
+
+        def pictures(domain: str, part: str) -> list[str]:
+            return [digests[domain][row] for row in splits[f"{domain}/{part}"]["image"]]
+
+        trained = {d for name in self.training_domains for d in pictures(name, "in")}
+        evaluated = [(name, "out") for name in self.training_domains]
+        evaluated += [(name, "in") for name in self.held_out if name in digests]
+        for name, part in evaluated:
+            if repeated := sum(digest in trained for digest in pictures(name, part)):
+                log.warning(
+                    "  %d of the pictures that %s is evaluated on are also trained on",
+                    repeated, name,
+                )  # fmt: skip
 
     def _limit(self) -> int | None:
         limit = self.options.limit
@@ -189,7 +219,7 @@ def first(rows: Dataset, limit: int | None) -> Dataset:
     return rows if limit is None or limit >= len(rows) else rows.select(range(limit))
 
 
-def decoded(domain: Domain, size: int, cache: Path) -> tuple[NDArray[np.uint8], list[int]]:
+def decoded(domain: Domain, size: int, cache: Path) -> tuple[NDArray[np.uint8], list[str]]:
     """Decode the images of a domain, once for all runs.
 
     Args:
@@ -199,30 +229,27 @@ def decoded(domain: Domain, size: int, cache: Path) -> tuple[NDArray[np.uint8], 
         cache: the arrays go to `images/` in it.
 
     Returns:
-        Memory-mapped images, RGB, uint8 (N, 3, S, S), and the indices of those that can't be
-        decoded, which are black.
+        Memory-mapped images, RGB, uint8 (N, 3, S, S), and a digest of each; `CORRUPT` for those
+        that can't be decoded, which are black.
     """
     import numpy as np
     from filelock import FileLock
 
     size = domain.size or size
     content = content_hash(domain.files, cache / "hashes.json") if domain.files else ""
-    name = hashlib.sha256(f"{domain.key} {content}".encode()).hexdigest()[:24]
+    name = hashlib.sha256(f"{DECODING} {domain.key} {content}".encode()).hexdigest()[:24]
     file = cache / "images" / f"{name}-{size}.npy"
     report = file.with_suffix(".json")
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_suffix(".lock")):
         if not file.exists():
             unfinished = file.with_suffix(".part")  # of this or of a killed process
-            corrupt = decode(domain, size, unfinished)
-            write_json(
-                report, {"domain": domain.name, "images": len(domain.labels), "corrupt": corrupt}
-            )
+            write_json(report, {"domain": domain.name, "digests": decode(domain, size, unfinished)})
             os.replace(unfinished, file)
-    return np.load(file, mmap_mode="r"), read_json(report)["corrupt"]
+    return np.load(file, mmap_mode="r"), read_json(report)["digests"]
 
 
-def decode(domain: Domain, size: int, file: Path) -> list[int]:
+def decode(domain: Domain, size: int, file: Path) -> list[str]:
     """Write the images of a domain as an array, on as many threads as there are processors.
 
     Args:
@@ -231,7 +258,7 @@ def decode(domain: Domain, size: int, file: Path) -> list[int]:
         file: where the array goes.
 
     Returns:
-        Indices of the images that can't be decoded.
+        A digest of each image's content; `CORRUPT` for those that can't be decoded.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -241,20 +268,49 @@ def decode(domain: Domain, size: int, file: Path) -> list[int]:
     shape = (len(domain.labels), 3, size, size)
     array = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
 
-    def one(index: int) -> bool:
+    def one(index: int) -> str:
         try:
-            image = domain.read(index).convert("RGB")  # decodes
+            image = to_rgb(domain.read(index))  # decodes
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            return False
+            return CORRUPT
         if image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.BILINEAR)
         array[index] = np.asarray(image).transpose(2, 0, 1)
-        return True
+        return hashlib.blake2b(array[index].tobytes(), digest_size=8).hexdigest()
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes without the interpreter's lock
-        fine = list(pool.map(one, range(len(domain.labels))))
+        digests = list(pool.map(one, range(len(domain.labels))))
     array.flush()
-    return [index for index, good in enumerate(fine) if not good]
+    return digests
+
+
+def to_rgb(image: Image) -> Image:
+    """Decode an image of any mode as 8-bit RGB, upright.
+
+    Grey values of 16 bits (any byte order) are divided by 257, floats of 0 to 1 multiplied by 255:
+    PIL would clip them. The orientation that a camera noted (EXIF) is applied.
+
+    Args:
+        image: opened.
+
+    Raises:
+        ValueError: if the range of its values is not known.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.float64)
+        most = values.max(initial=0.0)
+        if values.min(initial=0.0) < 0 or not most <= 65535:
+            raise ValueError(f"values from {values.min():g} to {most:g}: no known range")
+        if image.mode.startswith("I;16") or most > 255:
+            values = values / 257
+        elif image.mode == "F" and most <= 1:
+            values = values * 255
+        image = Image.fromarray(np.rint(values).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def files_of(folder: Path) -> list[tuple[str, Path]]:
@@ -266,7 +322,7 @@ def files_of(folder: Path) -> list[tuple[str, Path]]:
     Returns:
         Class and file, sorted.
     """
-    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not is_clutter(p.name))
     stamps = tuple((path, path.stat().st_mtime_ns) for path in classes)
     return _files(stamps)
 
@@ -280,7 +336,9 @@ def _files(stamps: tuple[tuple[Path, int], ...]) -> list[tuple[str, Path]]:
             (folder.name, file)
             for folder, _ in stamps
             for file in sorted(folder.rglob("*"))
-            if file.suffix.lower() in ENDINGS and file.is_file()
+            if file.suffix.lower() in ENDINGS
+            and file.is_file()
+            and not any(map(is_clutter, file.relative_to(folder).parts))
         ]
     return _listed[stamps]
 

@@ -6,6 +6,9 @@ modules that import this one.
 
 from __future__ import annotations
 
+import functools
+import json
+import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +21,10 @@ from moe_runner.tasks.places import Source
 if TYPE_CHECKING:
     from datasets import Dataset
 
+log = logging.getLogger(__name__)
+
 SCORE_RANGE = (0.0, 5.0)  # of a regression's labels; STS-B is the only one
+CLASSES = b"classes"  # metadata of a table: the names of its labels, as JSON
 ROWS = 4096  # that are read and checked together
 
 
@@ -52,7 +58,7 @@ def read(
         source,
         lambda table, origin: _checked(table, origin, columns, labels),
         _features(columns[0], labels),
-        {"columns": columns, "labels": labels},
+        {"columns": columns, "labels": labels, "by name": True},
         cache,
     )
     if not len(data):
@@ -103,11 +109,17 @@ def read_table(source: Source) -> tuple[Any, str]:
 
     Returns:
         A pyarrow table, and what names it in errors.
+
+    Raises:
+        ValueError: if its files do not agree on the names of the labels.
     """
     import pyarrow as pa  # heavy, so here
 
     _, tables = _open(source)
-    return pa.concat_tables(tables(), promote_options="permissive"), source.origin
+    parts = list(tables())
+    if len({class_names(part.schema) for part in parts}) > 1:
+        raise ValueError(f"{source.origin} name their labels in different orders; make them one")
+    return pa.concat_tables(parts, promote_options="permissive"), source.origin
 
 
 def tidy(
@@ -196,8 +208,7 @@ def _checked(
         new: _column(table, old, pa.string(), origin)
         for new, old in zip(columns[0], names, strict=True)
     }
-    label = _column(table, "label", pa.int64() if labels else pa.float32(), origin)
-    table = pa.table({**text, "label": label})
+    table = pa.table({**text, "label": _label(table, origin, labels)})
     if labels:
         table = table.filter(pc.not_equal(table["label"], -1))
     least, most = (0, len(labels) - 1) if labels else SCORE_RANGE
@@ -209,6 +220,81 @@ def _checked(
             f"{origin} has the label {outside}; expected {least} to {most}{names_of_labels}"
         )
     return table.cast(_features(columns[0], labels).arrow_schema)
+
+
+def class_names(schema: Any) -> tuple[str, ...] | None:
+    """Read the class names of the column `label` from a schema; None: it names none.
+
+    Args:
+        schema: of pyarrow, as `datasets` writes it, or as `_parquet_tables` keeps it.
+    """
+    metadata = schema.metadata or {}
+    if CLASSES in metadata:
+        return tuple(json.loads(metadata[CLASSES]))
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        names = features["label"]["names"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return tuple(map(str, names))
+
+
+def _label(table: Any, origin: str, labels: tuple[str, ...]) -> Any:
+    """Take the label column as numbers of the task's classes, or as scores.
+
+    Names decide: those that are the values, or those that the file's schema gives its numbers.
+
+    Raises:
+        ValueError: if a name is not one of the task's, or the values are of another type.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not labels:
+        return _column(table, "label", pa.float32(), origin)
+    column = table["label"]
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    order = {spelled(name): number for number, name in enumerate(labels)}
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        if column.null_count:
+            raise ValueError(f"{origin} has {column.null_count} empty values in the column label")
+        unknown = [name for name in column.unique().to_pylist() if spelled(name) not in order]
+        if unknown:
+            raise ValueError(
+                f"{origin} has the label {unknown[0]!r} (type string in the column label); "
+                f"expected one of {', '.join(labels)}"
+            )
+        return pa.chunked_array([[order[spelled(name)] for name in column.to_pylist()]], pa.int64())
+    numbers = _column(table, "label", pa.int64(), origin)
+    names = class_names(table.schema)
+    found = [spelled(name) for name in names or ()]
+    if all(order.get(name, number) == number for number, name in enumerate(found)):
+        return numbers  # none, the same order, or other words
+    if sorted(found) != sorted(order):
+        raise ValueError(
+            f"{origin} names its labels {', '.join(found)}; expected {', '.join(labels)}"
+        )
+    _tell_of_order(origin, tuple(found))
+    mapped = {number: order[name] for number, name in enumerate(found)} | {-1: -1}
+    unnamed = [n for n in pc.unique(numbers).to_pylist() if n not in mapped]
+    if unnamed:
+        raise ValueError(f"{origin} has the label {unnamed[0]}, which its schema does not name")
+    return pa.chunked_array([[mapped[number] for number in numbers.to_pylist()]], pa.int64())
+
+
+@functools.cache
+def _tell_of_order(origin: str, names: tuple[str, ...]) -> None:
+    """Warn once of a file that counts its classes in another order."""
+    log.warning(
+        "  %s names its labels in another order (%s): they are taken by name",
+        origin, ", ".join(names),
+    )  # fmt: skip
+
+
+def spelled(name: str) -> str:
+    """Write a class name so that spellings agree: "Not entailment" and "not_entailment"."""
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
 
 
 def _column(table: Any, name: str, kind: Any, origin: str) -> Any:
@@ -242,7 +328,10 @@ def _parquet_tables(files: Sequence[Path]) -> Iterator[Any]:
     for file in files:
         try:
             for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS):
-                yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
+                table = pa.Table.from_batches([batch])
+                classes = class_names(table.schema)
+                kept = None if classes is None else {CLASSES: json.dumps(classes)}
+                yield table.replace_schema_metadata(kept)
         except (pa.ArrowInvalid, OSError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{file} cannot be read as parquet: {reason}") from error

@@ -167,6 +167,48 @@ def test_wrong_values_are_an_error_that_names_the_file(tmp_path, cola, columns, 
     assert "\n" not in str(error.value)
 
 
+def named(path: Path, names: list[str], numbers: list[int]) -> None:
+    """Write a file whose schema names its labels."""
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features(sentence=Value("string"), label=ClassLabel(names=names))
+    rows = {"sentence": [f"s {i}" for i in range(len(numbers))], "label": numbers}
+    Dataset.from_dict(rows, features=features).to_parquet(path)
+
+
+def test_labels_are_taken_by_the_names_of_the_file_s_schema(tmp_path, cola, caplog):
+    names = ["unacceptable", "acceptable"]
+    named(tmp_path / "cola" / "train.parquet", names, [0, 1, 1, 0])
+    named(tmp_path / "cola" / "validation.parquet", names[::-1], [1, 0, 0, 1])  # the same classes
+    data = tasks.load(cola, "cola")
+    assert data.train["label"][:] == data.validation["validation"]["label"][:] == [0, 1, 1, 0]
+    assert caplog.text.count("names its labels in another order") == 1
+
+
+def test_other_names_at_the_same_places_are_taken_by_number(tmp_path, cola, caplog):
+    for names in (["0", "1"], ["unacceptable", "fine"]):
+        named(tmp_path / "cola" / "train.parquet", names, [0, 1, 1, 0])
+        assert tasks.load(cola, "cola").train["label"][:] == [0, 1, 1, 0]
+    assert "order" not in caplog.text
+
+
+def test_a_known_name_at_another_place_among_others_is_refused(tmp_path, cola):
+    named(tmp_path / "cola" / "train.parquet", ["acceptable", "bad"], [0, 1])
+    with pytest.raises(ValueError, match=r"train.parquet names its labels acceptable, bad; exp"):
+        tasks.load(cola, "cola")
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.dictionary(pa.int8(), pa.string())])
+def test_labels_that_are_names_are_mapped(tmp_path, cola, kind):
+    labels = pa.array(["Acceptable", "unacceptable", "acceptable"]).cast(kind)
+    write(tmp_path / "cola" / "train.parquet", sentence=["a", "b", "c"], label=labels)
+    assert tasks.load(cola, "cola").train["label"][:] == [1, 0, 1]
+    labels = pa.array(["acceptable", "acceptible"]).cast(kind)
+    write(tmp_path / "cola" / "train.parquet", sentence=["a", "b"], label=labels)
+    with pytest.raises(ValueError, match="has the label 'acceptible' .*; expected one of unacc"):
+        tasks.load(cola, "cola")
+
+
 def test_a_score_outside_0_to_5_or_nan_is_an_error(tmp_path):
     texts = {"sentence1": ["a", "b"], "sentence2": ["c", "d"]}
     options = replace(OPTIONS, data_dir=str(tmp_path))

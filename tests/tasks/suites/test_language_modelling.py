@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +91,36 @@ def test_a_copy_in_the_cache_of_the_hub(tmp_path, monkeypatch):
     assert tasks.fingerprint(options("wikitext103"), "wikitext103")["train"] == (
         "hub Salesforce/wikitext config wikitext-103-raw-v1 split train at main"
     )
+
+
+@pytest.mark.parametrize("name", ["book.jsonl", "book.csv", "book.parquet", "book.json"])
+def test_a_file_of_rows_is_split_as_the_same_text_is(name, tmp_path):
+    lines = [f'line "{number}", one\n' for number in range(200)]
+    (tmp_path / "book.txt").write_text("".join(lines))
+    file = tmp_path / name
+    if name == "book.csv":
+        with file.open("w", newline="") as stream:
+            rows = csv.writer(stream)
+            rows.writerows([["text", "n"], *([line, n] for n, line in enumerate(lines))])
+    elif name == "book.parquet":
+        pq.write_table(pa.table({"text": lines}), file)
+    else:
+        file.write_text("\n".join(json.dumps({"text": line}) for line in lines))
+    for cache in (None, tmp_path / "cache"):
+        expected, found = (
+            tasks.load(options("text", tmp_path / each), "text", cache)
+            for each in ("book.txt", name)
+        )
+        assert found.train["text"][:] == expected.train["text"][:]
+        assert len(found.train) == 180
+        for split, part in expected.validation.items():
+            assert found.validation[split]["text"][:] == part["text"][:]
+
+
+def test_json_lines_under_the_name_of_a_text_are_refused(tmp_path):
+    (tmp_path / "book.txt").write_text('{"text": "a line"}\n' * 40)
+    with pytest.raises(ValueError, match=r"holds JSON lines, not running text; name it book.jsonl"):
+        tasks.load(options("text", tmp_path / "book.txt"), "text")
 
 
 def test_one_file_is_split_by_lines_90_5_5(tmp_path):

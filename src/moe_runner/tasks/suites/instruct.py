@@ -21,6 +21,7 @@ from moe_runner.tasks.places import (
     ood_part,
     optional,
 )
+from moe_runner.tasks.records import is_clutter
 from moe_runner.tasks.specs import About, TaskData, TaskSpec
 from moe_runner.tasks.suite import Suite
 
@@ -96,7 +97,9 @@ def record_source(options: Task) -> Source:
         return Source(files=(path,))
     if not path.is_dir():
         return Source(problem=f"{given} does not exist; give a file or a folder with {formats}")
-    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    files = sorted(
+        file for file in path.iterdir() if file.suffix in SUFFIXES and not is_clutter(file.name)
+    )
     for stem in ("train", "alpaca"):
         if named := [file for file in files if file.stem.startswith(stem)]:
             files = named

@@ -8,6 +8,7 @@ Source: WikiText, arXiv:1609.07843; recipe as HyperMoE's code (PROTOCOL.md II.2)
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,7 @@ from moe_runner.tasks.places import (
     ood_part,
     optional,
 )
+from moe_runner.tasks.records import SUFFIXES, kind_of, read_column
 from moe_runner.tasks.specs import About, OODSpec, TaskData, TaskSpec
 from moe_runner.tasks.suite import Suite
 from moe_runner.tasks.tables import ROWS, read_tables
@@ -41,6 +43,7 @@ CONFIGS = {"wikitext2": "wikitext-2-raw-v1", "wikitext103": "wikitext-103-raw-v1
 SPLITS = ("train", "validation", "test")
 SHORT = {"train": "train", "validation": "valid", "test": "test"}  # as in wiki.valid.raw
 COLUMN = "text"
+WHOLE = (0.0, 1.0)
 PARTS = {"train": (0.0, 0.9), "validation": (0.9, 0.95), "test": (0.95, 1.0)}  # of one file's lines
 RECIPE = Recipe(
     epochs={"full": 20, "lora": 20, "lora_block": 20},
@@ -128,7 +131,9 @@ def _text_source(options: Task, name: str, split: str) -> Source:
     folder = Path(options.data_dir).expanduser()
     if folder.is_file():
         return Source(files=(folder,))
-    names = dict.fromkeys([f"{split}.txt", f"{SHORT[split]}.txt", f"wiki.{SHORT[split]}.raw"])
+    rows = [] if name in CONFIGS else [f"{split}{suffix}" for suffix in SUFFIXES]
+    texts = [f"{split}.txt", f"{SHORT[split]}.txt", f"wiki.{SHORT[split]}.raw"]
+    names = dict.fromkeys([*texts, *rows])
     for within in (folder, folder / name, folder / config):
         for file in names:
             if (within / file).is_file():
@@ -164,17 +169,42 @@ def _read(
     """
     if not source.available:
         return None
-    if source.hub is not None or source.files[0].suffix == ".parquet":
+    if source.hub is not None or (len(source.files) > 1 or part == WHOLE) and _is_parquet(source):
         data = read_tables(source, _text_column, _features(), {"column": COLUMN}, cache)
     else:
         (file,) = source.files
         key: dict[str, Any] = {"part": part, "wikitext": wikitext}
         if cache is not None:
             key["lines of"] = content_hash([file], cache / "hashes.json")
-        data = _dataset(partial(_lines, file, part, wikitext), key, cache)
+        lines = _rows if kind_of(file) else _lines
+        data = _dataset(partial(lines, file, part, wikitext), key, cache)
     if not len(data):
         raise ValueError(f"{source.origin} has no line of text; expected at least one")
     return data
+
+
+def _is_parquet(source: Source) -> bool:
+    return source.files[0].suffix == ".parquet"
+
+
+def _rows(file: Path, part: tuple[float, float], wikitext: bool) -> Iterator[str]:
+    """Yield the column of text of a file of rows; see `_lines`."""
+    rows = list(read_column(file, COLUMN))
+    start, stop = _range(file, len(rows), part)
+    for text in rows[start:stop]:
+        yield "" if wikitext and not text.strip() else text if text.endswith("\n") else f"{text}\n"
+
+
+def _range(file: Path, count: int, part: tuple[float, float]) -> tuple[int, int]:
+    """Say which lines of a file are a part of it.
+
+    Raises:
+        ValueError: if there are too few.
+    """
+    start, stop = round(part[0] * count), round(part[1] * count)
+    if start == stop and part != WHOLE:
+        raise ValueError(f"{file} has {count} lines, too few to split; use 20 or more")
+    return start, stop
 
 
 def _first(data: Dataset | None, limit: int | None) -> Dataset | None:
@@ -229,13 +259,15 @@ def _lines(file: Path, part: tuple[float, float], wikitext: bool) -> Iterator[st
     Raises:
         ValueError: if a line is not UTF-8; gives its number.
     """
-    start, stop = 0, None
-    if part != (0.0, 1.0):
-        with file.open("rb") as stream:
-            count = sum(1 for _ in stream)
-        start, stop = round(part[0] * count), round(part[1] * count)
-        if start == stop:
-            raise ValueError(f"{file} has {count} lines, too few to split; use 20 or more")
+    with file.open("rb") as stream:
+        count = sum(1 for _ in stream)
+    start, stop = _range(file, count, part)
+    with file.open("rb") as stream:
+        if _is_object(stream.readline()):
+            raise ValueError(
+                f"{file} holds JSON lines, not running text; name it {file.stem}.jsonl, and its "
+                f"column {COLUMN} is read"
+            )
     with file.open("rb") as stream:
         for number, line in enumerate(islice(stream, start, stop), start=start + 1):
             try:
@@ -248,6 +280,14 @@ def _lines(file: Path, part: tuple[float, float], wikitext: bool) -> Iterator[st
             if text.endswith("\r\n"):
                 text = f"{text[:-2]}\n"
             yield "" if wikitext and not text.strip() else text
+
+
+def _is_object(line: bytes) -> bool:
+    """Tell whether a line is an object of JSON."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 class LanguageModelling(Suite[LanguageModellingTask]):
@@ -294,7 +334,7 @@ class LanguageModelling(Suite[LanguageModellingTask]):
                 lines = partial(mini_text, key.removeprefix("ood/"), options.data_seed)
                 data[key] = _first(_dataset(lines, {}, None), limit)
             else:
-                part = PARTS[key] if _is_one_file(options) and key in PARTS else (0.0, 1.0)
+                part = PARTS[key] if _is_one_file(options) and key in PARTS else WHOLE
                 data[key] = _first(_read(source, part, name in CONFIGS, cache), limit)
         train = data.pop("train")
         assert train is not None  # check() has seen to it

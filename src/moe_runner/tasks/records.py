@@ -1,0 +1,151 @@
+"""Rows of the files that other tools write: csv, tsv, JSON lines, JSON, parquet; also gzipped.
+
+A row is a mapping from column to value. What cannot be read is named with file, row and remedy.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+CLUTTER = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")  # of systems, not data
+
+
+def is_clutter(name: str) -> bool:
+    """Tell whether a file or folder is no data: hidden, or left there by a system."""
+    return name.startswith(".") or name in CLUTTER
+
+
+def kind_of(file: Path) -> str:
+    """Name the format of a file by its suffix, a `.gz` behind it left out: ".jsonl", or ""."""
+    suffixes = [s.lower() for s in file.suffixes if s.lower() != ".gz"]
+    return suffixes[-1] if suffixes and suffixes[-1] in SUFFIXES else ""
+
+
+def read_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Read the rows of a file, one after the other.
+
+    Args:
+        file: its suffix is one of `SUFFIXES`, perhaps with `.gz` behind it.
+
+    Yields:
+        Column -> value; of csv and tsv all values are strings.
+
+    Raises:
+        ValueError: if the file is not what its suffix says, or not UTF-8; names file and row.
+    """
+    kind = kind_of(file)
+    if kind == ".parquet":
+        yield from _parquet_rows(file)
+    elif kind in (".csv", ".tsv"):
+        yield from _table_rows(file, "," if kind == ".csv" else "\t")
+    else:
+        yield from _json_rows(file)
+
+
+def read_column(file: Path, column: str) -> Iterator[str]:
+    """Read a column of texts.
+
+    Raises:
+        ValueError: if a row lacks the column, or has no text there, and as `read_rows`.
+    """
+    for number, row in enumerate(read_rows(file), start=1):
+        if column not in row:
+            here = ", ".join(map(str, row))
+            raise ValueError(f"{file}: row {number} has the columns {here}; expected {column}")
+        if not isinstance(row[column], str):
+            raise ValueError(
+                f"{file}: row {number} has {row[column]!r} in the column {column}, which is no text"
+            )
+        yield row[column]
+
+
+def open_text(file: Path) -> io.TextIOWrapper:
+    """Open a text file, gzipped or not; a byte order mark is left out, UTF-16 is known by its own.
+
+    Raises:
+        ValueError: if it is compressed and its name does not say so.
+    """
+    packed = file.suffix.lower() == ".gz"
+    opened = partial(gzip.open if packed else open, file, "rb")
+    with opened() as probe:
+        first = probe.read(2)
+    if first == b"\x1f\x8b":
+        raise ValueError(f"{file} is gzipped; add .gz to its name")
+    encoding = "utf-16" if first in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    stream: Any = opened()
+    return io.TextIOWrapper(stream, encoding=encoding, newline="")
+
+
+def _not_text(file: Path, number: int, error: UnicodeDecodeError) -> ValueError:
+    return ValueError(
+        f"{file}: about row {number} is not {error.encoding} ({error.reason}); save it as UTF-8"
+    )
+
+
+def _table_rows(file: Path, delimiter: str) -> Iterator[dict[str, Any]]:
+    number = 0
+    with open_text(file) as stream:
+        try:
+            rows = csv.reader(stream, delimiter=delimiter, strict=True)
+            header = next(rows, [])
+            if len(set(header)) != len(header):
+                double = next(name for name in header if header.count(name) > 1)
+                raise ValueError(f"{file} has the column {double} twice; rename one")
+            for number, row in enumerate(rows, start=1):
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    raise ValueError(
+                        f"{file}: row {number} has {len(row)} values and the header {len(header)} "
+                        "columns; quote values that hold the separator"
+                    )
+                yield dict(zip(header, row, strict=True))
+        except csv.Error as error:
+            raise ValueError(f"{file}: row {number + 1} cannot be read: {error}") from error
+        except UnicodeDecodeError as error:
+            raise _not_text(file, number + 1, error) from error
+
+
+def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
+    number = 0
+    with open_text(file) as stream:
+        try:
+            for line in stream:
+                if not line.strip():
+                    continue
+                if number == 0 and line.lstrip().startswith("["):  # one array
+                    whole = json.loads(line + stream.read())
+                    lines = [(row, index) for index, row in enumerate(whole, start=1)]
+                else:
+                    number += 1
+                    lines = [(json.loads(line), number)]
+                for row, index in lines:
+                    if not isinstance(row, dict):
+                        raise ValueError(
+                            f"{file}: row {index} is no object {{column: value}}: {str(row)[:40]}"
+                        )
+                    yield row
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}: row {max(number, 1)} is no JSON: {error.msg}") from error
+        except UnicodeDecodeError as error:
+            raise _not_text(file, number + 1, error) from error
+
+
+def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa  # heavy, so here
+    import pyarrow.parquet as pq
+
+    try:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=4096):
+            yield from batch.to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{file} cannot be read as parquet: {reason}") from error

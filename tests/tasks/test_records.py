@@ -1,0 +1,96 @@
+"""Files as other tools write them: read alike, or refused with file, row and remedy."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from moe_runner.tasks.records import is_clutter, kind_of, read_column, read_rows
+
+TEXTS = ["a first, with a comma", 'a "second"', "a third\nof two lines", "ein vierter: ä ü"]
+
+
+def as_csv(texts, delimiter=","):
+    quoted = ['"' + text.replace('"', '""') + '"' for text in texts]
+    return "\n".join([f"id{delimiter}text", *(f"{i}{delimiter}{t}" for i, t in enumerate(quoted))])
+
+
+def as_jsonl(texts):
+    return "\n".join(json.dumps({"id": i, "text": t}) for i, t in enumerate(texts)) + "\n\n"
+
+
+WRITERS = {
+    "a.csv": lambda: as_csv(TEXTS).encode(),
+    "bom.csv": lambda: as_csv(TEXTS).encode("utf-8-sig"),
+    "windows.csv": lambda: as_csv(TEXTS[:2]).replace("\n", "\r\n").encode("utf-16"),
+    "a.tsv": lambda: as_csv(TEXTS, "\t").encode(),
+    "a.jsonl": lambda: as_jsonl(TEXTS).encode(),
+    "crlf.jsonl": lambda: as_jsonl(TEXTS).replace("\n", "\r\n").encode(),
+    "lines.json": lambda: as_jsonl(TEXTS).encode(),
+    "array.json": lambda: json.dumps([{"text": t} for t in TEXTS], indent=1).encode(),
+    "a.csv.gz": lambda: gzip.compress(as_csv(TEXTS).encode()),
+    "a.JSONL": lambda: as_jsonl(TEXTS).encode(),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_column_is_the_same_whatever_the_format(name, tmp_path):
+    file = tmp_path / name
+    file.write_bytes(WRITERS[name]())
+    expected = TEXTS[:2] if name == "windows.csv" else TEXTS
+    assert list(read_column(file, "text")) == expected
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_parquet_of_any_writer(kind, tmp_path):
+    file = tmp_path / "a.parquet"
+    column = pa.array(TEXTS).cast(kind)
+    pq.write_table(pa.table({"text": column, "more": range(4)}), file)
+    assert list(read_column(file, "text")) == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("a.csv", b"text,text\n1,2\n", "has the column text twice; rename one"),
+        ("a.csv", b"id,text\n1,two, three\n", "row 1 has 3 values and the header 2 columns"),
+        ("a.csv", b"id,text\n1,caf\xe9\n", "is not utf-8 .*save it as UTF-8"),
+        ("a.csv", b"id,body\n1,x\n", "row 1 has the columns id, body; expected text"),
+        ("a.csv", gzip.compress(b"id,text\n"), "is gzipped; add .gz to its name"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "row 2 is no JSON"),
+        ("a.jsonl", b'{"text": "x"}\n[1]\n', "row 2 is no object"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": null}\n', "row 2 has None in the column text"),
+        ("a.json", b'[{"text": "x"}, 3]', "row 2 is no object"),
+        ("a.parquet", b"PAR1 and no more", "cannot be read as parquet"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line_with_file_and_row(name, content, complaint, tmp_path):
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=complaint) as refused:
+        list(read_column(file, "text"))
+    assert str(refused.value).startswith(str(file))
+    assert "\n" not in str(refused.value)
+
+
+def test_clutter_is_no_data():
+    clutter = (".ipynb_checkpoints", "._train.csv", ".DS_Store", "__MACOSX", "@eaDir", "Thumbs.db")
+    assert all(map(is_clutter, clutter))
+    assert not any(map(is_clutter, ("train.csv", "a.b", "_private", "eaDir")))
+
+
+def test_the_format_is_known_by_the_suffix(tmp_path):
+    kinds = {"a.csv": ".csv", "a.CSV.gz": ".csv", "a.b.json": ".json", "a.txt": "", "csv": ""}
+    assert {name: kind_of(tmp_path / name) for name in kinds} == kinds
+
+
+def test_empty_files_have_no_rows(tmp_path):
+    for name in ("a.csv", "a.jsonl", "a.json"):
+        (tmp_path / name).touch()
+        assert list(read_rows(tmp_path / name)) == []
