@@ -9,6 +9,7 @@ from moe_runner.options.task import FormName, Task
 from moe_runner.options.training import Recipe
 from moe_runner.registry import FAMILIES, SUITES
 from moe_runner.runs.identity import content_hash
+from moe_runner.tasks.overlap import warn_of_data
 from moe_runner.tasks.places import Source
 from moe_runner.tasks.specs import TaskData, TaskSpec
 from moe_runner.tasks.suite import Suite
@@ -139,6 +140,7 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
     """
     data = suite_of(options.suite).load(options, name, cache)
     data.train = fraction(data.train, options.share, options.data_seed)
+    warn_of_data(data)
     return data
 
 
