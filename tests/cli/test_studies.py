@@ -394,3 +394,16 @@ def test_the_latex_compiles(conf, cfg, plan, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout[-2000:]
     assert (tmp_path / "tables.pdf").stat().st_size > 1000
+
+
+def test_a_damaged_result_is_one_line_and_nothing_is_launched(conf, cfg, plan, capsys):
+    store = Store(conf.parent / "out")
+    file = store.folder(plan.jobs[0].run.id) / "result.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{")
+    pretended = launcher(store, plan.jobs)
+    assert studies.carry_out_study((conf,), "small", cfg, pretended.launch) == 2
+    assert pretended.seen == []
+    err = capsys.readouterr().err
+    assert str(file) in err
+    assert len(err.splitlines()) == 1

@@ -74,7 +74,7 @@ class Weights:
         if self.folder is None:
             return f"hub {self.hub_id} at {self.revision}"
         files = [file for pattern in CONTENT for file in sorted(self.folder.glob(pattern))]
-        return content_hash(files, memo)
+        return content_hash(files, memo) if files else "not available"  # and `problem` says so
 
 
 def find_weights(model: Model) -> Weights:

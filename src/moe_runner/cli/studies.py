@@ -16,7 +16,7 @@ from moe_runner.report.render import FORMATS, render
 from moe_runner.report.store_commands import report_folder
 from moe_runner.report.study_sheet import print_study
 from moe_runner.runs.result import Result
-from moe_runner.runs.store import Store
+from moe_runner.runs.store import Store, StoreError
 from moe_runner.sweeps.monitor import Monitor
 from moe_runner.sweeps.study import as_overrides, read_study, study_names
 from moe_runner.sweeps.study_plan import (
@@ -53,12 +53,36 @@ def carry_out_study(
     only = read_only(cfg)
     try:
         plans = restrict(plan_studies(folders, names, cfg, for_all), only)
-    except ConfigError as error:
+        if cfg.dry_run:
+            show_study_plans(plans, store)
+            return 0
+        launch_missing(plans, cfg, launch, store, for_all)
+        place = report_folder(Path(cfg.paths.output), cfg.profile, only, for_all)
+        return report(plans, store, place)
+    except (ConfigError, StoreError) as error:
         print(error, file=sys.stderr)
         return 2
-    if cfg.dry_run:
-        show_study_plans(plans, store)
-        return 0
+
+
+def launch_missing(
+    plans: Sequence[StudyPlan],
+    cfg: DictConfig,
+    launch: Launch,
+    store: Store,
+    for_all: Mapping[str, Any],
+) -> None:
+    """Hand the runs that are not done to the launcher, and show what they do.
+
+    Args:
+        plans: of studies.
+        cfg: see `carry_out_study`.
+        launch: see `carry_out_study`.
+        store: of the results.
+        for_all: values for every run, in place of the study's.
+
+    Raises:
+        StoreError: if a stored result is damaged.
+    """
     jobs = {
         job.run.id: (job, plan.study.name)
         for plan in plans
@@ -75,8 +99,6 @@ def carry_out_study(
         ]
         with Monitor({run_id: job.run for run_id, (job, _) in jobs.items()}, store):
             launch(batch, initial_job_idx=0)
-    place = report_folder(Path(cfg.paths.output), cfg.profile, only, for_all)
-    return report(plans, store, place)
 
 
 def read_only(cfg: DictConfig) -> dict[str, list[Any]]:
