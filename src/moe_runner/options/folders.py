@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -46,7 +47,8 @@ def package_folders() -> Iterator[Path]:
 
     It is beside the modules of the package that the entry point names; nothing is imported.
     """
-    points = [point for group in GROUPS for point in entry_points(group=group)]
+    every = entry_points()  # once: it looks at every installed package
+    points = [point for group in GROUPS for point in every.select(group=group)]
     for package in dict.fromkeys(point.module.partition(".")[0] for point in points):
         spec = find_spec(package)
         for place in (spec and spec.submodule_search_locations) or ():
@@ -56,9 +58,14 @@ def package_folders() -> Iterator[Path]:
 
 def group_defaults(folders: Folders) -> dict[str, str | None]:
     """Read the groups of the defaults list of `config.yaml`, with the option of each."""
+    return dict(_defaults(folders[0] / "config.yaml"))
+
+
+@functools.cache
+def _defaults(file: Path) -> dict[str, str | None]:
     return {
         group: option
-        for entry in read_yaml(folders[0] / "config.yaml")["defaults"]
+        for entry in read_yaml(file)["defaults"]
         if isinstance(entry, dict)
         for group, option in entry.items()
         if " " not in group  # override hydra/sweeper
