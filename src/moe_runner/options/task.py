@@ -118,8 +118,11 @@ class Task(ABC):
 
         Args:
             free_text: an answer is a text, not a class or a score.
+
+        Raises:
+            TypeError: if this kind of task is not answered by a text.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say how texts are answered")
+        raise TypeError(f"{type(self).__name__} is not answered by a text")
 
 
 def position_problems(key: str, length: int | None, model: Model) -> list[str]:
