@@ -76,3 +76,22 @@ def test_a_folder_without_a_vocabulary_is_refused(tmp_path, monkeypatch):
     assert "needs the package sentencepiece" in str(tokenizer_problem(tmp_path))
     (tmp_path / "tokenizer.json").touch()
     assert tokenizer_problem(tmp_path) is None
+
+
+def test_a_sentencepiece_model_alone_is_a_tokenizer(tmp_path):
+    """With the version that the extra pins."""
+    sentencepiece = pytest.importorskip("sentencepiece", reason="an extra, see pyproject.toml")
+    from transformers import AutoTokenizer
+
+    texts = ["the cat sees a farmer", "my sister likes some birds"] * 50
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_prefix=str(tmp_path / "tokenizer"), vocab_size=50,
+        model_type="bpe", hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 50}')
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    assert tokenizer_problem(tmp_path) is None
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    ids = tokenizer("the cat likes birds").input_ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "the cat likes birds"
+    assert tokenizer.unk_token_id not in ids
