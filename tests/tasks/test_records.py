@@ -62,7 +62,7 @@ def test_parquet_of_any_writer(kind, tmp_path):
         ("a.csv", b"id,text\n1,two, three\n", "row 1 has 3 values and the header 2 columns"),
         ("a.csv", b"id,text\n1,caf\xe9\n", "is not utf-8 .*save it as UTF-8"),
         ("a.csv", b"id,body\n1,x\n", "row 1 has the columns id, body; expected text"),
-        ("a.csv", gzip.compress(b"id,text\n"), "is gzipped; add .gz to its name"),
+        ("a.csv", gzip.compress(b"id,text\n", mtime=0), "is gzipped; add .gz to its name"),
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', "row 2 is no JSON"),
         ("a.jsonl", b'{"text": "x"}\n[1]\n', "row 2 is no object"),
         ("a.jsonl", b'{"text": "x"}\n{"text": null}\n', "row 2 has None in the column text"),
