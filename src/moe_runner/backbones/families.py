@@ -11,13 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
+from moe_runner.options.task import FormName
 from moe_runner.registry import FAMILIES
 
-Form = Literal[
-    "classification", "text_to_text", "language_modelling", "instruct", "domain_generalisation"
-]
 HIDDEN = {  # our name -> its name in the config.json of Hugging Face
     "d_model": "hidden_size",
     "d_ff": "intermediate_size",
@@ -41,11 +39,11 @@ T5 = {
 BART = {**HIDDEN, "d_model": "d_model", "d_ff": "encoder_ffn_dim", "num_layers": "encoder_layers"}
 NO_SIZES: Mapping[str, str] = {}  # more than one width
 
-ENCODER: tuple[Form, ...] = ("classification",)
-DECODER: tuple[Form, ...] = ("classification", "language_modelling", "instruct")
-CAUSAL: tuple[Form, ...] = ("language_modelling", "instruct")  # no classifier in transformers
-SEQ2SEQ: tuple[Form, ...] = ("text_to_text",)
-IMAGES: tuple[Form, ...] = ("domain_generalisation",)
+ENCODER: tuple[FormName, ...] = ("classification",)
+DECODER: tuple[FormName, ...] = ("classification", "language_modelling", "instruct")
+CAUSAL: tuple[FormName, ...] = ("language_modelling", "instruct")  # no classifier in transformers
+SEQ2SEQ: tuple[FormName, ...] = ("text_to_text",)
+IMAGES: tuple[FormName, ...] = ("domain_generalisation",)
 
 QV = ("q_proj", "v_proj")
 QUERY_VALUE = ("query", "value")
@@ -84,7 +82,7 @@ class Family:
     sizes: Mapping[str, str] = field(default_factory=lambda: HIDDEN)
     d_ff_times: int | None = None
     gated: bool | tuple[str, str | bool] = False
-    forms: tuple[Form, ...] = ()
+    forms: tuple[FormName, ...] = ()
     has_options: bool = False
     stacks: int = 1
     lora_targets: tuple[str, ...] = ()
@@ -129,7 +127,9 @@ class Family:
         return found
 
 
-def llama_like(name: str, *types: str, forms: tuple[Form, ...] = DECODER, **facts: Any) -> Family:
+def llama_like(
+    name: str, *types: str, forms: tuple[FormName, ...] = DECODER, **facts: Any
+) -> Family:
     """Make a row of a decoder with a gated FFN of three projections."""
     facts = {"lora_targets": QV, "reference_extras": False, **facts}
     return Family(name=name, model_types=types, forms=forms, gated=True, **facts)

@@ -148,5 +148,5 @@ def _fingerprint(source: Source, memo: Path | None) -> str:
     if source.absent:
         return "not available"
     if source.files:
-        return f"sha256 {content_hash(source.files, memo)}"
+        return f"sha256 {content_hash(source.files, memo)} {source.reading}".rstrip()
     return source.generated or str(source.hub or "not available")

@@ -38,6 +38,7 @@ class Source:
 
     files: tuple[Path, ...] = ()  # parquet files
     hub: HubSplit | None = None
+    reading: str = ""  # how the files are read, where an earlier version read them otherwise
     generated: str | None = None  # generator, version and seed
     problem: str | None = None  # why it can't be had, and the remedy: one line
     absent: str | None = None  # the same, for a split that may be missing

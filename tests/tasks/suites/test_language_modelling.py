@@ -117,6 +117,16 @@ def test_a_file_of_rows_is_split_as_the_same_text_is(name, tmp_path):
             assert found.validation[split]["text"][:] == part["text"][:]
 
 
+def test_a_file_that_is_read_in_another_way_than_before_has_another_fingerprint(tmp_path):
+    """Else a result of the whole file in every split would count as done."""
+    (tmp_path / "book.txt").write_text("".join(LINES))
+    pq.write_table(pa.table({"text": LINES}), tmp_path / "book.parquet")
+    for name, words in (("book.txt", 2), ("book.parquet", 5)):
+        found = tasks.fingerprint(options("text", tmp_path / name), "text")
+        assert {len(text.split()) for text in found.values()} == {words}, found
+        assert found["train"].startswith("sha256 ")
+
+
 def test_json_lines_under_the_name_of_a_text_are_refused(tmp_path):
     (tmp_path / "book.txt").write_text('{"text": "a line"}\n' * 40)
     with pytest.raises(ValueError, match=r"holds JSON lines, not running text; name it book.jsonl"):

@@ -44,6 +44,7 @@ SPLITS = ("train", "validation", "test")
 SHORT = {"train": "train", "validation": "valid", "test": "test"}  # as in wiki.valid.raw
 COLUMN = "text"
 WHOLE = (0.0, 1.0)
+BY_ROWS = "rows, divided 90/5/5"  # a file of rows: it was one text, or the whole in every split
 PARTS = {"train": (0.0, 0.9), "validation": (0.9, 0.95), "test": (0.95, 1.0)}  # of one file's lines
 RECIPE = Recipe(
     epochs={"full": 20, "lora": 20, "lora_block": 20},
@@ -130,7 +131,7 @@ def _text_source(options: Task, name: str, split: str) -> Source:
         return hub_source(place, f"use task.data_dir=<folder or text file>, or task={MINI}")
     folder = Path(options.data_dir).expanduser()
     if folder.is_file():
-        return Source(files=(folder,))
+        return Source(files=(folder,), reading=BY_ROWS if kind_of(folder) else "")
     rows = [] if name in CONFIGS else [f"{split}{suffix}" for suffix in SUFFIXES]
     texts = [f"{split}.txt", f"{SHORT[split]}.txt", f"wiki.{SHORT[split]}.raw"]
     names = dict.fromkeys([*texts, *rows])
