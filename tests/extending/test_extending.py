@@ -43,6 +43,7 @@ def command(installed, tmp_path) -> Command:
     return run
 
 
+@pytest.mark.long
 def test_the_method_passes_the_tests_of_every_method(command):
     """Families, padding, losses, saving and loading: those of tests/methods, for the toy alone."""
     done = command(

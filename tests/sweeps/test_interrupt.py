@@ -8,10 +8,13 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from moe_runner.files import read_json
 from moe_runner.runs.store import Store
 
 
+@pytest.mark.long
 def test_ctrl_c_in_a_study_leaves_its_run_interrupted_and_says_so(tmp_path):
     command = [
         sys.executable, "-m", "moe_runner.train", "study=emoe_layers", "study.only.seed=0",

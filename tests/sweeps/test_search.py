@@ -20,6 +20,7 @@ FOLDERS = option_folders()
 OPTUNA = importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is not None
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not OPTUNA, reason="no hydra-optuna-sweeper: pip install moe-runner[optuna]")
 def test_optuna_finds_the_best_of_its_trials(tmp_path):
     command = [

@@ -68,6 +68,7 @@ def test_config_commands_answer_without_torch(arguments, tmp_path):
     assert "emoe" in done.stdout
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(quick, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
@@ -120,6 +121,7 @@ def test_ctrl_c_ends_with_one_line_and_the_state_interrupted(quick, tmp_path):
     assert json.loads(status.read_text())["state"] == "interrupted"
 
 
+@pytest.mark.long
 def test_a_kept_run_is_evaluated_on_another_set(quick, tmp_path):
     assert moe_run(*quick, "keep_model=best", cwd=tmp_path).returncode == 0
     (folder,) = tmp_path.glob("outputs/runs/*")
@@ -158,6 +160,7 @@ def test_the_second_time_the_command_says_done_without_torch(quick, tmp_path):
     assert done.stdout.splitlines()[-1] == "False"
 
 
+@pytest.mark.long
 def test_a_sweep_compares_the_methods_in_one_table(quick, tmp_path):
     shared = [word for word in quick if not word.startswith("method.")]
     done = moe_run("-m", "method=dense,emoe", *shared, "method.num_experts=4", cwd=tmp_path)
@@ -215,6 +218,7 @@ def test_without_the_hub_it_stops_at_once_with_the_remedy(tmp_path):
     assert "nyu-mll/glue" in done.stderr
 
 
+@pytest.mark.long
 def test_search_tries_rates_and_seeds_and_reports_the_best(quick, tmp_path):
     words = [word for word in quick if not word.startswith("trainer.learning_rate")]
     plan = moe_run(*words, "search=paper", "dry_run=true", cwd=tmp_path)

@@ -145,6 +145,7 @@ def test_converting_for_training_only_evaluates_the_merged_dense_model(
     assert 0 < early["routing"]["routing/entropy"] <= 1  # of training
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("when", "tuning"), [("train", "full"), ("eval", "lora")])
 def test_killed_or_evaluated_again_a_late_or_early_conversion_has_the_same_numbers(
     when, tuning, make_settings, only_run, monkeypatch
@@ -278,6 +279,7 @@ def test_an_impossible_export_is_refused_before_anything_is_loaded(words, reason
 # ------------------------------------------------------------------------ every method, as typed
 
 
+@pytest.mark.long
 def test_every_method_trains_on_the_bundled_backbones(tmp_path):
     done = moe_run(
         "-m", f"method={','.join(METHODS)}", "model=bert_tiny,gpt2_tiny", "task=glue_mini/cola",
@@ -391,6 +393,7 @@ def test_without_an_auxiliary_loss_none_is_logged(make_settings, only_run, monke
     assert not any("aux/loss" in line for line in lines)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "family"), [("moe", "bert"), ("hypermoe", "gpt2")])
 def test_with_router_noise_killed_and_resumed_equals_never_killed(
     name, family, make_settings, only_run, monkeypatch

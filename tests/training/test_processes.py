@@ -87,6 +87,7 @@ def two(without_dropout, glue_folder, tmp_path_factory):
     return folder, ended
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", [EMoE, GMoE], ids=["emoe", "gmoe"])
 def test_two_processes_train_as_one(method, two, without_dropout, make_settings):
     folder, ended = two
@@ -119,6 +120,7 @@ def test_two_processes_train_as_one(method, two, without_dropout, make_settings)
         torch.testing.assert_close(weights[1][name], expected, rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.long
 def test_only_the_leader_prints_and_writes_and_what_is_done_is_skipped(two):
     folder, (leader, follower) = two
     assert leader.stderr.count("done before") == 1
@@ -196,6 +198,7 @@ def sharded(tiny_model, tiny_batch, tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)], expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", METHODS)
 def test_sharded_weights_train_and_save_as_those_of_one_process(name, sharded):
     ranks, expected = sharded

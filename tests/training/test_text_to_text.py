@@ -51,7 +51,14 @@ def carry_out(settings, run):
 # Runs
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(each, marks=() if each.name in ("dense", "hypermoe") else pytest.mark.long)
+        for each in METHODS
+    ],
+    ids=lambda method: method.name,
+)
 def test_a_switch_learns_to_answer_with_a_digit(method, make_settings, only_run):
     settings = make_settings("switch", method, epochs=6, learning_rate=1e-2)
     run = only_run(settings)
