@@ -72,6 +72,8 @@ class Family:
         sparse_every: every so many layers is a mixture of experts already; 0: none, or the library
             keeps it.
         top_k: pretrained experts of a token, where the modules do not say it.
+        counts_after_padding: positions begin behind the padding's id (RoBERTa), so that 514 rows
+            are enough for 512 tokens.
         shares_layers: groups of layers call one FFN (ALBERT).
         modeling: a module that has the classes and registers them with transformers when it is
             imported; None: they are transformers' own.
@@ -92,6 +94,7 @@ class Family:
     reads_experts: bool = False
     sparse_every: int = 0
     top_k: int | None = None
+    counts_after_padding: bool = False
     shares_layers: bool = False
     modeling: str | None = None
 
@@ -120,6 +123,9 @@ class Family:
         }
         if self.d_ff_times is not None and "d_model" in found:
             found.setdefault("d_ff", self.d_ff_times * found["d_model"])
+        if self.counts_after_padding and "max_positions" in found:
+            padding = config.get("pad_token_id")
+            found["max_positions"] -= 1 + (padding if isinstance(padding, int) else 1)
         if isinstance(self.gated, tuple):
             key, value = self.gated
             given = config.get(key)
@@ -170,7 +176,7 @@ TABLE = (
         bundled="vit_tiny", has_options=True, dropout_after_activation=True,
     ),
     # encoders for text
-    bert_like("roberta", "roberta", "xlm-roberta", "camembert"),
+    bert_like("roberta", "roberta", "xlm-roberta", "camembert", counts_after_padding=True),
     bert_like("deberta", lora_targets=("in_proj",)),
     bert_like("deberta-v2", lora_targets=("query_proj", "value_proj")),
     bert_like("electra"),
@@ -178,9 +184,9 @@ TABLE = (
     bert_like("rembert"),
     bert_like("roformer"),
     bert_like("convbert"),
-    bert_like("mpnet", lora_targets=("q", "v")),
-    bert_like("xmod"),
-    bert_like("longformer"),
+    bert_like("mpnet", lora_targets=("q", "v"), counts_after_padding=True),
+    bert_like("xmod", counts_after_padding=True),
+    bert_like("longformer", counts_after_padding=True),
     bert_like("mobilebert", sizes=NO_SIZES),
     bert_like("esm"),
     bert_like("albert", shares_layers=True),

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe_runner.options.auto import AUTO, label_of, zero_sizes
 from moe_runner.options.errors import join, nearest
 from moe_runner.options.fields import REQUIRED, Count, Positive, runtime
 from moe_runner.registry import FAMILIES
@@ -33,6 +34,11 @@ class Model:
     max_positions: int | None = runtime(None)
     lora_targets: tuple[str, ...] = ()  # attention projections
     lr_scale: Positive = runtime(1.0)  # times tuning.learning_rate; tiny models need larger steps
+
+    @property
+    def label(self) -> str:
+        """For people: the option's name; with `model=auto` that of the folder or repository."""
+        return label_of(self.path, self.hub_id) if self.name == AUTO else self.name
 
     def family_problems(self) -> list[str]:
         """Check that the family is known."""
@@ -87,5 +93,8 @@ def with_sizes_of_path(model: Model, problems: list[str]) -> Model:
             f"model.path={model.path} holds a model of type {found['model_type']}; "
             f"model={model.name} is of the family {model.family}"
         )
+        return model
+    if zeros := zero_sizes(found, family.sizes, file):
+        problems += zeros
         return model
     return dataclasses.replace(model, **family.sizes_of(found))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
+from moe_runner.options.auto import AUTO, with_facts_of_config
 from moe_runner.options.build import MISSING, build, convert_value, field_names, range_problems
 from moe_runner.options.checks import value_problems
 from moe_runner.options.errors import ConfigError, show, unknown_key
@@ -140,6 +141,10 @@ def parse(tree: Mapping[str, Any]) -> Settings:
             given = f"{section}={show(node)}"
             problems.append(f"{given} is not valid; moe-run --help lists the options")
             continue
+        if section == "model" and node.get("name") == AUTO:
+            node = with_facts_of_config(node, problems)
+            if node is None:
+                continue
         kind = str(node[KIND[section]]) if section in KIND else ""
         keys = option_keys({section: [kind]} if kind else None)
         parts[section] = build(cls, node, section, problems, kind=kind, keys=keys)

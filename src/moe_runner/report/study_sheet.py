@@ -110,7 +110,7 @@ def domain_sheets(plan: StudyPlan, results: Results) -> list[Sheet]:
         result = results.get(job.run.id)
         if result is None or not domainbed.is_domainbed(result):
             continue
-        title = f"{job.run.model.name}, {domainbed.held_out(result)[0]}"
+        title = f"{job.run.model.label}, {domainbed.held_out(result)[0]}"
         systems = found.setdefault(title, {})
         systems.setdefault(label(job.run, plan.study.rows), []).append(result)
     return [domainbed.build_sheet(title, systems) for title, systems in found.items()]

@@ -67,7 +67,7 @@ class Run:
         """A short line for people."""
         tuning = "" if self.tuning.name == "full" else f" {self.tuning.name}"
         return (
-            f"{self.method.name} {self.model.name}{tuning} {self.task.suite}/{self.task_name} "
+            f"{self.method.name} {self.model.label}{tuning} {self.task.suite}/{self.task_name} "
             f"lr {self.trainer.learning_rate:g} seed {self.seed}"
         )
 
@@ -75,7 +75,7 @@ class Run:
         """Say what distinguishes the run, for tables."""
         return {
             "method": self.method.name,
-            "model": self.model.name,
+            "model": self.model.label,
             "tuning": self.tuning.name,
             "protocol": self.protocol.name,
             "suite": self.task.suite,

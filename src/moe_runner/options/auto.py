@@ -1,0 +1,115 @@
+"""`model=auto`: family and sizes of any model, read from its own config.json as plain JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moe_runner.hub import cached_model
+from moe_runner.options.errors import join, nearest, show
+from moe_runner.registry import FAMILIES
+
+AUTO = "auto"
+READ = ("family", "d_model", "d_ff", "num_layers", "gated", "vocab_size", "max_positions")
+GIVE = "model=auto needs model.path=<folder> or model.hub_id=<id> of a model in the local cache"
+
+
+def with_facts_of_config(node: Mapping[str, Any], problems: list[str]) -> dict[str, Any] | None:
+    """Fill in what `model=auto` leaves open.
+
+    Args:
+        node: the values of the group model, `name: auto`.
+        problems: what keeps the config.json from being read or understood is appended, one line.
+
+    Returns:
+        The values with those of config.json, and the family's LoRA targets where none are given;
+        None after a problem.
+    """
+    given, folder = _place(node)
+    if folder is None:
+        problems.append(given)
+        return None
+    file = folder / "config.json"
+    try:
+        config = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else "is not readable"
+        problems.append(f"{given} is not a model folder: {file} {reason}")
+        return None
+    model_type = config.get("model_type")
+    if model_type is None:
+        problems.append(f"{given}: {file} has no model_type; add the one of its architecture")
+        return None
+    row = next((each for each in FAMILIES.values() if model_type in each.types), None)
+    if row is None or not row.forms:
+        known = [kind for each in FAMILIES.values() if each.forms for kind in each.types]
+        near = nearest(str(model_type), known)
+        hint = f"did you mean {near}? " if near else ""
+        problems.append(
+            f"{given}: model_type={model_type} in {file} is of no family that has tasks; {hint}"
+            f"known are {', '.join(sorted(known))}; a package can add one (docs/extending.md)"
+        )
+        return None
+    if zeros := zero_sizes(config, row.sizes, file):
+        problems += zeros
+        return None
+    sizes = row.sizes_of(config)
+    if missing := [row.sizes.get(key, key) for key in READ[1:4] if key not in sizes]:
+        problems.append(f"{given}: {file} has no {join(missing)}; add it")
+        return None
+    facts = {"family": row.name, "gated": row.gated is True, **sizes}
+    wrong = [
+        f"model.{key}={show(node[key])} contradicts {file}, which says {show(facts.get(key))}; "
+        f"leave model.{key} out"
+        for key in READ
+        if node.get(key) is not None and node[key] != facts.get(key)
+    ]
+    problems += wrong
+    targets = node.get("lora_targets") or list(row.lora_targets)
+    return None if wrong else {**node, "lora_targets": targets, **facts}
+
+
+def zero_sizes(config: Mapping[str, Any], names: Mapping[str, str], file: Path) -> list[str]:
+    """Find the sizes of a config.json that no model has.
+
+    Args:
+        config: the file's content.
+        names: our name of a size -> its name in the file.
+        file: for messages.
+
+    Returns:
+        One line per size below 1.
+    """
+    return [
+        f"{file}: {key}={show(config[key])} is not a size of a model; use the number of its weights"
+        for key in dict.fromkeys(names.values())
+        if isinstance(config.get(key), int) and config[key] < 1
+    ]
+
+
+def label_of(path: str | None, hub_id: str | None) -> str:
+    """Name a model by its folder or repository: stories260K, never the hash of a snapshot."""
+    if path is None:
+        return (hub_id or AUTO).rpartition("/")[2]
+    folder = Path(path).expanduser().resolve()
+    if folder.parent.name == "snapshots":  # models--<owner>--<name>/snapshots/<commit>
+        return folder.parents[1].name.rpartition("--")[2]
+    return folder.name
+
+
+def _place(node: Mapping[str, Any]) -> tuple[str, Path | None]:
+    """Say what the user gave and where that is; or what to do, and None."""
+    path, hub_id = node.get("path"), node.get("hub_id")
+    if path is not None:
+        return f"model.path={path}", Path(str(path)).expanduser()
+    if hub_id is None:
+        return GIVE, None
+    revision = str(node.get("revision", "main"))
+    if (folder := cached_model(str(hub_id), revision)) is not None:
+        return f"model.hub_id={hub_id}", folder
+    return (
+        f"model.hub_id={hub_id} is not in the local cache, whose config.json model=auto reads; "
+        f"fetch it first: hf download {hub_id} --revision {revision}, or use model.path=<folder>"
+    ), None
