@@ -252,11 +252,9 @@ def _label(table: Any, origin: str, labels: tuple[str, ...]) -> Any:
 
     if not labels:
         return _column(table, "label", pa.float32(), origin)
-    column = table["label"]
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+    column = plain_column(table, "label", origin)
     order = {spelled(name): number for number, name in enumerate(labels)}
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    if pa.types.is_string(column.type):
         if column.null_count:
             raise ValueError(f"{origin} has {column.null_count} empty values in the column label")
         unknown = [name for name in column.unique().to_pylist() if spelled(name) not in order]
@@ -301,10 +299,10 @@ def _column(table: Any, name: str, kind: Any, origin: str) -> Any:
     """Take a column as pyarrow type `kind`; a ValueError says where its values don't fit."""
     import pyarrow as pa
 
-    column = table[name]
+    column = plain_column(table, name, origin)
     if column.null_count:
         raise ValueError(f"{origin} has {column.null_count} empty values in the column {name}")
-    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    is_text = pa.types.is_string(column.type)
     try:
         if is_text == pa.types.is_string(kind):  # else a number would be spelled, a text parsed
             return column.cast(kind)
@@ -313,6 +311,45 @@ def _column(table: Any, name: str, kind: Any, origin: str) -> Any:
     raise ValueError(
         f"{origin} has values of type {column.type} in the column {name} that are no {kind}"
     )
+
+
+def plain_column(table: Any, name: str, origin: str) -> Any:
+    """Take a column whose texts have one type, whatever wrote them.
+
+    pandas' categories, polars' and duckdb's views, large strings and Spark's bytes become strings.
+
+    Args:
+        table: of pyarrow.
+        name: a column that is there.
+        origin: names the table in errors.
+
+    Returns:
+        The column; other types are as they were.
+
+    Raises:
+        ValueError: if the column is there twice, or bytes are no UTF-8; names the row.
+    """
+    import pyarrow as pa
+
+    if (times := table.column_names.count(name)) > 1:
+        raise ValueError(f"{origin} has the column {name} {times} times; rename all but one")
+    column = table[name]
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_string_view(column.type) or pa.types.is_large_string(column.type):
+        return column.cast(pa.string())
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    if not any(is_kind(column.type) for is_kind in kinds):
+        return column
+    for row, value in enumerate(column.to_pylist(), start=1):
+        try:
+            (value or b"").decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{origin}: the column {name} has bytes that are no UTF-8 (row {row} of those "
+                f"read together: {error.reason}); write it as text"
+            ) from error
+    return column.cast(pa.binary()).cast(pa.string())
 
 
 def _parquet_tables(files: Sequence[Path]) -> Iterator[Any]:
