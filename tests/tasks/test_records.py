@@ -46,13 +46,28 @@ def test_a_column_is_the_same_whatever_the_format(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())]
+    "kind",
+    [
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+        pa.binary(),
+        pa.dictionary(pa.int32(), pa.string()),
+    ],
 )
 def test_parquet_of_any_writer(kind, tmp_path):
     file = tmp_path / "a.parquet"
     column = pa.array(TEXTS).cast(kind)
     pq.write_table(pa.table({"text": column, "more": range(4)}), file)
     assert list(read_column(file, "text")) == TEXTS
+
+
+def test_a_parquet_column_that_is_there_twice_is_refused(tmp_path):
+    file = tmp_path / "a.parquet"
+    texts = pa.array(TEXTS)
+    pq.write_table(pa.Table.from_arrays([texts, texts], ["text", "text"]), file)
+    with pytest.raises(ValueError, match="has the column text twice; rename one"):
+        list(read_column(file, "text"))
 
 
 @pytest.mark.parametrize(
@@ -66,6 +81,7 @@ def test_parquet_of_any_writer(kind, tmp_path):
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', "row 2 is no JSON"),
         ("a.jsonl", b'{"text": "x"}\n[1]\n', "row 2 is no object"),
         ("a.jsonl", b'{"text": "x"}\n{"text": null}\n', "row 2 has None in the column text"),
+        ("a.jsonl", b'{"text": "\\ud83d"}\n', "row 1 has half a character in the column text"),
         ("a.json", b'[{"text": "x"}, 3]', "row 2 is no object"),
         ("a.parquet", b"PAR1 and no more", "cannot be read as parquet"),
     ],

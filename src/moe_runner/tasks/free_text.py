@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_runner.options.task import Task
 from moe_runner.tasks.places import Source, chosen_ood, hub_split, split_source
-from moe_runner.tasks.tables import limited, read_tables
+from moe_runner.tasks.tables import limited, plain_column, read_tables
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -131,8 +131,11 @@ def _checked(table: Any, origin: str, columns: Mapping[str, str], target: str) -
     import pyarrow as pa
 
     expect(table, origin, [*columns.values(), target])
-    found = {new: _strings(table[old].to_pylist(), old, origin) for new, old in columns.items()}
-    references = [_answers(value, target, origin) for value in table[target].to_pylist()]
+    given = {
+        old: plain_column(table, old, origin).to_pylist() for old in (*columns.values(), target)
+    }
+    found = {new: _strings(given[old], old, origin) for new, old in columns.items()}
+    references = [_answers(value, target, origin) for value in given[target]]
     return pa.table(
         {**found, "label": [answers[0] for answers in references], "references": references},
         schema=_features(columns).arrow_schema,

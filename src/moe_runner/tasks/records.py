@@ -9,7 +9,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,11 +60,22 @@ def read_column(file: Path, column: str) -> Iterator[str]:
         if column not in row:
             here = ", ".join(map(str, row))
             raise ValueError(f"{file}: row {number} has the columns {here}; expected {column}")
-        if not isinstance(row[column], str):
+        value = row[column]
+        if isinstance(value, bytes):  # Spark writes texts like that
+            try:
+                value = value.decode()
+            except UnicodeDecodeError as error:
+                raise _not_text(file, number, error) from error
+        if not isinstance(value, str):
             raise ValueError(
-                f"{file}: row {number} has {row[column]!r} in the column {column}, which is no text"
+                f"{file}: row {number} has {value!r} in the column {column}, which is no text"
             )
-        yield row[column]
+        if not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
+            raise ValueError(
+                f"{file}: row {number} has half a character in the column {column} (a lone "
+                "surrogate, of a text that was cut in the middle of a pair); write it anew"
+            )
+        yield value
 
 
 def open_text(file: Path) -> io.TextIOWrapper:
@@ -84,6 +95,17 @@ def open_text(file: Path) -> io.TextIOWrapper:
     return io.TextIOWrapper(stream, encoding=encoding, newline="")
 
 
+def refuse_doubled(file: Path, header: Sequence[str]) -> None:
+    """Refuse two columns of one name, of which a row would keep the last.
+
+    Raises:
+        ValueError: naming the first such column.
+    """
+    double = next((name for name in header if header.count(name) > 1), None)
+    if double is not None:
+        raise ValueError(f"{file} has the column {double} twice; rename one")
+
+
 def _not_text(file: Path, number: int, error: UnicodeDecodeError) -> ValueError:
     return ValueError(
         f"{file}: about row {number} is not {error.encoding} ({error.reason}); save it as UTF-8"
@@ -96,9 +118,7 @@ def _table_rows(file: Path, delimiter: str) -> Iterator[dict[str, Any]]:
         try:
             rows = csv.reader(stream, delimiter=delimiter, strict=True)
             header = next(rows, [])
-            if len(set(header)) != len(header):
-                double = next(name for name in header if header.count(name) > 1)
-                raise ValueError(f"{file} has the column {double} twice; rename one")
+            refuse_doubled(file, header)
             for number, row in enumerate(rows, start=1):
                 if not row:
                     continue
@@ -144,7 +164,9 @@ def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     try:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=4096):
+        parts = pq.ParquetFile(file)
+        refuse_doubled(file, parts.schema_arrow.names)
+        for batch in parts.iter_batches(batch_size=4096):
             yield from batch.to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).partition("\n")[0]

@@ -33,7 +33,7 @@ from moe_runner.tasks.places import (
 from moe_runner.tasks.records import SUFFIXES, kind_of, read_column
 from moe_runner.tasks.specs import About, OODSpec, TaskData, TaskSpec
 from moe_runner.tasks.suite import Suite
-from moe_runner.tasks.tables import ROWS, read_tables
+from moe_runner.tasks.tables import ROWS, plain_column, read_tables
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -246,10 +246,8 @@ def _text_column(table: Any, origin: str) -> Any:
     if COLUMN not in table.column_names:
         here = ", ".join(table.column_names)
         raise ValueError(f"{origin} has the columns {here}; expected {COLUMN}")
-    column = table[COLUMN]
-    if column.null_count or not (
-        pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    ):
+    column = plain_column(table, COLUMN, origin)
+    if column.null_count or not pa.types.is_string(column.type):
         raise ValueError(f"{origin} has rows in the column {COLUMN} that are no text")
     return pa.table({COLUMN: column}).cast(_features().arrow_schema)
 
