@@ -59,6 +59,10 @@ def test_option_file_composes_and_validates(group, option):
         with pytest.raises(ConfigError, match="use a model of the family"):
             parse_config(cfg)
         return
+    if option == "auto":  # of which model, only the user knows
+        with pytest.raises(ConfigError, match="needs model.path"):
+            parse_config(cfg)
+        return
     settings = parse_config(cfg)
     assert isinstance(settings, Settings)
     name = getattr(getattr(settings, group), "name", option)
