@@ -129,7 +129,7 @@ def test_a_study_of_a_package_is_planned_with_what_the_package_adds(command):
 
 def test_help_and_mistakes_know_what_the_package_adds(command):
     shown = moe_run(command, "--help").stdout
-    for line in ("method: dense, ", "model: bert", "task: alpaca", "study: all, "):
+    for line in ("method: dense, ", "model: auto, bert", "task: alpaca", "study: all, "):
         assert line in shown
     for option in (" toy", " my_roberta", " reviews", " toy_reviews"):
         assert option in shown

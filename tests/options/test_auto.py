@@ -133,7 +133,7 @@ def test_a_size_of_zero_is_named_with_key_and_file(folder, option):
     lines = problems(f"model={option}", f"model.path={place}")
     assert (
         f"{place}/config.json: num_hidden_layers=0 is not a size of a model; "
-        "use the number of its weights"
+        "use the one of its weights"
     ) in lines
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from moe_runner.hub import cached_model
 from moe_runner.options.errors import join, nearest, show
+from moe_runner.options.model_config import read_config, zero_sizes
 from moe_runner.registry import FAMILIES
 
 AUTO = "auto"
@@ -32,11 +32,7 @@ def with_facts_of_config(node: Mapping[str, Any], problems: list[str]) -> dict[s
         problems.append(given)
         return None
     file = folder / "config.json"
-    try:
-        config = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        reason = "does not exist" if isinstance(error, FileNotFoundError) else "is not readable"
-        problems.append(f"{given} is not a model folder: {file} {reason}")
+    if (config := read_config(file, given, problems)) is None:
         return None
     model_type = config.get("model_type")
     if model_type is None:
@@ -69,24 +65,6 @@ def with_facts_of_config(node: Mapping[str, Any], problems: list[str]) -> dict[s
     problems += wrong
     targets = node.get("lora_targets") or list(row.lora_targets)
     return None if wrong else {**node, "lora_targets": targets, **facts}
-
-
-def zero_sizes(config: Mapping[str, Any], names: Mapping[str, str], file: Path) -> list[str]:
-    """Find the sizes of a config.json that no model has.
-
-    Args:
-        config: the file's content.
-        names: our name of a size -> its name in the file.
-        file: for messages.
-
-    Returns:
-        One line per size below 1.
-    """
-    return [
-        f"{file}: {key}={show(config[key])} is not a size of a model; use the number of its weights"
-        for key in dict.fromkeys(names.values())
-        if isinstance(config.get(key), int) and config[key] < 1
-    ]
 
 
 def label_of(path: str | None, hub_id: str | None) -> str:

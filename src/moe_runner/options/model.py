@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_runner.options.auto import AUTO, label_of, zero_sizes
+from moe_runner.options.auto import AUTO, label_of
 from moe_runner.options.errors import join, nearest
 from moe_runner.options.fields import REQUIRED, Count, Positive, runtime
+from moe_runner.options.model_config import read_config, zero_sizes
 from moe_runner.registry import FAMILIES
 
 
@@ -72,14 +72,11 @@ def with_sizes_of_path(model: Model, problems: list[str]) -> Model:
     Returns:
         The model with the folder's sizes; unchanged without `model.path` and after a problem.
     """
-    if model.path is None:
+    if model.path is None or model.name == AUTO:  # which has read them already
         return model
     file = Path(model.path).expanduser() / "config.json"
-    try:
-        found = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        reason = "does not exist" if isinstance(error, FileNotFoundError) else "is not readable"
-        problems.append(f"model.path={model.path} is not a model folder: {file} {reason}")
+    found = read_config(file, f"model.path={model.path}", problems)
+    if found is None:
         return model
     family = FAMILIES[model.family]
     if "model_type" not in found:
