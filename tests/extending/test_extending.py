@@ -97,6 +97,7 @@ tokenizer.save_pretrained(sys.argv[1])
 """
 
 
+@pytest.mark.long
 def test_method_family_and_suite_of_a_package_run_together(command, reviews, my_roberta, tmp_path):
     done = moe_run(
         command, "method=toy", "model=my_roberta", f"model.path={my_roberta}", "task=reviews",

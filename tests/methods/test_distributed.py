@@ -46,6 +46,7 @@ def two_and_one(tiny_model, tiny_batch, tmp_path_factory):
     return ranks, expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_equal_one(name, family, two_and_one):

@@ -96,6 +96,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(quick, tmp_path):
         assert second[key] == first[key], key
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_with_one_line_and_the_state_interrupted(quick, tmp_path):
     words, env = command(*quick, "trainer.epochs=200")
     process = subprocess.Popen(
@@ -138,6 +139,7 @@ def test_a_kept_run_is_evaluated_on_another_set(quick, tmp_path):
     assert "'zzz' is not a run" in wrong.stderr
 
 
+@pytest.mark.long
 def test_the_second_time_the_command_says_done_without_torch(quick, tmp_path):
     first = moe_run(*quick, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
@@ -177,6 +179,7 @@ def test_a_sweep_compares_the_methods_in_one_table(quick, tmp_path):
     assert len(list(tmp_path.glob("outputs/runs/*/result.json"))) == 2
 
 
+@pytest.mark.long
 def test_a_suite_runs_its_members_and_one_failure_leaves_the_others_done(quick, tmp_path):
     suite = [word for word in quick if not word.startswith("task=")]
     broken = tmp_path / "glue"
@@ -230,6 +233,7 @@ def test_search_tries_rates_and_seeds_and_reports_the_best(quick, tmp_path):
     assert "±" in done.stdout
 
 
+@pytest.mark.long
 def test_every_file_of_a_run_is_there(quick, tmp_path):
     assert moe_run(*quick, cwd=tmp_path).returncode == 0
     (folder,) = tmp_path.glob("outputs/runs/*")

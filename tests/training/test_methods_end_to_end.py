@@ -414,6 +414,7 @@ def test_with_router_noise_killed_and_resumed_equals_never_killed(
     assert all(torch.equal(expected[n], found[n]) for n in expected)
 
 
+@pytest.mark.long
 def test_reference_trains_every_method(make_settings, only_run):
     import yaml
 

@@ -133,6 +133,7 @@ def test_a_kill_after_training_ended_does_not_train_on(
     assert numbers(result) == numbers(whole)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("grouping", [False, True])
 def test_a_kill_anywhere_gives_the_same_numbers(grouping, make_settings, only_run, monkeypatch):
     settings = make_settings(epochs=3, save_steps=4, length_grouping=grouping)  # 12 ends an epoch

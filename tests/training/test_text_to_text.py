@@ -54,7 +54,7 @@ def carry_out(settings, run):
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param(each, marks=() if each.name in ("dense", "hypermoe") else pytest.mark.long)
+        pytest.param(each, marks=() if each.name == "dense" else pytest.mark.long)
         for each in METHODS
     ],
     ids=lambda method: method.name,
@@ -112,6 +112,7 @@ def test_summaries_are_searched_with_the_task_s_beams(settings_of, monkeypatch):
         assert 1 + 5 <= length <= 1 + 9  # the first token is no answer
 
 
+@pytest.mark.long
 def test_a_mixture_is_one_run_with_the_metrics_of_every_task(settings_of):
     settings = settings_of(
         "model=switch_tiny", "method=dense", "task=glue_multitask_mini", "task.limit=4",
