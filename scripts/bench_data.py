@@ -140,7 +140,7 @@ def measure(data: Path, cache: Path | None) -> dict[str, float]:
     with watch:
         (run,) = make_plan(settings).runs
     planning, cpu_planning = time.perf_counter() - started, time.process_time() - cpu
-    spec = tasks.spec("glue", "qqp")
+    spec = tasks.spec(run.task, "qqp")
     nothing = tasks.TaskData(spec=spec, train=None, validation={}, ood={}, ood_specs={})  # type: ignore[arg-type]
     form = FORMS[run.form](run, nothing, find_weights(run.model))  # the model is not our subject
     started, cpu = time.perf_counter(), time.process_time()

@@ -53,7 +53,7 @@ def check_direction(plan: Plan) -> None:
     """
     chosen = direction()
     for run in plan.runs if chosen is not None else ():
-        metrics = tasks.spec(run.task.suite, run.task_name).metrics
+        metrics = tasks.spec(run.task, run.task_name).metrics
         better = "minimize" if lower_is_better(metrics) else "maximize"
         if chosen != better:
             raise ConfigError(

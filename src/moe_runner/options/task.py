@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from moe_runner.options.errors import join
+from moe_runner.metrics import METRICS
+from moe_runner.options.errors import join, not_an_option
 from moe_runner.options.fields import Count, Fraction, Number, Share, later, runtime
 from moe_runner.options.method import Method
 from moe_runner.options.model import Model, families_with_options
@@ -18,6 +20,7 @@ FormName = Literal[  # how a backbone meets a task, see training/forms
     "classification", "text_to_text", "language_modelling", "instruct", "domain_generalisation"
 ]
 BLOCK_SIZE = 1024  # tokens; HyperMoE's code
+RESERVED = ("label", "references", "group")  # columns of a data set, beside the texts
 LABEL_TOKENS = 8  # most tokens of a generated label
 NAME_TOKENS = 32  # and of a text where the options have no number: ReCoRD's entities
 PATCH, TINY_PATCH = 16, 8  # pixels a side: DeiT, vit_tiny
@@ -60,6 +63,7 @@ class Task(ABC):
 
     reads: ClassVar[str] = ""  # what a backbone has to do, for messages
     forms: ClassVar[tuple[str, ...]] = ()  # of which a backbone has to do one
+    own_data: ClassVar[bool] = False  # any data of a user's, so that titles may be equal by chance
 
     def problems(self, model: Model) -> list[str]:
         """Check the options against the backbone that is to read the task.
@@ -105,6 +109,12 @@ class Task(ABC):
         return self
 
     @property
+    def title(self) -> str:
+        """What people call the one member task: its name, or that of a user's own data."""
+        (name,) = self.members
+        return name
+
+    @property
     def share(self) -> float:
         """Which share of the training examples is used."""
         return 1.0
@@ -123,6 +133,14 @@ class Task(ABC):
             TypeError: if this kind of task is not answered by a text.
         """
         raise TypeError(f"{type(self).__name__} is not answered by a text")
+
+
+def own_title(task: Task) -> str:
+    """Name a user's own data: by the file or folder, or the data set on the Hub."""
+    if task.data_dir is not None:
+        path = Path(task.data_dir).expanduser().resolve()
+        return path.name.partition(".")[0] if path.suffix else path.name
+    return (task.hub_id or task.suite).rpartition("/")[2]
 
 
 def position_problems(key: str, length: int | None, model: Model) -> list[str]:
@@ -172,6 +190,42 @@ class TextTask(Task):
             target_length=NAME_TOKENS,
             search={"max_new_tokens": NAME_TOKENS if free_text else LABEL_TOKENS},
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationTask(TextTask):
+    """A user's own texts, with a class or a score in a column."""
+
+    config: str | None = runtime(None)  # of the data set on the Hub; None: its default
+    text: tuple[str, ...] = ("text",)  # one or two columns
+    label: str = "label"
+    validation_fraction: Fraction = 0.1  # of the training rows, where there is no validation set
+    metrics: tuple[str, ...] = ()  # (): those that suit the labels
+
+    own_data: ClassVar[bool] = True
+
+    @property
+    def title(self) -> str:
+        """See `Task`: the data's name."""
+        return own_title(self)
+
+    def value_problems(self, model: Model) -> list[str]:
+        """See `Task.value_problems`."""
+        problems = super().value_problems(model)
+        given = f"task.text=[{','.join(self.text)}]"
+        if not 1 <= len(self.text) <= 2:
+            problems.append(f"{given} has {len(self.text)} columns; give one or two")
+        if self.label in self.text:
+            problems.append(f"{given} has the column of task.label={self.label}; leave it out")
+        if len(set(self.text)) < len(self.text):
+            problems.append(f"{given} has a column twice; leave one out")
+        if self.validation_fraction == 0:
+            problems.append("task.validation_fraction=0.0 leaves nothing to select by; use 0.1")
+        for name in self.metrics:
+            if name not in METRICS:
+                given = f"task.metrics=[{name}]"
+                problems.append(not_an_option(given, f" of task={self.suite}", name, list(METRICS)))
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,13 +89,13 @@ def build_table(names: Sequence[str], places: Mapping[str, str], files: Options)
         single = {option: found for option, found in own.items() if "/" in option} or own
         whole = [option for option in own if option not in single]
         for number, (option, members) in enumerate(single.items()):
-            spec = suites.spec(suite, members[0])
             options = SUITES[suite].options(
                 suite=suite,
                 members=members,
                 data_dir=places.get("data_dir"),
                 ood_dir=places.get("ood_dir"),
             )
+            spec = suites.spec(options, members[0])
             table.add_row(
                 ", ".join(whole) if number == 0 else "",
                 option,

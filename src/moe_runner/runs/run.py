@@ -22,6 +22,8 @@ from moe_runner.options.training import Trainer, Tuning
 from moe_runner.registry import METHODS, SUITES
 from moe_runner.runs.identity import identifying, run_id
 
+DIGITS = 12  # of a content hash that tell two data sets of one name apart
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -67,7 +69,7 @@ class Run:
         """A short line for people."""
         tuning = "" if self.tuning.name == "full" else f" {self.tuning.name}"
         return (
-            f"{self.method.name} {self.model.label}{tuning} {self.task.suite}/{self.task_name} "
+            f"{self.method.name} {self.model.label}{tuning} {self.task.suite}/{self.task.title} "
             f"lr {self.trainer.learning_rate:g} seed {self.seed}"
         )
 
@@ -79,7 +81,7 @@ class Run:
             "tuning": self.tuning.name,
             "protocol": self.protocol.name,
             "suite": self.task.suite,
-            "task": self.task_name,
+            "task": self.task.title,
             "learning_rate": self.trainer.learning_rate,
             "seed": self.seed,
         }
@@ -95,6 +97,9 @@ class Run:
         for name in ("method.name", "protocol.name", "tuning.name", "task.suite", "task.members"):
             del flat[name]
         del flat["trainer.learning_rate"]
+        if self.task.own_data:
+            kind, _, rest = self.data["train"].partition(" ")
+            flat["task.data"] = rest[:DIGITS] if kind == "sha256" else self.data["train"]
         return flat
 
     def to_yaml(self) -> str:

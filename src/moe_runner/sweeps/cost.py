@@ -101,7 +101,7 @@ def training_tokens(run: Run) -> float | None:
     if trainer.max_steps is not None:
         examples = float(trainer.max_steps * trainer.batch_size)
     else:
-        size = tasks.spec(task.suite, run.task_name).about.rows.get("train")
+        size = tasks.spec(task, run.task_name).about.rows.get("train")
         if size is None:
             return None
         used = min(size, task.limit or size) * task.share

@@ -137,7 +137,7 @@ def runs_of_task(
         fingerprint: of the weights.
     """
     tuning, trainer, search = settings.tuning, settings.trainer, settings.search
-    spec = tasks.spec(settings.task.suite, name)
+    spec = tasks.spec(settings.task, name)
     ood = tuple(
         chosen for chosen in settings.task.ood if chosen == "all" or f"ood/{chosen}" in data
     )

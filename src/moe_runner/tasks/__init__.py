@@ -22,17 +22,17 @@ def suite_of(name: str) -> Suite[Any]:
     return found
 
 
-def spec(suite: str, name: str) -> TaskSpec:
+def spec(options: Task, name: str) -> TaskSpec:
     """Return what a member task is.
 
     Args:
-        suite: a key of `SUITES`.
+        options: the task's options.
         name: of the member.
 
     Returns:
         The spec.
     """
-    return suite_of(suite).specs[name]
+    return suite_of(options.suite).spec_of(options, name)
 
 
 def members(options: Task) -> tuple[str, ...]:
@@ -70,14 +70,14 @@ def recipe(of: TaskSpec, form: FormName) -> Recipe:
 
 def form_problem(options: Task, name: str, model: Model) -> str | None:
     """Say why a backbone cannot do a task; None if it can."""
-    if form(spec(options.suite, name), model.family) != "text_to_text":
+    if form(spec(options, name), model.family) != "text_to_text":
         return None
     if "text_to_text" in FAMILIES[model.family].forms:
         return None
     able = [
         member
         for member in options.members
-        if form(spec(options.suite, member), model.family) != "text_to_text"
+        if form(spec(options, member), model.family) != "text_to_text"
     ]
     others = families_with_options(["text_to_text"])
     instead = f", or task.members=[{','.join(able)}]" if able else ""

@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,18 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
         yield from _table_rows(file, "," if kind == ".csv" else "\t")
     else:
         yield from _json_rows(file)
+
+
+def columns_of(file: Path) -> list[str]:
+    """List the columns of a file's first row; empty if it has no row, but for parquet.
+
+    Raises:
+        ValueError: as `read_rows`.
+    """
+    if kind_of(file) == ".parquet":
+        with _opened_parquet(file) as parts:
+            return list(map(str, parts.schema_arrow.names))
+    return list(map(str, next(read_rows(file), {})))
 
 
 def read_column(file: Path, column: str) -> Iterator[str]:
@@ -160,14 +173,20 @@ def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
+    with _opened_parquet(file) as parts:
+        for batch in parts.iter_batches(batch_size=4096):
+            yield from batch.to_pylist()
+
+
+@contextmanager
+def _opened_parquet(file: Path) -> Iterator[Any]:
     import pyarrow as pa  # heavy, so here
     import pyarrow.parquet as pq
 
     try:
-        parts = pq.ParquetFile(file)
-        refuse_doubled(file, parts.schema_arrow.names)
-        for batch in parts.iter_batches(batch_size=4096):
-            yield from batch.to_pylist()
+        with pq.ParquetFile(file) as parts:
+            refuse_doubled(file, parts.schema_arrow.names)
+            yield parts
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{file} cannot be read as parquet: {reason}") from error

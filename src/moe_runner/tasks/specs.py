@@ -34,6 +34,7 @@ class TaskSpec:
     columns: tuple[str, ...]  # what the model reads: one or two text columns
     labels: tuple[str, ...] = ()  # class names in label order; () for a regression or free text
     free_text: bool = False  # the answer is a text, not a class or a score
+    step: float = 0.2  # scores that are written as a text are rounded to multiples of it; T5
     template: str | None = None  # of what is read in text_to_text; None: "<name> <column>: ..."
     parts: Mapping[str, TaskSpec] = field(default_factory=dict)  # of a mixture; see `TaskData`
     metrics: tuple[str, ...]  # the primary number is their mean

@@ -29,8 +29,17 @@ class Suite(Protocol[Options]):
 
     @property
     def specs(self) -> Mapping[str, TaskSpec]:
-        """The member tasks by name."""
+        """The member tasks by name, as far as they are known without data."""
         ...
+
+    def spec_of(self, options: Options, name: str) -> TaskSpec:
+        """Say what a member task is; no data is read, so labels may be missing in it.
+
+        Args:
+            options: of the task.
+            name: of the member.
+        """
+        return self.specs[name]
 
     def members(self, options: Options) -> tuple[str, ...]:
         """List the member tasks that options mean.

@@ -101,11 +101,12 @@ def read_tables(
     )
 
 
-def read_table(source: Source) -> tuple[Any, str]:
+def read_table(source: Source, label: str = "label") -> tuple[Any, str]:
     """Read one split as it is, into memory.
 
     Args:
         source: where it is; available.
+        label: the column whose names of classes are kept; see `class_names`.
 
     Returns:
         A pyarrow table, and what names it in errors.
@@ -115,9 +116,9 @@ def read_table(source: Source) -> tuple[Any, str]:
     """
     import pyarrow as pa  # heavy, so here
 
-    _, tables = _open(source)
+    _, tables = _open(source, label)
     parts = list(tables())
-    if len({class_names(part.schema) for part in parts}) > 1:
+    if len({class_names(part.schema, label) for part in parts}) > 1:
         raise ValueError(f"{source.origin} name their labels in different orders; make them one")
     return pa.concat_tables(parts, promote_options="permissive"), source.origin
 
@@ -222,18 +223,19 @@ def _checked(
     return table.cast(_features(columns[0], labels).arrow_schema)
 
 
-def class_names(schema: Any) -> tuple[str, ...] | None:
-    """Read the class names of the column `label` from a schema; None: it names none.
+def class_names(schema: Any, label: str = "label") -> tuple[str, ...] | None:
+    """Read the class names of a column from a schema; None: it names none.
 
     Args:
         schema: of pyarrow, as `datasets` writes it, or as `_parquet_tables` keeps it.
+        label: the column; of what `_parquet_tables` keeps, the one that it was asked for.
     """
     metadata = schema.metadata or {}
     if CLASSES in metadata:
         return tuple(json.loads(metadata[CLASSES]))
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        names = features["label"]["names"]
+        names = features[label]["names"]
     except (ValueError, KeyError, TypeError):
         return None
     return tuple(map(str, names))
@@ -352,8 +354,12 @@ def plain_column(table: Any, name: str, origin: str) -> Any:
     return column.cast(pa.binary()).cast(pa.string())
 
 
-def _parquet_tables(files: Sequence[Path]) -> Iterator[Any]:
+def _parquet_tables(files: Sequence[Path], label: str) -> Iterator[Any]:
     """Yield the rows of parquet files, some at a time, as pyarrow tables.
+
+    Args:
+        files: of one split.
+        label: of this column, the names of the classes are kept as metadata.
 
     Raises:
         ValueError: if a file is not parquet; names it.
@@ -366,7 +372,7 @@ def _parquet_tables(files: Sequence[Path]) -> Iterator[Any]:
         try:
             for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS):
                 table = pa.Table.from_batches([batch])
-                classes = class_names(table.schema)
+                classes = class_names(table.schema, label)
                 kept = None if classes is None else {CLASSES: json.dumps(classes)}
                 yield table.replace_schema_metadata(kept)
         except (pa.ArrowInvalid, OSError) as error:
@@ -374,7 +380,9 @@ def _parquet_tables(files: Sequence[Path]) -> Iterator[Any]:
             raise ValueError(f"{file} cannot be read as parquet: {reason}") from error
 
 
-def _open(source: Source) -> tuple[tuple[Path, ...], Callable[[], Iterable[Any]]]:
+def _open(
+    source: Source, label: str = "label"
+) -> tuple[tuple[Path, ...], Callable[[], Iterable[Any]]]:
     """Open parquet files, or a split of the Hub, from the cache where it is there.
 
     Returns:
@@ -382,10 +390,10 @@ def _open(source: Source) -> tuple[tuple[Path, ...], Callable[[], Iterable[Any]]
     """
     place, files = source.hub, source.files
     if place is None:
-        return files, lambda: _parquet_tables(files)
+        return files, lambda: _parquet_tables(files, label)
     files = hub.cached_dataset(place.hub_id, place.config, place.split, place.revision)
     if files and files[0].suffix == ".parquet":
-        return files, lambda: _parquet_tables(files)
+        return files, lambda: _parquet_tables(files, label)
     from datasets import Dataset, concatenate_datasets, load_dataset
 
     if files:

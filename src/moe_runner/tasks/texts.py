@@ -1,6 +1,6 @@
 """How a task is written as text: what is read, what is answered, and what an answer means.
 
-A class is answered by the digit of its label, a score by a number rounded to 0.2.
+A class is answered by the digit of its label, a score by a number rounded to a step.
 
 Source: HyperMoE's experiments with Switch Transformers (PROTOCOL.md II.2), after T5,
 arXiv:1910.10683.
@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 
 from moe_runner import metrics
 from moe_runner.tasks.specs import TaskSpec
-
-STEP = 0.2  # scores are rounded to multiples of it
 
 
 def source_text(spec: TaskSpec, columns: tuple[str, ...], texts: Sequence[str]) -> str:
@@ -35,7 +33,10 @@ def answer_text(spec: TaskSpec, label: float | str) -> str:
     """Write a label as the text that is to be generated."""
     if isinstance(label, str):
         return label
-    return str(label) if spec.labels else f"{round(label / STEP) * STEP:.1f}"
+    if spec.labels:
+        return str(label)
+    digits = max(0, -math.floor(math.log10(spec.step)))
+    return f"{round(label / spec.step) * spec.step:.{digits}f}"
 
 
 def score(

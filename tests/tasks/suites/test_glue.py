@@ -60,7 +60,7 @@ def test_the_eight_tasks_and_their_metrics():
     epochs = {name: tuple(spec.recipe.epochs.values()) for name, spec in glue.TASKS.items()}
     assert [name for name in epochs if epochs[name] == (3, 5, 5)] == ["qqp", "mnli", "qnli"]
     assert {*epochs.values()} == {(3, 5, 5), (10, 20, 20)}
-    assert tasks.spec("glue", "mnli").validation == ("validation_matched", "validation_mismatched")
+    assert tasks.spec(OPTIONS, "mnli").validation == ("validation_matched", "validation_mismatched")
 
 
 def test_planning_imports_nothing_heavy(cola):

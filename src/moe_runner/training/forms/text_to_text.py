@@ -91,6 +91,7 @@ class TextToText:
             "task": self.spec.name,
             "template": self.spec.template,
             "labels": self.spec.labels,
+            "step": self.spec.step,
             "columns": columns,
             "max_length": source_length,
             "longest": longest,

@@ -1,0 +1,226 @@
+"""The tables of a user's own data: which file is which split; only the first row is looked at."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from moe_runner import hub
+from moe_runner.options.errors import nearest
+from moe_runner.options.task import Task
+from moe_runner.tasks.places import HubSplit, Source, hub_source
+from moe_runner.tasks.records import SUFFIXES, columns_of, is_clutter, kind_of
+
+SPLITS = {  # what its files are called
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "eval"),
+    "test": ("test",),
+}
+FORMATS = "csv, tsv, jsonl, json or parquet (also .gz)"
+CUT = "held out of the rows of train"  # how a validation set is read that has no file of its own
+WHOLE = "all splits of the data set"  # a data set of the Hub: which it has, only reading it tells
+
+
+def own_sources(options: Task, config: str | None, columns: Sequence[str]) -> dict[str, Source]:
+    """Find out where the splits of a user's own data are.
+
+    Args:
+        options: of the task; `data_dir` is a table or a folder, else `hub_id` a data set.
+        config: of the data set on the Hub; None: its default.
+        columns: that every table must have.
+
+    Returns:
+        "train", "validation" (with `reading=CUT` if it is a part of train) and "test" if it is
+        there; of the Hub, all three are its data set. A problem names what is missing.
+    """
+    if options.data_dir is not None:
+        given = f"task.data_dir={options.data_dir}"
+        found = find_splits(Path(options.data_dir).expanduser(), given)
+        found = {split: _with_columns(source, columns) for split, source in found.items()}
+        found.setdefault("validation", replace(found["train"], reading=CUT))
+        return found
+    if options.hub_id is None:
+        problem = (
+            f"task={options.suite} needs task.data_dir=<file or folder> with a table "
+            f"({FORMATS}), or task.hub_id=<data set>"
+        )
+        return {"train": Source(problem=problem)}
+    place = HubSplit(
+        hub_id=options.hub_id, config=config or "default", split="train", revision=options.revision
+    )
+    source = replace(hub_source(place, "use task.data_dir=<file or folder>"), reading=WHOLE)
+    return {"train": source, "validation": source}
+
+
+def find_splits(path: Path, given: str) -> dict[str, Source]:
+    """Look for the tables of the splits.
+
+    Args:
+        path: a table, which is then all there is; or a folder, in which files, or folders of files,
+            are named after their split (`SPLITS`), perhaps in parts (train-00000-of-00003), or
+            there is one table only.
+        given: what the user typed, for messages.
+
+    Returns:
+        Split -> its source; "train" is always there, perhaps with a problem.
+    """
+    if path.is_file():
+        if kind_of(path):
+            return {"train": Source(files=(path,))}
+        return {"train": Source(problem=f"{given} is no table; give a file of type {FORMATS}")}
+    if not path.is_dir():
+        return {"train": Source(problem=f"{given} does not exist; give a table or a folder of one")}
+    try:
+        tables = _tables(path)
+    except PermissionError as error:
+        return {"train": Source(problem=f"{given} cannot be read: {error.strerror}")}
+    if not tables:
+        problem = f"{given} holds no table; looked for files of type {FORMATS}"
+        return {"train": Source(problem=problem)}
+    named: dict[str, dict[str, tuple[Path, ...]]] = {split: {} for split in SPLITS}
+    for name, files in tables.items():
+        for split, words in SPLITS.items():
+            if name.lower() in words:
+                named[split][name] = files
+    found: dict[str, Source] = {}
+    for split, candidates in named.items():
+        files = tuple(file for each in candidates.values() for file in each)
+        if len(candidates) > 1 or not _is_one(files):
+            names = ", ".join(file.name for file in files)
+            found[split] = Source(
+                problem=f"{given} has several files of {split} ({names}); keep one"
+            )
+        elif files:
+            found[split] = Source(files=files)
+    if "train" in found:
+        return found
+    rest = tuple(file for files in tables.values() for file in files)
+    if not found and _is_one(rest):
+        return {"train": Source(files=rest)}
+    names = ", ".join(sorted(tables))
+    problem = f"{given} has no train table (it has {names}); name one train, or give its path"
+    return {"train": Source(problem=problem)}
+
+
+def own_ood(options: Task, columns: Sequence[str]) -> dict[str, Source]:
+    """List the out-of-domain sets in `task.ood_dir`: tables with the columns of the task.
+
+    Args:
+        options: of the task.
+        columns: that every table must have.
+
+    Returns:
+        Set -> its source: a table by its name, of a folder its test table or the only one; empty
+        without `ood_dir`.
+    """
+    if options.ood_dir is None:
+        return {}
+    path, given = Path(options.ood_dir).expanduser(), f"task.ood_dir={options.ood_dir}"
+    if path.is_file() and kind_of(path):
+        found = {_split_name(path.name): Source(files=(path,))}
+    elif not path.is_dir():
+        problem = f"{given} is neither a folder nor a table; give one of type {FORMATS}"
+        return {path.name: Source(problem=problem)}
+    else:
+        found = {}
+        for entry in sorted(path.iterdir()):
+            if is_clutter(entry.name):
+                continue
+            if entry.is_file() and kind_of(entry):
+                found[_split_name(entry.name)] = Source(files=(entry,))
+            elif entry.is_dir():
+                own = find_splits(entry, f"{given}/{entry.name}")
+                found[entry.name] = own.get("test") or own.get("validation") or own["train"]
+        if not found:
+            problem = f"{given} holds no table; looked for files of type {FORMATS}"
+            return {path.name: Source(problem=problem)}
+    return {name: _with_columns(source, columns) for name, source in found.items()}
+
+
+def hub_splits(place: HubSplit) -> dict[str, Source]:
+    """List the splits that a data set of the Hub has, under our names for them.
+
+    Args:
+        place: its "train"; cached or reachable.
+
+    Returns:
+        "train", "validation" and "test", as far as there are.
+    """
+    found = {}
+    for split, words in SPLITS.items():
+        for word in words:
+            if hub.cached_dataset(place.hub_id, place.config, word, place.revision):
+                found[split] = Source(hub=replace(place, split=word))
+                break
+    if "train" in found:
+        return found
+    from datasets import get_dataset_split_names
+
+    names = get_dataset_split_names(place.hub_id, place.config, revision=place.revision)
+    return {
+        split: Source(hub=replace(place, split=name))
+        for split, words in SPLITS.items()
+        for name in names
+        if name in words
+    }
+
+
+def _tables(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """List the tables of a folder, or of the only folder in it: name -> files.
+
+    A table may be a folder itself, of parts, as Spark writes them.
+    """
+    entries = [entry for entry in sorted(folder.iterdir()) if not is_clutter(entry.name)]
+    found: dict[str, list[Path]] = {}
+    for entry in entries:
+        if entry.is_file() and kind_of(entry):
+            found.setdefault(_split_name(entry.name), []).append(entry)
+        elif entry.is_dir() and _is_split(_split_name(entry.name)):
+            files = [f for f in sorted(entry.iterdir()) if kind_of(f) and not is_clutter(f.name)]
+            found.setdefault(_split_name(entry.name), []).extend(files)
+    folders = [entry for entry in entries if entry.is_dir()]
+    if not found and len(folders) == 1:
+        return _tables(folders[0])
+    return {name: tuple(files) for name, files in found.items() if files}
+
+
+def _split_name(name: str) -> str:
+    """Take suffixes and the number of a part off a name: train-00000-of-00003.parquet is train."""
+    stem = re.sub(r"\.gz$", "", name, flags=re.IGNORECASE)
+    if Path(stem).suffix.lower() in SUFFIXES:
+        stem = Path(stem).stem
+    return re.sub(r"-\d+-of-\d+$", "", stem)
+
+
+def _is_split(name: str) -> bool:
+    return any(name.lower() in words for words in SPLITS.values())
+
+
+def _is_one(files: tuple[Path, ...]) -> bool:
+    """Tell whether files are one table: one file, or all parts of one."""
+    if len(files) < 2 or hub.complete(files) == files or hub.numbered(files[0].parent) == files:
+        return True
+    return all(file.name.startswith("part-") for file in files)
+
+
+def _with_columns(source: Source, columns: Sequence[str]) -> Source:
+    """Say what is wrong with the columns of a table, by its first row."""
+    if source.problem is not None:
+        return source
+    file = source.files[0]
+    try:
+        here = columns_of(file)
+    except (ValueError, OSError) as error:
+        return replace(source, problem=str(error))
+    missing = [column for column in columns if column not in here]
+    if not missing:
+        return source
+    if not here:
+        return replace(source, problem=f"{file} has no row; expected {', '.join(columns)}")
+    near = {column: nearest(column, here) for column in missing}
+    hints = [f"{name} for {column}" for column, name in near.items() if name is not None]
+    meant = f"; did you mean {' and '.join(hints)}?" if hints else ""
+    problem = f"{file} has the columns {', '.join(here)}; it lacks {', '.join(missing)}"
+    return replace(source, problem=f"{problem}{meant}")
