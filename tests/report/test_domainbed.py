@@ -153,7 +153,7 @@ def test_the_table_has_the_rules_and_says_what_is_missing():
     assert "20.0" in lines[1]  # emoe
     assert "not available" in lines[2]
     assert "30.0" in lines[5]
-    assert "leave_one_domain_out needs task=domainbed/pacs task.pairs=true" in text
+    assert "leave_one_domain_out needs the same command with task.pairs=true" in text
     assert "vlcs/sun09" in text
     assert "no folder" in text
 

@@ -20,6 +20,7 @@ FormName = Literal[  # how a backbone meets a task, see training/forms
     "classification", "text_to_text", "language_modelling", "instruct", "domain_generalisation"
 ]
 BLOCK_SIZE = 1024  # tokens; HyperMoE's code
+IMAGES = "images"  # the member of own images of which no domain is held out
 RESERVED = ("label", "references", "group")  # columns of a data set, beside the texts
 LABEL_TOKENS = 8  # most tokens of a generated label
 NAME_TOKENS = 32  # and of a text where the options have no number: ReCoRD's entities
@@ -359,3 +360,16 @@ class DomainBedTask(Task):
         """See `Task`: patches and [CLS]."""
         assert self.image_size is not None
         return (self.image_size // (TINY_PATCH if model.bundled else PATCH)) ** 2 + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFoldersTask(DomainBedTask):
+    """A user's own images, in folders named after domains and classes."""
+
+    own_data: ClassVar[bool] = True
+
+    @property
+    def title(self) -> str:
+        """See `Task`: the data's name, and the domain that is held out."""
+        name = super().title
+        return own_title(self) if name == IMAGES else f"{own_title(self)}/{name}"

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from moe_runner.options.protocol import Protocol
 from moe_runner.options.task import FormName, Task
 from moe_runner.options.training import Trainer, Tuning
 from moe_runner.registry import METHODS, SUITES
-from moe_runner.runs.identity import identifying, run_id
+from moe_runner.runs.identity import canonical_json, identifying, run_id
 
-DIGITS = 12  # of a content hash that tell two data sets of one name apart
+DIGITS = 12  # of a hash that tells two data sets of one name apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +99,8 @@ class Run:
             del flat[name]
         del flat["trainer.learning_rate"]
         if self.task.own_data:
-            kind, _, rest = self.data["train"].partition(" ")
-            flat["task.data"] = rest[:DIGITS] if kind == "sha256" else self.data["train"]
+            own = {split: of for split, of in self.data.items() if not split.startswith("ood/")}
+            flat["task.data"] = sha256(canonical_json(own).encode()).hexdigest()[:DIGITS]
         return flat
 
     def to_yaml(self) -> str:

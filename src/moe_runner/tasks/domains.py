@@ -15,7 +15,7 @@ from typing import Any, cast
 from moe_runner.options.errors import ConfigError, nearest
 from moe_runner.options.task import DomainBedTask
 from moe_runner.options.training import Recipe
-from moe_runner.tasks.images import Domain, DomainData
+from moe_runner.tasks.images import Domain, DomainData, files_of, open_image
 from moe_runner.tasks.places import chosen_ood
 from moe_runner.tasks.specs import About, TaskSpec
 
@@ -159,6 +159,26 @@ def parts(options: DomainBedTask, name: str, data_sets: dict[str, DataSet]) -> t
         )
     chosen_ood(options, name, ood_names, ())
     return prefix, data_sets[prefix]
+
+
+def folder_domains(
+    folders: Mapping[str, Path],
+) -> tuple[tuple[Domain, ...], tuple[str, ...]]:
+    """Describe the domains of a folder; the classes are those of all domains, sorted."""
+    listed = {name: files_of(folder) for name, folder in folders.items()}
+    classes = tuple(sorted({label for rows in listed.values() for label, _ in rows}))
+    return tuple(_folder_domain(name, rows, classes) for name, rows in listed.items()), classes
+
+
+def _folder_domain(name: str, rows: list[tuple[str, Path]], classes: tuple[str, ...]) -> Domain:
+    return Domain(
+        name=name,
+        key="files",
+        labels=[classes.index(label) for label, _ in rows],
+        describe=lambda index: str(rows[index][1]),
+        read=lambda index: open_image(rows[index][1]),
+        files=tuple(file for _, file in rows),
+    )
 
 
 def assemble(

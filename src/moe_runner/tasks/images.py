@@ -70,6 +70,10 @@ class DomainData(TaskData):
         options: of the task.
         domains: in the data set's order.
         held_out: names of the domains that are not trained on.
+        plain: one set of images with no other domain than a test set: nothing but training,
+            selection and test is measured, and every image is drawn once an epoch.
+        selecting: the domain, of the held-out ones, whose images select the epoch; then no domain
+            is split. None: a part of every training domain does.
         arrays: by domain, uint8 (N, 3, S, S), memory-mapped.
         splits: "<domain>/in" and "<domain>/out" -> rows.
         cache: decoded images go to `images/` in it; None: to a temporary folder.
@@ -78,6 +82,8 @@ class DomainData(TaskData):
     options: DomainBedTask
     domains: tuple[Domain, ...]
     held_out: tuple[str, ...]
+    plain: bool = False
+    selecting: str | None = None
     arrays: tuple[NDArray[np.uint8], ...] = ()
     splits: dict[str, Dataset] = field(default_factory=dict)
     cache: Path | None = None
@@ -124,19 +130,19 @@ class DomainData(TaskData):
             splits |= self._split(number, set(corrupt), seed)
         self._warn_of_classes()
         self._warn_of_repeated(splits, digests)
+        tested = [name for name in self.held_out if name != self.selecting]
         return replace(
             self,
             train=self._joined(splits, "in", self._limit()),
-            validation={"training_domains": self._joined(splits, "out", self.options.eval_limit)},
-            ood={
-                name: first(splits[f"{name}/in"], self.options.eval_limit) for name in self.held_out
-            },
-            ood_specs={
-                name: OODSpec(columns=self.spec.columns, metrics=self.spec.metrics)
-                for name in self.held_out
-            },
+            validation={self.spec.validation[0]: self._selection(splits)},
+            ood={name: first(splits[f"{name}/in"], self.options.eval_limit) for name in tested},
+            ood_specs=dict.fromkeys(
+                tested, OODSpec(columns=self.spec.columns, metrics=self.spec.metrics)
+            ),
             arrays=tuple(arrays),
-            splits={name: first(rows, self.options.eval_limit) for name, rows in splits.items()},
+            splits={}
+            if self.plain
+            else {name: first(rows, self.options.eval_limit) for name, rows in splits.items()},
             skipped=skipped,
         )
 
@@ -159,7 +165,7 @@ class DomainData(TaskData):
             return [digests[domain][row] for row in splits[f"{domain}/{part}"]["image"]]
 
         trained = {d for name in self.training_domains for d in pictures(name, "in")}
-        evaluated = [(name, "out") for name in self.training_domains]
+        evaluated = [] if self.selecting else [(name, "out") for name in self.training_domains]
         evaluated += [(name, "in") for name in self.held_out if name in digests]
         for name, part in evaluated:
             if repeated := sum(digest in trained for digest in pictures(name, part)):
@@ -167,6 +173,12 @@ class DomainData(TaskData):
                     "  %d of the pictures that %s is evaluated on are also trained on",
                     repeated, name,
                 )  # fmt: skip
+
+    def _selection(self, splits: dict[str, Dataset]) -> Dataset:
+        """Choose the images that select the epoch."""
+        if self.selecting is not None:
+            return first(splits[f"{self.selecting}/in"], self.options.eval_limit)
+        return self._joined(splits, "out", self.options.eval_limit)
 
     def _limit(self) -> int | None:
         limit = self.options.limit
@@ -186,8 +198,9 @@ class DomainData(TaskData):
 
         domain = self.domains[number]
         good = np.array([i for i in range(len(domain.labels)) if i not in corrupt], dtype=np.int64)
-        num_out = int(len(good) * self.options.holdout)
-        if num_out == 0:
+        undivided = self.selecting is not None or self.plain and domain.name in self.held_out
+        num_out = 0 if undivided else int(len(good) * self.options.holdout)
+        if num_out == 0 and not undivided:
             raise ValueError(
                 f"domain {domain.name} has {len(good)} readable images, too few to hold out "
                 f"task.holdout={self.options.holdout:g} of them"

@@ -87,6 +87,18 @@ class DomainSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
 
+class ShuffledSampler(DomainSampler):
+    """Draw every row once an epoch, in an order that depends on seed and epoch alone."""
+
+    def __len__(self) -> int:
+        return sum(len(rows) for rows in self.rows)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(np.concatenate(self.rows))
+        yield from zip(order.tolist(), rng.integers(2**62, size=len(order)).tolist(), strict=True)
+
+
 class Collator:
     """Make a batch of the model: augmented where it is for training, resized, normalised.
 

@@ -136,8 +136,13 @@ def test_numbers_with_a_point_are_scores(tmp_path, caplog):
 
 @pytest.mark.parametrize(
     ("most", "step", "score", "text"),
-    [(5, 0.2, 3.14, "3.2"), (1, 0.05, 0.331, "0.35"), (100, 5.0, 33, "35"), (0.1, 0.005, 0.031, "0.030")],
-)  # fmt: skip
+    [
+        (5, 0.2, 3.14, "3.2"),
+        (1, 0.05, 0.33, "0.35"),
+        (100, 5.0, 33, "35"),
+        (0.1, 0.005, 0.031, "0.030"),
+    ],
+)
 def test_scores_as_texts_are_rounded_to_a_step_of_their_range(most, step, score, text, tmp_path):
     assert score_step([0.0, most]) == pytest.approx(step)
     rows = [{"body": f"t{n}", "kind": most * n / 40} for n in range(41)]

@@ -13,8 +13,16 @@ from pathlib import Path
 from moe_runner.options.task import DomainBedTask, Task
 from moe_runner.tasks import image_tables as tables
 from moe_runner.tasks import image_variants
-from moe_runner.tasks.domains import DIGITS, DataSet, assemble, parts, specs, with_pairs
-from moe_runner.tasks.images import Domain, files_of, open_image
+from moe_runner.tasks.domains import (
+    DIGITS,
+    DataSet,
+    assemble,
+    folder_domains,
+    parts,
+    specs,
+    with_pairs,
+)
+from moe_runner.tasks.images import files_of
 from moe_runner.tasks.places import Source, check, find_parquet, hub_source, hub_split
 from moe_runner.tasks.specs import TaskData, TaskSpec
 from moe_runner.tasks.suite import Suite
@@ -134,26 +142,6 @@ def find_folder(root: Path, name: str) -> Path | None:
     return found[0] if found else None
 
 
-def folder_domains(
-    folders: dict[str, Path | None],
-) -> tuple[tuple[Domain, ...], tuple[str, ...]]:
-    """Describe the domains of a folder; the classes are those of all domains, sorted."""
-    listed = {name: files_of(folder) for name, folder in folders.items() if folder is not None}
-    classes = tuple(sorted({label for rows in listed.values() for label, _ in rows}))
-    return tuple(_folder_domain(name, rows, classes) for name, rows in listed.items()), classes
-
-
-def _folder_domain(name: str, rows: list[tuple[str, Path]], classes: tuple[str, ...]) -> Domain:
-    return Domain(
-        name=name,
-        key="files",
-        labels=[classes.index(label) for label, _ in rows],
-        describe=lambda index: str(rows[index][1]),
-        read=lambda index: open_image(rows[index][1]),
-        files=tuple(file for _, file in rows),
-    )
-
-
 class DomainBed(Suite[DomainBedTask]):
     """Images of several domains."""
 
@@ -194,7 +182,10 @@ class DomainBed(Suite[DomainBedTask]):
         elif "images" in found:
             domains, classes = tables.domains_of(found["images"], data_set.domains)
         else:
-            domains, classes = folder_domains(domain_folders(options, data_set))
+            folders = domain_folders(options, data_set)
+            domains, classes = folder_domains(
+                {domain: folder for domain, folder in folders.items() if folder is not None}
+            )
         return assemble(options, TASKS[name], domains, classes, cache)
 
 

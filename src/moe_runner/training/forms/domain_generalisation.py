@@ -20,7 +20,7 @@ from moe_runner.backbones.weights import Weights
 from moe_runner.runs.run import Run
 from moe_runner.tasks.images import DomainData
 from moe_runner.tasks.specs import TaskData
-from moe_runner.training.images import Collator, DomainSampler, ImageRows
+from moe_runner.training.images import Collator, DomainSampler, ImageRows, ShuffledSampler
 from moe_runner.training.trainer import RunTrainer
 
 
@@ -30,14 +30,21 @@ class DomainTrainer(RunTrainer):
     Args:
         others: "<domain>/in", "<domain>/out" -> what every checkpoint is measured on besides.
         tokens_per_image: of the backbone.
+        once_an_epoch: draw every image once an epoch, instead of as many of every domain.
         **kwargs: see `RunTrainer`.
     """
 
     def __init__(
-        self, *, others: dict[str, ImageRows], tokens_per_image: int, **kwargs: Any
+        self,
+        *,
+        others: dict[str, ImageRows],
+        tokens_per_image: int,
+        once_an_epoch: bool,
+        **kwargs: Any,
     ) -> None:
         super().__init__(compute_metrics=self.compute_task_metrics, **kwargs)
         self.others, self.tokens_per_image = others, tokens_per_image
+        self.once_an_epoch = once_an_epoch
         self.domain = np.empty(0, dtype=np.int64)  # of the rows that are being evaluated
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
@@ -85,7 +92,8 @@ class DomainTrainer(RunTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         rows = self.train_dataset if train_dataset is None else train_dataset
-        return DomainSampler(rows.domain, self.args.train_batch_size, self.args.seed)
+        each = ShuffledSampler if self.once_an_epoch else DomainSampler
+        return each(rows.domain, self.args.train_batch_size, self.args.seed)
 
 
 class DomainGeneralisation:
@@ -113,7 +121,12 @@ class DomainGeneralisation:
             name: ImageRows(rows, self.data.arrays) for name, rows in self.data.splits.items()
         }
         embeddings: Tensor = self.backbone.model.base_model.embeddings.position_embeddings
-        return DomainTrainer(others=others, tokens_per_image=embeddings.shape[1], **kwargs)
+        return DomainTrainer(
+            others=others,
+            tokens_per_image=embeddings.shape[1],
+            once_an_epoch=self.data.plain,
+            **kwargs,
+        )
 
     def arguments(self) -> dict[str, Any]:
         """Tell the Trainer what an image batch is like."""
