@@ -70,9 +70,15 @@ def test_a_parquet_column_that_is_there_twice_is_refused(tmp_path):
         list(read_column(file, "text"))
 
 
+def test_a_text_of_any_length_is_read(tmp_path):
+    (tmp_path / "a.csv").write_text("text\n" + "x" * 200_000 + "\n")
+    assert [len(text) for text in read_column(tmp_path / "a.csv", "text")] == [200_000]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
+        ("a.json", b'{\n "text": {"0": "x"}\n}\n', "holds one object; write an array of rows"),
         ("a.csv", b"text,text\n1,2\n", "has the column text twice; rename one"),
         ("a.csv", b"id,text\n1,two, three\n", "row 1 has 3 values and the header 2 columns"),
         ("a.csv", b"id,text\n1,caf\xe9\n", "is not utf-8 .*save it as UTF-8"),

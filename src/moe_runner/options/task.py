@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from string import Formatter
 from typing import ClassVar, Literal, Self
 
-from moe_runner.metrics import METRICS
+from moe_runner.metrics import METRICS, TEXTS
 from moe_runner.options.errors import join, not_an_option
 from moe_runner.options.fields import Count, Fraction, Number, Share, later, runtime
 from moe_runner.options.method import Method
@@ -144,6 +145,30 @@ def own_title(task: Task) -> str:
     return (task.hub_id or task.suite).rpartition("/")[2]
 
 
+def metric_problems(task: Task, chosen: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Check names of metrics."""
+    names, of = list(known), f" of task={task.suite}"
+    return [
+        not_an_option(f"task.metrics=[{name}]", of, name, names)
+        for name in chosen
+        if name not in names
+    ]
+
+
+def template_problems(template: str | None, columns: Sequence[str]) -> list[str]:
+    """Check that a template names columns that are read, and nothing else."""
+    if template is None:
+        return []
+    given = f"task.template={template}"
+    try:
+        named = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        return [f"{given} is no template ({error}); write {{column}}, and {{{{ for a brace"]
+    if wrong := [name for name in named if name not in columns]:
+        return [f"{given} has {{{wrong[0]}}}, which task.source=[{','.join(columns)}] does not"]
+    return [] if named else [f"{given} has no column; write for example {{{columns[0]}}}"]
+
+
 def position_problems(key: str, length: int | None, model: Model) -> list[str]:
     """Check a number of tokens against the positions of a backbone; None: nothing to check."""
     if length is None or not model.max_positions or length <= model.max_positions:
@@ -222,11 +247,7 @@ class ClassificationTask(TextTask):
             problems.append(f"{given} has a column twice; leave one out")
         if self.validation_fraction == 0:
             problems.append("task.validation_fraction=0.0 leaves nothing to select by; use 0.1")
-        for name in self.metrics:
-            if name not in METRICS:
-                given = f"task.metrics=[{name}]"
-                problems.append(not_an_option(given, f" of task={self.suite}", name, list(METRICS)))
-        return problems
+        return problems + metric_problems(self, self.metrics, METRICS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,10 +287,45 @@ class GenerationTask(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnGenerationTask(GenerationTask):
+    """A user's own texts that are answered by a text."""
+
+    config: str | None = runtime(None)  # of the data set on the Hub; None: its default
+    source: tuple[str, ...] = ("source",)  # columns that are read
+    target: str = "target"  # the column of the answer, or of all right answers
+    template: str | None = None  # "summarize: {article}"; None: "article: ..."
+    validation_fraction: Fraction = 0.1  # of the training rows, where there is no validation set
+    metrics: tuple[str, ...] = ("rouge1", "rouge2", "rougeL")
+
+    own_data: ClassVar[bool] = True
+
+    @property
+    def title(self) -> str:
+        """See `Task`: the data's name."""
+        return own_title(self)
+
+    def value_problems(self, model: Model) -> list[str]:
+        """See `Task.value_problems`."""
+        problems = super().value_problems(model)
+        given = f"task.source=[{','.join(self.source)}]"
+        if not self.source:
+            problems.append(f"{given} names no column; give one or more")
+        if self.target in self.source:
+            problems.append(f"{given} has the column of task.target={self.target}; leave it out")
+        if self.validation_fraction == 0:
+            problems.append("task.validation_fraction=0.0 leaves nothing to select by; use 0.1")
+        if not self.metrics:
+            problems.append(f"task.metrics=[] is empty; use some of {join(list(TEXTS))}")
+        problems += metric_problems(self, self.metrics, TEXTS)
+        return problems + template_problems(self.template, self.source)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LanguageModellingTask(Task):
     """Running text, packed into blocks."""
 
     block_size: Count | None = None  # tokens; None: 1024, or the model's positions if fewer
+    text: tuple[str, ...] = later(("text",))  # the column, where a text is a table
 
     reads: ClassVar[str] = "predicts the next token"
     forms: ClassVar[tuple[str, ...]] = ("language_modelling",)
@@ -279,6 +335,8 @@ class LanguageModellingTask(Task):
         problems = position_problems("task.block_size", self.block_size, model)
         if self.block_size == 1:
             problems.append("task.block_size=1 leaves no token to predict; use 2 or more")
+        if len(self.text) != 1:
+            problems.append(f"task.text=[{','.join(self.text)}] is not one column; give one")
         return problems
 
     def resolved(self, model: Model, recipe: Recipe, image_size: Callable[[], int]) -> Self:
@@ -301,13 +359,20 @@ class InstructTask(Task):
     template: Literal["alpaca", "plain", "chat"] = "alpaca"  # see tasks/instructions.py
     validation_size: Count = 100  # records that are held out
     shots: Number = 5  # solved examples before a question of MMLU
+    columns: tuple[str, ...] = later(())  # instruction, (input,) output; or one of conversations
 
     reads: ClassVar[str] = "predicts the next token"
     forms: ClassVar[tuple[str, ...]] = ("instruct",)
 
     def value_problems(self, model: Model) -> list[str]:
         """See `Task.value_problems`."""
-        return position_problems("task.max_length", self.max_length, model)
+        problems = position_problems("task.max_length", self.max_length, model)
+        if len(self.columns) > 3:
+            problems.append(
+                f"task.columns=[{','.join(self.columns)}] has {len(self.columns)} names; give "
+                "[instruction,output], [instruction,input,output] or [messages]"
+            )
+        return problems
 
     def tokens(self, model: Model) -> int:
         """See `Task`."""

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_runner.options.task import InstructTask
 from moe_runner.tasks import mmlu
 from moe_runner.tasks.places import Source
+from moe_runner.tasks.records import read_rows
 from moe_runner.tasks.specs import OODSpec, TaskData, TaskSpec
 from moe_runner.tasks.tables import chosen_rows, read_table
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+log = logging.getLogger(__name__)
+
 COLUMNS = ("instruction", "input", "output")
+ASKS, ANSWERS = ("user", "human", "prompter"), ("assistant", "gpt", "model")  # roles
 MULTIPLE = 128  # the training records are cut to a multiple of it: EMoE's code
 
 # Prompts with and without an input. `alpaca` is that of the data set, the others are ours.
@@ -119,62 +122,82 @@ def divided(records: list[dict[str, str]], options: InstructTask) -> tuple[Datas
 # ------------------------------------------------------------------------------------- records
 
 
-def read_records(source: Source) -> list[dict[str, str]]:
-    """Read records in the format of Alpaca, or of the seed tasks that it was grown from.
+def read_records(source: Source, columns: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Read records in the format of Alpaca, of the seed tasks that it was grown from, or others.
 
     Args:
-        source: files or the Hub.
+        source: files (csv, tsv, JSON lines, JSON, parquet) or the Hub.
+        columns: what instruction and output, or instruction, input and output are called; of one
+            name, the column of conversations; empty: Alpaca's names.
 
     Returns:
         Records with the keys of `COLUMNS`, all text.
 
     Raises:
-        ValueError: if a file is not UTF-8 or not JSON, or a record lacks an instruction or an
-            output; names the file and the place.
+        ValueError: if a file cannot be read, or a record lacks an instruction or an output; names
+            the file and the place.
     """
     if source.hub is not None:
         table, origin = read_table(source)
-        return [record(row, origin, i) for i, row in rows_of(table)]
-    found = []
-    for file in source.files:
-        found += [record(row, str(file), number) for number, row in read_rows(file)]
+        rows = [(row, origin, number) for number, row in enumerate(table.to_pylist(), start=1)]
+    else:
+        rows = [
+            (row, str(file), number)
+            for file in source.files
+            for number, row in enumerate(read_rows(file), start=1)
+        ]
+    if len(columns) == 1:
+        return conversations(rows, columns[0])
+    names = dict(zip(COLUMNS if len(columns) == 3 else COLUMNS[::2], columns, strict=False))
+    if rows and (missing := [name for name in names.values() if name not in rows[0][0]]):
+        here = ", ".join(map(str, rows[0][0]))
+        raise ValueError(f"{rows[0][1]} has the columns {here}; it lacks {', '.join(missing)}")
+    return [
+        record({ours: row.get(name) for ours, name in names.items()} or row, origin, number)
+        for row, origin, number in rows
+    ]
+
+
+def conversations(
+    rows: Sequence[tuple[Mapping[str, Any], str, int]], column: str
+) -> list[dict[str, str]]:
+    """Make a record of the first question and answer of every conversation.
+
+    Args:
+        rows: with what names the file, and the number of the row.
+        column: lists of messages, {role, content} or {from, value}; a system's message stands
+            before the question.
+
+    Raises:
+        ValueError: if a row has no such list, or no answer to a question in it.
+    """
+    found, longer = [], 0
+    for row, origin, number in rows:
+        messages = [_message(each) for each in row.get(column) or ()]
+        asked = next((i for i, (role, _) in enumerate(messages) if role in ASKS), None)
+        if asked is None or len(messages) <= asked + 1 or messages[asked + 1][0] not in ANSWERS:
+            raise ValueError(
+                f"{origin}: record {number} has no question with an answer in the column {column}; "
+                "it holds messages such as {role: user, content: ...}, {role: assistant, ...}"
+            )
+        longer += len(messages) > asked + 2
+        before = [text for role, text in messages[:asked] if role == "system"]
+        question = "\n\n".join([*before, messages[asked][1]])
+        fields = {"instruction": question, "output": messages[asked + 1][1]}
+        found.append(record(fields, origin, number))
+    if longer:
+        log.warning(
+            "  %d of %d conversations go on after the first answer: what follows is left out",
+            longer, len(found),
+        )  # fmt: skip
     return found
 
 
-def read_rows(file: Path) -> Iterable[tuple[int, Any]]:
-    """Read a file's rows with their number, from 1: lines of jsonl, else positions."""
-    if file.suffix == ".parquet":
-        import pyarrow.parquet as pq  # heavy, so here
-
-        return rows_of(pq.read_table(file))
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"{file}:{line} is not UTF-8 (byte 0x{error.object[error.start]:02x}); convert the file"
-        ) from None
-    if file.suffix == ".json":
-        try:
-            rows = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"{file} is not JSON: {error}") from None
-        if not isinstance(rows, list):
-            raise ValueError(f"{file} holds a {type(rows).__name__}; expected a list of records")
-        return enumerate(rows, start=1)
-    found = []
-    for number, line_text in enumerate(text.split("\n"), start=1):
-        if line_text.strip():
-            try:
-                found.append((number, json.loads(line_text)))
-            except ValueError as error:
-                raise ValueError(f"{file}:{number} is not JSON: {error}") from None
-    return found
-
-
-def rows_of(table: Any) -> Iterable[tuple[int, Any]]:
-    """Number the rows of a pyarrow table."""
-    return enumerate(table.to_pylist(), start=1)
+def _message(message: Any) -> tuple[str, Any]:
+    """Take role and text of a message, in OpenAI's or ShareGPT's words."""
+    fields = message if isinstance(message, Mapping) else {}
+    role = fields.get("role") or fields.get("from") or ""
+    return str(role).lower(), fields.get("content", fields.get("value"))
 
 
 def record(row: Any, origin: str, number: int) -> dict[str, str]:

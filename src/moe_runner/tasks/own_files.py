@@ -139,6 +139,19 @@ def own_ood(options: Task, columns: Sequence[str]) -> dict[str, Source]:
     return {name: _with_columns(source, columns) for name, source in found.items()}
 
 
+def with_hub_splits(found: dict[str, Source]) -> dict[str, Source]:
+    """Put the splits that a data set of the Hub has in the place of the data set.
+
+    Args:
+        found: by `own_sources`; those of files are returned as they are.
+    """
+    train = found["train"]
+    if train.reading != WHOLE:
+        return found
+    assert train.hub is not None
+    return {**found, "validation": replace(train, reading=CUT), **hub_splits(train.hub)}
+
+
 def hub_splits(place: HubSplit) -> dict[str, Source]:
     """List the splits that a data set of the Hub has, under our names for them.
 

@@ -55,25 +55,10 @@ def read_own(source: Source, columns: Sequence[str], label: str) -> Rows:
     Raises:
         ValueError: if a column is missing or holds what is no text or no label; names file and row.
     """
-    wanted = (*columns, label)
-    if source.hub is not None or source.files[0].suffix == ".parquet":
-        table, origin = read_table(source, label)
-        if missing := [name for name in wanted if name not in table.column_names]:
-            raise ValueError(_lacks(origin, table.column_names, missing))
-        names = class_names(table.schema, label)
-        values = {name: plain_column(table, name, origin).to_pylist() for name in wanted}
-    else:
-        origin, names = source.origin, None
-        values = {name: [] for name in wanted}
-        for file in source.files:
-            for row in read_rows(file):
-                if missing := [name for name in wanted if name not in row]:
-                    raise ValueError(_lacks(str(file), list(map(str, row)), missing))
-                for name in wanted:
-                    values[name].append(row[name])
+    origin, values, names = read_columns(source, (*columns, label), label)
     return Rows(
         origin=origin,
-        texts=tuple(_texts(values[name], origin, name) for name in columns),
+        texts=tuple(texts_of(values[name], origin, name) for name in columns),
         labels=[
             _label(value, origin, number, label) for number, value in enumerate(values[label], 1)
         ],
@@ -81,11 +66,48 @@ def read_own(source: Source, columns: Sequence[str], label: str) -> Rows:
     )
 
 
+def read_columns(
+    source: Source, wanted: Sequence[str], label: str
+) -> tuple[str, dict[str, list[Any]], tuple[str, ...] | None]:
+    """Read some columns of a table as they are.
+
+    Args:
+        source: files, or a split of the Hub.
+        wanted: the columns.
+        label: the one of them that may have names of classes.
+
+    Returns:
+        What names the table in messages, the values by column, the names of the classes.
+
+    Raises:
+        ValueError: if a column is missing, or a file cannot be read.
+    """
+    if source.hub is not None or source.files[0].suffix == ".parquet":
+        table, origin = read_table(source, label)
+        if missing := [name for name in wanted if name not in table.column_names]:
+            raise ValueError(_lacks(origin, table.column_names, missing))
+        columns = {name: plain_column(table, name, origin).to_pylist() for name in wanted}
+        return origin, columns, class_names(table.schema, label)
+    values: dict[str, list[Any]] = {name: [] for name in wanted}
+    for file in source.files:
+        for row in read_rows(file):
+            if missing := [name for name in wanted if name not in row]:
+                raise ValueError(_lacks(str(file), list(map(str, row)), missing))
+            for name in wanted:
+                values[name].append(row[name])
+    return source.origin, values, None
+
+
 def _lacks(origin: str, here: Sequence[str], missing: Sequence[str]) -> str:
     return f"{origin} has the columns {', '.join(here)}; it lacks {', '.join(missing)}"
 
 
-def _texts(values: list[Any], origin: str, column: str) -> list[str]:
+def texts_of(values: Sequence[Any], origin: str, column: str) -> list[str]:
+    """Take a column of texts, "" where there is none.
+
+    Raises:
+        ValueError: for another value; names the row.
+    """
     for number, value in enumerate(values, start=1):
         if value is not None and not isinstance(value, str):
             raise ValueError(

@@ -72,7 +72,9 @@ def read_column(file: Path, column: str) -> Iterator[str]:
     for number, row in enumerate(read_rows(file), start=1):
         if column not in row:
             here = ", ".join(map(str, row))
-            raise ValueError(f"{file}: row {number} has the columns {here}; expected {column}")
+            raise ValueError(
+                f"{file}: row {number} has the columns {here}; expected {column} (task.text)"
+            )
         value = row[column]
         if isinstance(value, bytes):  # Spark writes texts like that
             try:
@@ -120,6 +122,8 @@ def refuse_doubled(file: Path, header: Sequence[str]) -> None:
 
 
 def _not_text(file: Path, number: int, error: UnicodeDecodeError) -> ValueError:
+    """Word what is no text, in or after the row of a number: files are decoded in pieces."""
+    number += error.object[: error.start].count(b"\n")
     return ValueError(
         f"{file}: about row {number} is not {error.encoding} ({error.reason}); save it as UTF-8"
     )
@@ -127,6 +131,7 @@ def _not_text(file: Path, number: int, error: UnicodeDecodeError) -> ValueError:
 
 def _table_rows(file: Path, delimiter: str) -> Iterator[dict[str, Any]]:
     number = 0
+    csv.field_size_limit(2**31 - 1)  # a text may be longer than the library's 131,072 letters
     with open_text(file) as stream:
         try:
             rows = csv.reader(stream, delimiter=delimiter, strict=True)
@@ -148,26 +153,31 @@ def _table_rows(file: Path, delimiter: str) -> Iterator[dict[str, Any]]:
 
 
 def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Read objects of JSON, one a line, or one array of them."""
     number = 0
     with open_text(file) as stream:
         try:
             for line in stream:
                 if not line.strip():
                     continue
-                if number == 0 and line.lstrip().startswith("["):  # one array
-                    whole = json.loads(line + stream.read())
-                    lines = [(row, index) for index, row in enumerate(whole, start=1)]
+                if number == 0 and line.lstrip().startswith("["):
+                    rows = json.loads(line + stream.read())
+                elif number == 0 and line.strip() == "{":
+                    raise ValueError(
+                        f"{file} holds one object; write an array of rows or a row a line (pandas: "
+                        "to_json(orient='records', lines=True))"
+                    )
                 else:
+                    rows = [json.loads(line)]
+                for row in rows:
                     number += 1
-                    lines = [(json.loads(line), number)]
-                for row, index in lines:
                     if not isinstance(row, dict):
                         raise ValueError(
-                            f"{file}: row {index} is no object {{column: value}}: {str(row)[:40]}"
+                            f"{file}: row {number} is no object {{column: value}}: {str(row)[:40]}"
                         )
                     yield row
         except json.JSONDecodeError as error:
-            raise ValueError(f"{file}: row {max(number, 1)} is no JSON: {error.msg}") from error
+            raise ValueError(f"{file}: row {number + 1} is no JSON: {error.msg}") from error
         except UnicodeDecodeError as error:
             raise _not_text(file, number + 1, error) from error
 

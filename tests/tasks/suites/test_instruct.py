@@ -77,12 +77,58 @@ def test_an_input_may_be_missing_and_seed_tasks_are_read(tmp_path):
     assert [record["output"] for record in found] == ["Hello.", "3", "cold"]
 
 
+def test_other_names_of_columns(tmp_path):
+    rows = [{"q": f"Q{i}", "c": f"C{i}", "a": f"A{i}"} for i in range(5)]
+    options = replace(write_records(tmp_path / "own.jsonl", rows), members=("instruct",))
+    place = tasks.sources(options, "instruct")["train"]
+    assert instructions.read_records(place, ("q", "a"))[1] == {
+        "instruction": "Q1", "input": "", "output": "A1"
+    }  # fmt: skip
+    assert instructions.read_records(place, ("q", "c", "a"))[4]["input"] == "C4"
+    with pytest.raises(ValueError, match="has the columns q, c, a; it lacks answer"):
+        instructions.read_records(place, ("q", "answer"))
+    data = tasks.load(replace(options, columns=("q", "a")), "instruct")
+    assert len(data.train) == 3
+    (tmp_path / "own.csv").write_text("q,a\n" + "Ask,Answer\n" * 4)
+    options = replace(options, data_dir=str(tmp_path / "own.csv"), columns=("q", "a"))
+    assert tasks.load(options, "instruct").train["output"][:] == ["Answer"] * 2
+
+
+@pytest.mark.parametrize(
+    ("role", "content", "user", "assistant"),
+    [("role", "content", "user", "assistant"), ("from", "value", "human", "gpt")],
+)
+def test_conversations(role, content, user, assistant, tmp_path, caplog):
+    def said(*messages: tuple[str, str]) -> dict:
+        return {"messages": [{role: who, content: text} for who, text in messages]}
+
+    rows = [
+        said((user, "Hi"), (assistant, "Hello")),
+        said(("system", "Be kind."), (user, "Hi"), (assistant, "Dear"), (user, "And?")),
+    ]
+    place = tasks.sources(write_records(tmp_path / "chat.jsonl", rows), "alpaca")["train"]
+    found = instructions.read_records(place, ("messages",))
+    assert [record["instruction"] for record in found] == ["Hi", "Be kind.\n\nHi"]
+    assert [record["output"] for record in found] == ["Hello", "Dear"]
+    assert "1 of 2 conversations go on after the first answer" in caplog.text
+    place = tasks.sources(write_records(tmp_path / "x.jsonl", [said((user, "Hi"))]), "alpaca")
+    with pytest.raises(ValueError, match="record 1 has no question with an answer in the column"):
+        instructions.read_records(place["train"], ("messages",))
+
+
+def test_own_instructions_need_a_place():
+    problem = tasks.sources(replace(OPTIONS, members=("instruct",)), "instruct")["train"].problem
+    assert (
+        problem == "task=instruct needs task.data_dir=<file or folder>, or task.hub_id=<data set>"
+    )
+
+
 BAD = [
     ({"instruction": "Add.", "input": ""}, "record 2 has no text for output"),
     ({"output": "3"}, "record 2 has no text for instruction"),
     ({"instruction": None, "output": 3}, "record 2 has no text for instruction and output"),
     ({**RECORD, "input": ["x"]}, "record 2 has no text for input"),
-    ("text", "record 2 has no text for instruction and output"),
+    ("text", "row 2 is no object"),
 ]
 
 
@@ -99,13 +145,13 @@ def test_a_file_that_is_not_utf_8_or_not_json_is_named_with_the_line(tmp_path):
     file = tmp_path / "train.jsonl"
     options = replace(OPTIONS, data_dir=str(file))
     file.write_bytes(json.dumps(RECORD).encode() + b'\n{"instruction": "caf\xe9"}\n')
-    with pytest.raises(ValueError, match=r"train\.jsonl:2 is not UTF-8 \(byte 0xe9\)"):
+    with pytest.raises(ValueError, match=r"train\.jsonl: about row 2 is not utf-8 \(invalid"):
         tasks.load(options, "alpaca")
     file.write_text(json.dumps(RECORD) + "\n{not json\n")
-    with pytest.raises(ValueError, match=r"train\.jsonl:2 is not JSON"):
+    with pytest.raises(ValueError, match=r"train\.jsonl: row 2 is no JSON"):
         tasks.load(options, "alpaca")
-    (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"x\.json holds a dict; expected a list of records"):
+    (tmp_path / "x.json").write_text('{\n"instruction": {"0": "Add."}\n}')
+    with pytest.raises(ValueError, match=r"x\.json holds one object; write an array of rows"):
         tasks.load(replace(OPTIONS, data_dir=str(tmp_path / "x.json")), "alpaca")
 
 
@@ -116,14 +162,15 @@ def test_a_place_without_records_is_a_problem_of_the_plan(tmp_path, monkeypatch)
 
     given = f"task.data_dir={tmp_path}"
     assert problem(tmp_path / "no") == (
-        f"{given}/no does not exist; give a file or a folder with json, jsonl or parquet"
+        f"{given}/no does not exist; give a file or a folder with csv, tsv, json, jsonl or parquet"
     )
     assert problem(tmp_path) == (
-        f"{given} holds no records: looked for files of type json, jsonl or parquet"
+        f"{given} holds no records: looked for files of type csv, tsv, json, jsonl or parquet"
     )
     (tmp_path / "notes.txt").touch()
     assert problem(tmp_path / "notes.txt") == (
-        f"{given}/notes.txt is not a file of records; give one of type json, jsonl or parquet"
+        f"{given}/notes.txt is not a file of records; "
+        "give one of type csv, tsv, json, jsonl or parquet"
     )
     for name in ("a.json", "b.json"):
         (tmp_path / name).touch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -115,6 +116,22 @@ def test_a_file_of_rows_is_split_as_the_same_text_is(name, tmp_path):
         assert len(found.train) == 180
         for split, part in expected.validation.items():
             assert found.validation[split]["text"][:] == part["text"][:]
+
+
+@pytest.mark.parametrize("name", ["book.jsonl", "book.csv", "book.jsonl.gz", "book.txt.gz"])
+def test_a_folder_with_one_file_and_a_column_of_another_name(name, tmp_path):
+    if ".txt" in name:
+        content = "".join(LINES)
+    elif ".csv" in name:
+        content = "id,body\n" + "".join(f'{i},"{line.strip()}"\n' for i, line in enumerate(LINES))
+    else:
+        content = "".join(json.dumps({"body": line}) + "\n" for line in LINES)
+    packed = gzip.compress(content.encode()) if name.endswith(".gz") else content.encode()
+    (tmp_path / name).write_bytes(packed)
+    (tmp_path / ".DS_Store").write_text("")
+    found = texts(tasks.load(options("text", tmp_path, text=("body",)), "text"))
+    assert found == {"train": LINES[:36], "validation": LINES[36:38], "test": LINES[38:]}
+    assert found == texts(tasks.load(options("text", tmp_path / name, text=("body",)), "text"))
 
 
 def test_a_file_that_is_read_in_another_way_than_before_has_another_fingerprint(tmp_path):

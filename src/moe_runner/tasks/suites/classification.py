@@ -12,7 +12,7 @@ from pathlib import Path
 
 from moe_runner.options.errors import join
 from moe_runner.options.task import RESERVED, ClassificationTask
-from moe_runner.tasks.own_files import CUT, WHOLE, hub_splits, own_ood, own_sources
+from moe_runner.tasks.own_files import CUT, own_ood, own_sources, with_hub_splits
 from moe_runner.tasks.own_texts import (
     classes_of,
     cut,
@@ -72,10 +72,7 @@ class Classification(Suite[ClassificationTask]):
         """
         found = self.sources(options, name)
         check(found)
-        if found["train"].reading == WHOLE:
-            assert found["train"].hub is not None
-            found |= {"validation": replace(found["train"], reading=CUT)}
-            found |= hub_splits(found["train"].hub)
+        found = with_hub_splits(found)
         read = {
             split: read_own(source, options.text, options.label)
             for split, source in found.items()

@@ -6,6 +6,7 @@ Source: Alpaca (tatsu-lab/alpaca), its data format and prompt; EMoE's experiment
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from moe_runner.options.task import InstructTask, Task
@@ -21,12 +22,12 @@ from moe_runner.tasks.places import (
     ood_part,
     optional,
 )
-from moe_runner.tasks.records import is_clutter
+from moe_runner.tasks.records import is_clutter, kind_of
 from moe_runner.tasks.specs import About, TaskData, TaskSpec
 from moe_runner.tasks.suite import Suite
 
 HUB_ID = "tatsu-lab/alpaca"
-SUFFIXES = (".json", ".jsonl", ".parquet")
+OWN = "instruct"
 RECIPE = Recipe(
     epochs={"full": 3, "lora": 3, "lora_block": 3},
     learning_rate=2e-5,
@@ -47,6 +48,11 @@ TASKS: dict[str, TaskSpec] = {
         about=About(source=HUB_ID, licence="CC BY-NC 4.0"),
     )
 }
+TASKS[OWN] = replace(
+    TASKS["alpaca"],
+    name=OWN,
+    about=About(source="task.data_dir, task.hub_id", licence="the data's own"),
+)
 
 
 def ood_names(task_name: str) -> tuple[str, ...]:
@@ -78,7 +84,7 @@ class Instructions(Suite[InstructTask]):
         """
         found = self.sources(options, name)
         check(found)
-        records = read_records(found["train"])
+        records = read_records(found["train"], options.columns)
         ood = {ood: mmlu.load(place, options) for ood, place in ood_part(found).items()}
         return assemble(TASKS[name], records, ood, options)
 
@@ -86,20 +92,21 @@ class Instructions(Suite[InstructTask]):
 def record_source(options: Task) -> Source:
     """Say where the records are: `task.data_dir`, a file or a folder, else the Hub."""
     if options.data_dir is None:
+        if options.hub_id is None and OWN in options.members:
+            needs = "task.data_dir=<file or folder>, or task.hub_id=<data set>"
+            return Source(problem=f"task={OWN} needs {needs}")
         place = hub_split(options, HUB_ID, "default", "train")
         return hub_source(place, "use task.data_dir=<file or folder>, or task=instruct_mini")
     path = Path(options.data_dir).expanduser()
     given = f"task.data_dir={options.data_dir}"
-    formats = "json, jsonl or parquet"
+    formats = "csv, tsv, json, jsonl or parquet"
     if path.is_file():
-        if path.suffix not in SUFFIXES:
+        if not kind_of(path):
             return Source(problem=f"{given} is not a file of records; give one of type {formats}")
         return Source(files=(path,))
     if not path.is_dir():
         return Source(problem=f"{given} does not exist; give a file or a folder with {formats}")
-    files = sorted(
-        file for file in path.iterdir() if file.suffix in SUFFIXES and not is_clutter(file.name)
-    )
+    files = sorted(file for file in path.iterdir() if kind_of(file) and not is_clutter(file.name))
     for stem in ("train", "alpaca"):
         if named := [file for file in files if file.stem.startswith(stem)]:
             files = named

@@ -8,6 +8,7 @@ Source: WikiText, arXiv:1609.07843; recipe as HyperMoE's code (PROTOCOL.md II.2)
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -30,7 +31,7 @@ from moe_runner.tasks.places import (
     ood_part,
     optional,
 )
-from moe_runner.tasks.records import SUFFIXES, kind_of, read_column
+from moe_runner.tasks.records import SUFFIXES, is_clutter, kind_of, read_column
 from moe_runner.tasks.specs import About, OODSpec, TaskData, TaskSpec
 from moe_runner.tasks.suite import Suite
 from moe_runner.tasks.tables import ROWS, plain_column, read_tables
@@ -54,6 +55,7 @@ RECIPE = Recipe(
 )
 LICENCE = "CC BY-SA 3.0"
 
+OWN = "text"
 MINI = "wikitext_mini"
 MINI_VERSION = 1  # raised when the same seed gives another text
 MINI_DOCUMENTS = {"train": 1200, "validation": 300, "test": 300, "dialogue": 300}
@@ -80,7 +82,7 @@ TASKS: dict[str, TaskSpec] = {
     for spec in (
         _task("wikitext2", About(source=HUB_ID, licence=LICENCE, rows=WIKITEXT2_ROWS)),
         _task("wikitext103", About(source=HUB_ID, licence=LICENCE)),
-        _task("text", About(source="task.data_dir", licence="the text's own")),
+        _task(OWN, About(source="task.data_dir", licence="the text's own")),
         replace(
             _task(MINI, About(source="generated", licence="MIT", rows=MINI_DOCUMENTS)),
             ood=("dialogue",),
@@ -110,15 +112,12 @@ def mini_text(split: str, seed: int) -> list[str]:
     return [" ".join(sentences) + "\n" for sentences in made]
 
 
-def _is_one_file(options: Task) -> bool:
-    return options.data_dir is not None and Path(options.data_dir).expanduser().is_file()
-
-
 def _text_source(options: Task, name: str, split: str) -> Source:
     """Say where a split is: in `task.data_dir` if that is given, else on the Hub.
 
     In the folder, or its subfolder of the task's name, are `<split>.txt`, `valid.txt` for
     `validation.txt`, or WikiText's own `wiki.<split>.raw`; or parquet files in the Hub's layout.
+    Of a user's own text, the folder may hold tables instead, or one file only.
     """
     config = CONFIGS.get(name, name)
     if options.data_dir is None:
@@ -141,6 +140,8 @@ def _text_source(options: Task, name: str, split: str) -> Source:
                 return Source(files=(within / file,))
     if files := find_parquet(folder / config, split):
         return Source(files=files)
+    if name == OWN and (alone := _only_file(folder)) is not None:
+        return Source(files=(alone,), reading=BY_ROWS if kind_of(alone) else "")
     state = "lacks a split" if folder.is_dir() else "is neither a folder nor a text file"
     return Source(
         problem=f"task.data_dir={options.data_dir} {state}: looked for {', '.join(names)} and "
@@ -148,37 +149,56 @@ def _text_source(options: Task, name: str, split: str) -> Source:
     )
 
 
+def _only_file(folder: Path) -> Path | None:
+    """Find the one text or table in a folder."""
+    files = list(filter(_is_text, folder.glob("*")))
+    return files[0] if len(files) == 1 else None
+
+
 def _ood_texts(options: Task) -> dict[str, Path]:
     """List the texts in `task.ood_dir`: set -> file."""
     if options.ood_dir is None:
         return {}
     folder = Path(options.ood_dir).expanduser()
-    files = {file.stem: file for file in sorted(folder.glob("*.txt"))}
+    files = {f.name.partition(".")[0]: f for f in sorted(folder.glob("*")) if _is_text(f)}
     return files | {file.parent.name: file for file in sorted(folder.glob("*/test.txt"))}
 
 
+def _is_text(file: Path) -> bool:
+    """Tell whether a file is a text, or a table of texts."""
+    known = file.name.endswith((".txt", ".txt.gz")) or kind_of(file)
+    return bool(known) and file.is_file() and not is_clutter(file.name)
+
+
 def _read(
-    source: Source, part: tuple[float, float], wikitext: bool, cache: Path | None
+    source: Source, part: tuple[float, float], column: str, wikitext: bool, cache: Path | None
 ) -> Dataset | None:
     """Read the lines of one split.
 
     Args:
         source: where it is.
         part: the lines to take, from and to, as shares of the file.
+        column: of texts, if it is a table.
         wikitext: a line of white space is empty, as it is in the Hub's rows.
         cache: `paths.cache`.
     """
     if not source.available:
         return None
     if source.hub is not None or (len(source.files) > 1 or part == WHOLE) and _is_parquet(source):
-        data = read_tables(source, _text_column, _features(), {"column": COLUMN}, cache)
+        data = read_tables(
+            source, partial(_text_column, column), _features(), {"column": column}, cache
+        )
     else:
         (file,) = source.files
         key: dict[str, Any] = {"part": part, "wikitext": wikitext}
         if cache is not None:
             key["lines of"] = content_hash([file], cache / "hashes.json")
-        lines = _rows if kind_of(file) else _lines
-        data = _dataset(partial(lines, file, part, wikitext), key, cache)
+        if kind_of(file):
+            key["column"] = column
+            lines = partial(_rows, file, column, part, wikitext)
+        else:
+            lines = partial(_lines, file, part, wikitext)
+        data = _dataset(lines, key, cache)
     if not len(data):
         raise ValueError(f"{source.origin} has no line of text; expected at least one")
     return data
@@ -188,11 +208,10 @@ def _is_parquet(source: Source) -> bool:
     return source.files[0].suffix == ".parquet"
 
 
-def _rows(file: Path, part: tuple[float, float], wikitext: bool) -> Iterator[str]:
-    """Yield the column of text of a file of rows; see `_lines`."""
-    rows = list(read_column(file, COLUMN))
-    start, stop = _range(file, len(rows), part)
-    for text in rows[start:stop]:
+def _rows(file: Path, column: str, part: tuple[float, float], wikitext: bool) -> Iterator[str]:
+    """Yield the column of text of a table; see `_lines`."""
+    start, stop = _range(file, sum(1 for _ in read_column(file, column)), part)
+    for text in islice(read_column(file, column), start, stop):
         yield "" if wikitext and not text.strip() else text if text.endswith("\n") else f"{text}\n"
 
 
@@ -239,17 +258,17 @@ def _dataset(
     return cached_batches(tables, features, key, cache)
 
 
-def _text_column(table: Any, origin: str) -> Any:
+def _text_column(column: str, table: Any, origin: str) -> Any:
     """Take the column of text; a ValueError says if there is none."""
     import pyarrow as pa
 
-    if COLUMN not in table.column_names:
+    if column not in table.column_names:
         here = ", ".join(table.column_names)
-        raise ValueError(f"{origin} has the columns {here}; expected {COLUMN}")
-    column = plain_column(table, COLUMN, origin)
-    if column.null_count or not pa.types.is_string(column.type):
-        raise ValueError(f"{origin} has rows in the column {COLUMN} that are no text")
-    return pa.table({COLUMN: column}).cast(_features().arrow_schema)
+        raise ValueError(f"{origin} has the columns {here}; expected {column}")
+    texts = plain_column(table, column, origin)
+    if texts.null_count or not pa.types.is_string(texts.type):
+        raise ValueError(f"{origin} has rows in the column {column} that are no text")
+    return pa.table({COLUMN: texts}).cast(_features().arrow_schema)
 
 
 def _lines(file: Path, part: tuple[float, float], wikitext: bool) -> Iterator[str]:
@@ -258,16 +277,17 @@ def _lines(file: Path, part: tuple[float, float], wikitext: bool) -> Iterator[st
     Raises:
         ValueError: if a line is not UTF-8; gives its number.
     """
-    with file.open("rb") as stream:
+    opened = partial(gzip.open if file.suffix == ".gz" else open, file, "rb")
+    with opened() as stream:
         count = sum(1 for _ in stream)
     start, stop = _range(file, count, part)
-    with file.open("rb") as stream:
+    with opened() as stream:
         if _is_object(stream.readline()):
             raise ValueError(
                 f"{file} holds JSON lines, not running text; name it {file.stem}.jsonl, and its "
                 f"column {COLUMN} is read"
             )
-    with file.open("rb") as stream:
+    with opened() as stream:
         for number, line in enumerate(islice(stream, start, stop), start=start + 1):
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -299,9 +319,9 @@ class LanguageModelling(Suite[LanguageModellingTask]):
         """See `Suite`; all but the test split are needed.
 
         Args:
-            options: `data_dir` is a folder (see `_text_source`) or one text file, whose first 90%
-                of lines are for training, the next 5% validation, the last 5% test. `ood_dir` has a
-                `<set>.txt` or `<set>/test.txt` for each out-of-domain set.
+            options: `data_dir` is a folder (see `_text_source`) or one file, whose first 90% of
+                lines or rows are for training, the next 5% validation, the last 5% test. `ood_dir`
+                has a `<set>.txt` or table, or `<set>/test.txt` for each out-of-domain set.
             name: the member task.
         """
         if name == MINI:
@@ -333,8 +353,10 @@ class LanguageModelling(Suite[LanguageModellingTask]):
                 lines = partial(mini_text, key.removeprefix("ood/"), options.data_seed)
                 data[key] = _first(_dataset(lines, {}, None), limit)
             else:
-                part = PARTS[key] if _is_one_file(options) and key in PARTS else WHOLE
-                data[key] = _first(_read(source, part, name in CONFIGS, cache), limit)
+                divided = found["train"].files == found["validation"].files != ()
+                part = PARTS[key] if divided and key in PARTS else WHOLE
+                (column,) = options.text
+                data[key] = _first(_read(source, part, column, name in CONFIGS, cache), limit)
         train = data.pop("train")
         assert train is not None  # check() has seen to it
         ood = ood_part(data)
