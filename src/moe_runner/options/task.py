@@ -65,7 +65,7 @@ class Task(ABC):
 
     reads: ClassVar[str] = ""  # what a backbone has to do, for messages
     forms: ClassVar[tuple[str, ...]] = ()  # of which a backbone has to do one
-    own_data: ClassVar[bool] = False  # any data of a user's, so that titles may be equal by chance
+    own: ClassVar[tuple[str, ...]] = ()  # the members that are any data of a user's
 
     def problems(self, model: Model) -> list[str]:
         """Check the options against the backbone that is to read the task.
@@ -111,10 +111,15 @@ class Task(ABC):
         return self
 
     @property
+    def own_data(self) -> bool:
+        """Whether the one member task is any data of a user's: two may have one title by chance."""
+        return bool(set(self.members) & set(self.own))
+
+    @property
     def title(self) -> str:
         """What people call the one member task: its name, or that of a user's own data."""
         (name,) = self.members
-        return name
+        return own_title(self) if self.own_data else name
 
     @property
     def share(self) -> float:
@@ -228,12 +233,7 @@ class ClassificationTask(TextTask):
     validation_fraction: Fraction = 0.1  # of the training rows, where there is no validation set
     metrics: tuple[str, ...] = ()  # (): those that suit the labels
 
-    own_data: ClassVar[bool] = True
-
-    @property
-    def title(self) -> str:
-        """See `Task`: the data's name."""
-        return own_title(self)
+    own: ClassVar[tuple[str, ...]] = ("classification",)
 
     def value_problems(self, model: Model) -> list[str]:
         """See `Task.value_problems`."""
@@ -297,12 +297,7 @@ class OwnGenerationTask(GenerationTask):
     validation_fraction: Fraction = 0.1  # of the training rows, where there is no validation set
     metrics: tuple[str, ...] = ("rouge1", "rouge2", "rougeL")
 
-    own_data: ClassVar[bool] = True
-
-    @property
-    def title(self) -> str:
-        """See `Task`: the data's name."""
-        return own_title(self)
+    own: ClassVar[tuple[str, ...]] = ("generation",)
 
     def value_problems(self, model: Model) -> list[str]:
         """See `Task.value_problems`."""
@@ -329,6 +324,7 @@ class LanguageModellingTask(Task):
 
     reads: ClassVar[str] = "predicts the next token"
     forms: ClassVar[tuple[str, ...]] = ("language_modelling",)
+    own: ClassVar[tuple[str, ...]] = ("text",)
 
     def value_problems(self, model: Model) -> list[str]:
         """See `Task.value_problems`."""
@@ -363,6 +359,7 @@ class InstructTask(Task):
 
     reads: ClassVar[str] = "predicts the next token"
     forms: ClassVar[tuple[str, ...]] = ("instruct",)
+    own: ClassVar[tuple[str, ...]] = ("instruct",)
 
     def value_problems(self, model: Model) -> list[str]:
         """See `Task.value_problems`."""
@@ -431,10 +428,13 @@ class DomainBedTask(Task):
 class ImageFoldersTask(DomainBedTask):
     """A user's own images, in folders named after domains and classes."""
 
-    own_data: ClassVar[bool] = True
+    @property
+    def own_data(self) -> bool:
+        """See `Task`."""
+        return True
 
     @property
     def title(self) -> str:
         """See `Task`: the data's name, and the domain that is held out."""
-        name = super().title
+        (name,) = self.members
         return own_title(self) if name == IMAGES else f"{own_title(self)}/{name}"
