@@ -16,11 +16,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+from urllib.parse import quote
 
 log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 2.0
+ASK_SECONDS = 10.0  # for one small answer of a Hub that is there
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def cached_model(hub_id: str, revision: str = "main") -> Path | None:
@@ -67,7 +70,7 @@ def cached_dataset(
     owner, _, name = hub_id.rpartition("/")
     folder = _datasets_cache() / (f"{owner}___{name}" if owner else name) / config
     commits = [path for path in folder.glob("*/*") if path.is_dir()]
-    if snapshot is not None or re.fullmatch("[0-9a-f]{40}", revision):
+    if snapshot is not None or COMMIT.fullmatch(revision):
         wanted = revision if snapshot is None else snapshot.name
         commits = [path for path in commits if path.name == wanted]
     elif revision != "main":
@@ -132,6 +135,87 @@ def reachable() -> bool:
     return False
 
 
+def model_commit(hub_id: str, revision: str) -> str | None:
+    """Find the commit that a revision of a model means: in the cache, else by one request.
+
+    Args:
+        hub_id: such as openai-community/gpt2.
+        revision: branch, tag or commit.
+
+    Returns:
+        40 hex digits; None if neither tells.
+    """
+    folder = cached_model(hub_id, revision)
+    return _commit("models", hub_id, revision, () if folder is None else (folder,))
+
+
+def dataset_commit(hub_id: str, config: str, split: str, revision: str) -> str | None:
+    """Find the commit that a revision of a data set means; see `model_commit`.
+
+    Args:
+        hub_id: such as nyu-mll/glue.
+        config: the configuration, such as cola.
+        split: such as train.
+        revision: branch, tag or commit.
+    """
+    return _commit("datasets", hub_id, revision, cached_dataset(hub_id, config, split, revision))
+
+
+def _commit(kind: str, hub_id: str, revision: str, cached: tuple[Path, ...]) -> str | None:
+    if COMMIT.fullmatch(revision):
+        return revision
+    for part in reversed(cached[0].parts) if cached else ():
+        if COMMIT.fullmatch(part):
+            return part
+    if cached or not reachable():
+        return None
+    answer = _answer(f"api/{kind}/{hub_id}/revision/{quote(revision, safe='')}")
+    return None if answer is None else answer.get("sha")
+
+
+def model_config(hub_id: str, revision: str) -> dict[str, Any] | None:
+    """Read the config.json of a model of the Hub: from the cache, else by one request.
+
+    Args:
+        hub_id: such as openai-community/gpt2.
+        revision: branch, tag or commit.
+
+    Returns:
+        Its content; None if neither has it.
+    """
+    folder = cached_model(hub_id, revision)
+    if folder is None:
+        at = quote(revision, safe="")
+        return _answer(f"{hub_id}/resolve/{at}/config.json") if reachable() else None
+    try:
+        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+@functools.cache
+def _answer(path: str) -> dict[str, Any] | None:
+    """Ask the Hub for an object of JSON; None if it gives none. Once per process and path."""
+    headers = {"Authorization": f"Bearer {found}"} if (found := token()) else {}
+    request = urllib.request.Request(f"{_endpoint()}/{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=ASK_SECONDS) as response:
+            return dict(json.load(response))
+    except (OSError, ValueError, TypeError) as error:
+        log.info("%s/%s: %s", _endpoint(), path, error)
+        return None
+
+
+def token() -> str | None:
+    """Give the user's token: HF_TOKEN, or that of `hf auth login`; None: there is none."""
+    if given := os.environ.get("HF_TOKEN"):
+        return given
+    try:
+        return (home() / "token").read_text().strip() or None
+    except OSError:
+        return None
+
+
 def problem(
     kind: Literal["model", "dataset"],
     hub_id: str,
@@ -191,7 +275,18 @@ def _snapshot(kind: str, hub_id: str, revision: str) -> Path | None:
     reference = repository / "refs" / revision
     commit = reference.read_text().strip() if reference.is_file() else revision
     folder = repository / "snapshots" / commit
-    return folder if folder.is_dir() else None
+    if folder.is_dir():
+        return folder
+    return None if reference.is_file() or revision != "main" else _unnamed_snapshot(repository)
+
+
+def _unnamed_snapshot(repository: Path) -> Path | None:
+    """Find the newest snapshot that no branch or tag names: what was fetched by its commit."""
+    named = {
+        file.read_text().strip() for file in (repository / "refs").rglob("*") if file.is_file()
+    }
+    folders = [path for path in repository.glob("snapshots/*") if path.name not in named]
+    return max(folders, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def home() -> Path:

@@ -84,17 +84,16 @@ def test_own_lora_targets_stay(folder):
 
 
 def test_it_needs_a_place():
-    assert problems() == (
-        "model=auto needs model.path=<folder> or model.hub_id=<id> of a model in the local cache",
-    )
+    assert problems() == ("model=auto needs model.path=<folder> or model.hub_id=<id>",)
 
 
 def test_a_model_that_is_not_in_the_cache_is_named_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     (line,) = problems("model.hub_id=me/mine")
     assert line == (
-        "model.hub_id=me/mine is not in the local cache, whose config.json model=auto reads; "
-        "fetch it first: hf download me/mine --revision main, or use model.path=<folder>"
+        "model.hub_id=me/mine: its config.json (revision main), which model=auto reads, is neither "
+        "in the local Hugging Face cache nor to be had from the Hub; check the id, or fetch it "
+        "where there is a connection (hf download me/mine), or use model.path=<folder>"
     )
 
 

@@ -14,7 +14,7 @@ from moe_runner.options.build import build
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.files import read_option
 from moe_runner.options.folders import CONF, option_folders, option_names
-from moe_runner.options.model import Model, families_with_options, with_sizes_of_path
+from moe_runner.options.model import Model, families_with_options, with_own_sizes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,7 +95,7 @@ def test_sizes_of_a_local_folder_win(tmp_path, family, content, sizes):
     (tmp_path / "config.json").write_text(json.dumps(content))
     model = dataclasses.replace(option_of(family), path=str(tmp_path))
     problems: list[str] = []
-    found = with_sizes_of_path(model, problems)
+    found = with_own_sizes(model, problems)
     assert problems == []
     names = ("d_model", "d_ff", "num_layers", "gated", "vocab_size", "max_positions")
     assert tuple(getattr(found, name) for name in names) == sizes
@@ -159,5 +159,5 @@ def test_a_wrong_local_folder_is_told(tmp_path, content, problem):
         (tmp_path / "config.json").write_text(content)
     model = dataclasses.replace(option_of("bert"), path=str(tmp_path))
     problems: list[str] = []
-    assert with_sizes_of_path(model, problems) == model
+    assert with_own_sizes(model, problems) == model
     assert problems == [problem.format(tmp_path)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,7 @@ class Weights:
     Args:
         folder: a local folder: given by the user, bundled, or of an installed package.
         hub_id: a model of the Hub, if there is no folder.
-        revision: of the Hub's model.
+        revision: of the Hub's model: its commit, where the cache or the Hub tells it.
         cached: the Hub's model in the local cache.
         problem: why they can't be had, and the remedy: one line.
     """
@@ -106,11 +105,14 @@ def find_weights(model: Model) -> Weights:
         remedy = "use model.path=<folder>"
     problem = hub.problem("model", model.hub_id, model.revision, remedy)
     cached = hub.cached_model(model.hub_id, model.revision)
-    if model.licence and cached is None and not has_token():
+    if model.licence and cached is None and hub.token() is None:
         problem = (
             f"model={model.name} needs an accepted licence: set HF_TOKEN, or model.path=<folder>"
         )
-    return Weights(hub_id=model.hub_id, revision=model.revision, cached=cached, problem=problem)
+    commit = hub.model_commit(model.hub_id, model.revision) if problem is None else None
+    return Weights(
+        hub_id=model.hub_id, revision=commit or model.revision, cached=cached, problem=problem
+    )
 
 
 def in_folder(folder: Path, given: str, *, text: bool = False) -> Weights:
@@ -129,8 +131,3 @@ def in_folder(folder: Path, given: str, *, text: bool = False) -> Weights:
     elif (wrong := weights_problem(folder)) or (text and (wrong := tokenizer_problem(folder))):
         problem = f"{given}: {wrong}"
     return Weights(folder=folder, problem=problem)
-
-
-def has_token() -> bool:
-    """Tell whether there is a token of the Hub, in the environment or from `hf auth login`."""
-    return bool(os.environ.get("HF_TOKEN")) or (hub.home() / "token").is_file()

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_runner.hub import cached_model
+from moe_runner.hub import model_config
 from moe_runner.options.errors import join, nearest, show
 from moe_runner.options.model_config import read_config, zero_sizes
 from moe_runner.registry import FAMILIES
 
 AUTO = "auto"
 READ = ("family", "d_model", "d_ff", "num_layers", "gated", "vocab_size", "max_positions")
-GIVE = "model=auto needs model.path=<folder> or model.hub_id=<id> of a model in the local cache"
 
 
 def with_facts_of_config(node: Mapping[str, Any], problems: list[str]) -> dict[str, Any] | None:
@@ -27,13 +26,9 @@ def with_facts_of_config(node: Mapping[str, Any], problems: list[str]) -> dict[s
         The values with those of config.json, and the family's LoRA targets where none are given;
         None after a problem.
     """
-    given, folder = _place(node)
-    if folder is None:
-        problems.append(given)
+    if (found := _config(node, problems)) is None:
         return None
-    file = folder / "config.json"
-    if (config := read_config(file, given, problems)) is None:
-        return None
+    given, file, config = found
     model_type = config.get("model_type")
     if model_type is None:
         problems.append(f"{given}: {file} has no model_type; add the one of its architecture")
@@ -77,17 +72,23 @@ def label_of(path: str | None, hub_id: str | None) -> str:
     return folder.name
 
 
-def _place(node: Mapping[str, Any]) -> tuple[str, Path | None]:
-    """Say what the user gave and where that is; or what to do, and None."""
-    path, hub_id = node.get("path"), node.get("hub_id")
+def _config(node: Mapping[str, Any], problems: list[str]) -> tuple[str, str, dict[str, Any]] | None:
+    """Read config.json: what the user gave, what names the file, its content; or say why not."""
+    path, hub_id, revision = node.get("path"), node.get("hub_id"), str(node.get("revision", "main"))
     if path is not None:
-        return f"model.path={path}", Path(str(path)).expanduser()
+        file = Path(str(path)).expanduser() / "config.json"
+        config = read_config(file, f"model.path={path}", problems)
+        return None if config is None else (f"model.path={path}", str(file), config)
     if hub_id is None:
-        return GIVE, None
-    revision = str(node.get("revision", "main"))
-    if (folder := cached_model(str(hub_id), revision)) is not None:
-        return f"model.hub_id={hub_id}", folder
-    return (
-        f"model.hub_id={hub_id} is not in the local cache, whose config.json model=auto reads; "
-        f"fetch it first: hf download {hub_id} --revision {revision}, or use model.path=<folder>"
-    ), None
+        problems.append("model=auto needs model.path=<folder> or model.hub_id=<id>")
+        return None
+    config = model_config(str(hub_id), revision)
+    if config is None:
+        problems.append(
+            f"model.hub_id={hub_id}: its config.json (revision {revision}), which model=auto "
+            "reads, is neither in the local Hugging Face cache nor to be had from the Hub; check "
+            f"the id, or fetch it where there is a connection (hf download {hub_id}), or use "
+            "model.path=<folder>"
+        )
+        return None
+    return f"model.hub_id={hub_id}", f"{hub_id}/config.json", config

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe_runner.hub import model_config
 from moe_runner.options.auto import AUTO, label_of
 from moe_runner.options.errors import join, nearest
 from moe_runner.options.fields import REQUIRED, Count, Positive, runtime
@@ -37,8 +38,9 @@ class Model:
 
     @property
     def label(self) -> str:
-        """For people: the option's name; with `model=auto` that of the folder or repository."""
-        return label_of(self.path, self.hub_id) if self.name == AUTO else self.name
+        """For people: the option's name; of own weights that of the folder or repository."""
+        own = self.path is not None or self.name == AUTO
+        return label_of(self.path, self.hub_id) if own else self.name
 
     def family_problems(self) -> list[str]:
         """Check that the family is known."""
@@ -62,32 +64,40 @@ def families_with_options(forms: Iterable[str] = ()) -> list[str]:
     ]
 
 
-def with_sizes_of_path(model: Model, problems: list[str]) -> Model:
-    """Read the sizes of a local folder's `config.json`, which win over the option file's.
+def with_own_sizes(model: Model, problems: list[str]) -> Model:
+    """Read the sizes in the model's own `config.json`, which win over the option file's.
 
     Args:
         model: the model's options.
         problems: a folder without a readable config.json, or of another family, is appended here.
 
     Returns:
-        The model with the folder's sizes; unchanged without `model.path` and after a problem.
+        The model with its own sizes; unchanged if its config.json cannot be had, and after a
+        problem.
     """
-    if model.path is None or model.name == AUTO:  # which has read them already
-        return model
-    file = Path(model.path).expanduser() / "config.json"
-    found = read_config(file, f"model.path={model.path}", problems)
-    if found is None:
+    if model.name == AUTO or (model.bundled and model.path is None):  # auto has read them
         return model
     family = FAMILIES[model.family]
+    if model.path is not None:
+        given = f"model.path={model.path}"
+        file = str(Path(model.path).expanduser() / "config.json")
+        found = read_config(Path(file), given, problems)
+    elif model.hub_id is not None and model.package is None:
+        given, file = f"model.hub_id={model.hub_id}", f"{model.hub_id}/config.json"
+        found = model_config(model.hub_id, model.revision)
+    else:
+        return model
+    if found is None:
+        return model
     if "model_type" not in found:
         problems.append(
-            f"model.path={model.path}: {file} has no model_type (files of 2019 have none); add "
+            f"{given}: {file} has no model_type (files of 2019 have none); add "
             f'"model_type": "{family.types[0]}" to it for a model of the family {family.name}'
         )
         return model
     if found["model_type"] not in family.types:
         problems.append(
-            f"model.path={model.path} holds a model of type {found['model_type']}; "
+            f"{given} holds a model of type {found['model_type']}; "
             f"model={model.name} is of the family {model.family}"
         )
         return model

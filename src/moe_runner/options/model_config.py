@@ -29,13 +29,13 @@ def read_config(file: Path, given: str, problems: list[str]) -> dict[str, Any] |
         return None
 
 
-def zero_sizes(config: Mapping[str, Any], names: Mapping[str, str], file: Path) -> list[str]:
+def zero_sizes(config: Mapping[str, Any], names: Mapping[str, str], file: str) -> list[str]:
     """Find the sizes of a config.json that no model has.
 
     Args:
         config: the file's content.
         names: our name of a size -> its name in the file.
-        file: for messages.
+        file: names it in messages.
 
     Returns:
         One line per size below 1.

@@ -12,7 +12,7 @@ from moe_runner.options.checks import value_problems
 from moe_runner.options.errors import ConfigError, show, unknown_key
 from moe_runner.options.fields import Count, Seed
 from moe_runner.options.method import Method
-from moe_runner.options.model import Model, with_sizes_of_path
+from moe_runner.options.model import Model, with_own_sizes
 from moe_runner.options.protocol import Protocol
 from moe_runner.options.task import Task
 from moe_runner.options.training import Search, Trainer, Tuning
@@ -168,7 +168,7 @@ def parse(tree: Mapping[str, Any]) -> Settings:
     if (model := parts.get("model")) is not None:
         unknown = model.family_problems()
         problems += unknown
-        parts["model"] = None if unknown else with_sizes_of_path(model, problems)
+        parts["model"] = None if unknown else with_own_sizes(model, problems)
     problems += value_problems(parts)
     if problems:
         raise ConfigError(*problems)

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from moe_runner.hub import COMMIT
 from moe_runner.options.build import build
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.fields import later
@@ -58,6 +59,12 @@ class Run:
     def id(self) -> str:
         """The first 16 hex digits of the hash of all that can change a number."""
         return run_id(self)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the id may still change: a revision of the Hub whose commit nothing told."""
+        places = [of for of in (self.weights, *self.data.values()) if of.startswith("hub ")]
+        return any(COMMIT.fullmatch(of.rpartition(" at ")[2]) is None for of in places)
 
     @property
     def task_name(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -246,6 +247,16 @@ def show_plan(plan: Plan, store: Store) -> None:
         print(f"{'':16}  skipped      {name}: {reason}")
     done = sum(store.status(run.id).state == "done" for run in plan.runs)
     print(f"{len(plan.runs)} runs, {done} done, {len(plan.runs) - done} to do")
+    tell_open(plan.runs)
+
+
+def tell_open(runs: Iterable[Run]) -> None:
+    """Say how many ids will change once the commits of their models and data are known."""
+    if count := sum(run.is_open for run in runs):
+        print(
+            f"{count} ids are open: what they read of the Hub is not in the cache, and the Hub "
+            "does not tell its commit"
+        )
 
 
 def stored_baselines(plan: Plan, store: Store) -> tuple[list[Result], str]:

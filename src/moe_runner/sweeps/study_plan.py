@@ -16,7 +16,7 @@ from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.compose import compose_settings
 from moe_runner.sweeps.cost import SUSTAINED_TFLOPS, estimate
-from moe_runner.sweeps.plan import Inventory, list_runs
+from moe_runner.sweeps.plan import Inventory, list_runs, tell_open
 from moe_runner.sweeps.study import Profile, Study, expand
 
 PAPER_MODELS = 1785  # that EMoE's first version says it tuned; not exactly recoverable
@@ -190,6 +190,7 @@ def show_study_plans(plans: Sequence[StudyPlan], store: Store) -> None:
         if missing:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             print(f"{plan.study.name} lacks: {next(iter(missing))}{more}")
+    tell_open([job.run for job in every.values()])
     if plans[0].profile == "paper":
         print(
             f"EMoE's first version says it tuned {PAPER_MODELS} models. The protocol explains the "

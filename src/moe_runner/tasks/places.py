@@ -129,11 +129,15 @@ def hub_source(place: HubSplit, remedy: str) -> Source:
         remedy: what the user can do otherwise, such as "use task.data_dir=<folder>".
 
     Returns:
-        The source, with a problem if it is neither cached nor reachable.
+        The source, at the commit that its revision means, where the cache or the Hub tells it; with
+        a problem if it is neither cached nor reachable.
     """
     problem = hub.problem(
         "dataset", place.hub_id, place.revision, remedy, config=place.config, split=place.split
     )
+    if problem is None:
+        commit = hub.dataset_commit(place.hub_id, place.config, place.split, place.revision)
+        place = replace(place, revision=commit or place.revision)
     return Source(hub=place, problem=problem)
 
 
