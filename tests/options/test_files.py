@@ -22,7 +22,7 @@ FOLDERS = option_folders()
 OPTION_FILES = [
     (group, option) for group in sorted(GROUPS) for option in option_names([CONF], group)
 ]
-IMAGES_ONLY = {"vit_base", "vit_small", "vit_tiny"}
+IMAGES_ONLY = {"dinov2_small", "vit_base", "vit_small", "vit_tiny"}
 MODEL_OF_FAMILY = {"bert": "bert_tiny", "gpt2": "gpt2", "t5": "t5_base", "vit": "vit_tiny"}
 
 

@@ -32,17 +32,20 @@ class DropPath(nn.Module):
 
 
 def add_drop_path(model: PreTrainedModel, rate: float) -> None:
-    """Add stochastic depth to both branches of every block of a ViT, in place.
+    """Give both branches of every block of an encoder for images stochastic depth, in place.
 
     Args:
-        model: a ViT or DeiT; a block passes both branches through its one `dropout`.
-        rate: of the last block; it grows linearly from 0 in the first. 0 changes nothing.
+        model: a ViT or DeiT, whose block passes both branches through its one `dropout`; or one
+            whose blocks have a `drop_path` (BEiT, DINOv2), in whose place ours comes.
+        rate: of the last block; it grows linearly from 0 in the first.
 
     Source: DeiT, arXiv:2012.12877, trains with 0.1; EMoE's vision experiments (PROTOCOL.md I.4).
     """
-    if rate == 0:
-        return
-    layers: Any = model.base_model.layers
+    base: Any = model.base_model
+    layers = base.layers if hasattr(base, "layers") else base.encoder.layer
     for number, layer in enumerate(layers):
         share = rate * number / max(len(layers) - 1, 1)
-        layer.dropout = nn.Sequential(layer.dropout, DropPath(share)).train(layer.training)
+        if hasattr(layer, "drop_path"):
+            layer.drop_path = DropPath(share).train(layer.training)
+        elif rate:
+            layer.dropout = nn.Sequential(layer.dropout, DropPath(share)).train(layer.training)

@@ -37,6 +37,7 @@ T5 = {
     "vocab_size": "vocab_size",
 }  # positions are relative: n_positions of older files is no limit
 BART = {**HIDDEN, "d_model": "d_model", "d_ff": "encoder_ffn_dim", "num_layers": "encoder_layers"}
+PICTURES = {ours: HIDDEN[ours] for ours in ("d_model", "d_ff", "num_layers")}  # no vocabulary
 NO_SIZES: Mapping[str, str] = {}  # more than one width
 
 ENCODER: tuple[FormName, ...] = ("classification",)
@@ -75,6 +76,8 @@ class Family:
         counts_after_padding: positions begin behind the padding's id (RoBERTa), so that 514 rows
             are enough for 512 tokens.
         shares_layers: groups of layers call one FFN (ALBERT).
+        patch_size: pixels a side of a patch of images, for estimates.
+        any_image_size: its forward pass interpolates positions to the image's size.
         modeling: a module that has the classes and registers them with transformers when it is
             imported; None: they are transformers' own.
     """
@@ -96,6 +99,8 @@ class Family:
     top_k: int | None = None
     counts_after_padding: bool = False
     shares_layers: bool = False
+    patch_size: int = 16
+    any_image_size: bool = False
     modeling: str | None = None
 
     def classes(self) -> ModuleType | None:
@@ -147,6 +152,12 @@ def bert_like(name: str, *types: str, **facts: Any) -> Family:
     return Family(name=name, model_types=types, forms=ENCODER, **facts)
 
 
+def vision(name: str, **facts: Any) -> Family:
+    """Make a row of an encoder for images that takes them in any size."""
+    facts = {"sizes": PICTURES, "forms": IMAGES, "lora_targets": QV, **facts}
+    return Family(name=name, dropout_after_activation=True, any_image_size=True, **facts)
+
+
 def bart_like(name: str, *types: str, **facts: Any) -> Family:
     """Make a row of an encoder-decoder with its FFN inline in the block."""
     facts = {"forms": SEQ2SEQ, "sizes": BART, "stacks": 2, "lora_targets": QV, **facts}
@@ -175,10 +186,20 @@ TABLE = (
         name="vit", model_types=("vit", "deit"), forms=IMAGES, lora_targets=("q_proj", "v_proj"),
         bundled="vit_tiny", has_options=True, dropout_after_activation=True,
     ),
+    # images
+    vision("beit"),
+    vision("data2vec-vision", lora_targets=QUERY_VALUE),
+    vision(
+        "dinov2", sizes={"d_model": "hidden_size", "num_layers": "num_hidden_layers"},
+        d_ff_times=4, gated=("use_swiglu_ffn", True), patch_size=14, has_options=True,
+    ),
     # encoders for text
-    bert_like("roberta", "roberta", "xlm-roberta", "camembert", counts_after_padding=True),
+    bert_like(
+        "roberta", "roberta", "xlm-roberta", "camembert", counts_after_padding=True,
+        has_options=True,
+    ),
     bert_like("deberta", lora_targets=("in_proj",)),
-    bert_like("deberta-v2", lora_targets=("query_proj", "value_proj")),
+    bert_like("deberta-v2", lora_targets=("query_proj", "value_proj"), has_options=True),
     bert_like("electra"),
     bert_like("ernie"),
     bert_like("rembert"),
@@ -193,9 +214,9 @@ TABLE = (
     bert_like(
         "distilbert",
         sizes={**HIDDEN, "d_model": "dim", "d_ff": "hidden_dim", "num_layers": "n_layers"},
-        lora_targets=("q_lin", "v_lin"),
+        lora_targets=("q_lin", "v_lin"), has_options=True,
     ),
-    bert_like("modernbert", gated=True, lora_targets=("Wqkv",)),
+    bert_like("modernbert", gated=True, lora_targets=("Wqkv",), has_options=True),
     bert_like("eurobert", gated=True, lora_targets=QV),
     bert_like("nomic_bert", gated=True, lora_targets=QV),
     bert_like(
@@ -208,7 +229,7 @@ TABLE = (
     ),
     Family(name="layoutlmv3"),
     # decoders with a plain FFN
-    Family(name="gpt_neox", forms=DECODER, lora_targets=FUSED),
+    Family(name="gpt_neox", forms=DECODER, lora_targets=FUSED, has_options=True),
     Family(
         name="gpt_neo", sizes={**HIDDEN, "num_layers": "num_layers"}, d_ff_times=4, forms=DECODER,
         lora_targets=QV,
@@ -233,7 +254,10 @@ TABLE = (
         sizes={**HIDDEN, "d_model": "d_model", "num_layers": "n_layers",
                "max_positions": "max_seq_len"},
     ),
-    Family(name="opt", sizes={**HIDDEN, "d_ff": "ffn_dim"}, forms=DECODER, lora_targets=QV),
+    Family(
+        name="opt", sizes={**HIDDEN, "d_ff": "ffn_dim"}, forms=DECODER, lora_targets=QV,
+        has_options=True,
+    ),
     Family(name="phi", forms=DECODER, lora_targets=QV),
     Family(name="persimmon", forms=DECODER, lora_targets=FUSED),
     Family(name="starcoder2", forms=DECODER, lora_targets=QV),
@@ -248,10 +272,10 @@ TABLE = (
     ),
     # decoders with a gated FFN
     llama_like("mistral"),
-    llama_like("qwen2"),
-    llama_like("qwen3"),
+    llama_like("qwen2", has_options=True),
+    llama_like("qwen3", has_options=True),
     llama_like("gemma"),
-    llama_like("gemma2"),
+    llama_like("gemma2", has_options=True),
     llama_like("gemma3", "gemma3_text"),
     llama_like("gemma3n", "gemma3n_text", forms=CAUSAL, sizes=NO_SIZES),
     llama_like("olmo", forms=CAUSAL),
@@ -288,13 +312,11 @@ TABLE = (
     *(
         Family(name=name, sizes=NO_SIZES)
         for name in (
-            "audio-spectrogram-transformer", "beit", "blip", "clip", "convnext", "data2vec-vision",
-            "dinov3_vit", "hiera", "hubert", "idefics3", "llava", "paligemma", "pvt",
-            "qwen2_5_vl", "qwen2_vl", "siglip", "swin", "swinv2", "vilt", "vit_mae", "wav2vec2",
-            "wavlm",
+            "audio-spectrogram-transformer", "blip", "clip", "convnext", "dinov3_vit", "hiera",
+            "hubert", "idefics3", "llava", "paligemma", "pvt", "qwen2_5_vl", "qwen2_vl", "siglip",
+            "swin", "swinv2", "vilt", "vit_mae", "wav2vec2", "wavlm",
         )
     ),
-    Family(name="dinov2", sizes=NO_SIZES, gated=("use_swiglu_ffn", True)),
     # mixtures of experts already: `method=dense` only, but for the shared experts of some
     llama_like("mixtral"),
     llama_like("qwen2_moe"),

@@ -114,7 +114,7 @@ def load_image_classifier(
         )
     config.architectures = []  # a distilled DeiT says a class that cannot be trained
     model, info = read_model(AutoModelForImageClassification, weights, config)
-    if image_size != config.image_size:
+    if image_size != config.image_size and not FAMILIES[options.family].any_image_size:
         resize_positions(model, image_size)
     new = outside_backbone(model) | set(info["missing_keys"])
     with torch.no_grad():  # also where the pretrained head happens to have as many classes

@@ -58,7 +58,7 @@ def nearest_keys(given: str, keys: Iterable[str]) -> list[str]:
         scores[key] = likeness(last, its_last)  # a shared "trainer." makes no two names alike
         if its_section != section:
             distance = 1 - likeness(section, its_section)
-            scores[key] = max(scores[key], likeness(given, key)) - 0.1 * distance
+            scores[key] = max(scores[key], likeness(given, key)) - 0.15 * distance
     good = max(0.65, max(scores.values(), default=0.0) - 0.03)
     return [key for key in sorted(scores, key=lambda key: -scores[key]) if scores[key] >= good][:3]
 

@@ -25,7 +25,7 @@ IMAGES = "images"  # the member of own images of which no domain is held out
 RESERVED = ("label", "references", "group")  # columns of a data set, beside the texts
 LABEL_TOKENS = 8  # most tokens of a generated label
 NAME_TOKENS = 32  # and of a text where the options have no number: ReCoRD's entities
-PATCH, TINY_PATCH = 16, 8  # pixels a side: DeiT, vit_tiny
+TINY_PATCH = 8  # pixels a side of a patch of vit_tiny
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -421,7 +421,8 @@ class DomainBedTask(Task):
     def tokens(self, model: Model) -> int:
         """See `Task`: patches and [CLS]."""
         assert self.image_size is not None
-        return (self.image_size // (TINY_PATCH if model.bundled else PATCH)) ** 2 + 1
+        patch = FAMILIES[model.family].patch_size
+        return (self.image_size // (TINY_PATCH if model.bundled else patch)) ** 2 + 1
 
 
 @dataclass(frozen=True, kw_only=True)

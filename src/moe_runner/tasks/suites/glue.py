@@ -4,12 +4,17 @@ Source: GLUE, arXiv:1804.07461; epochs and scores as in EMoE (PROTOCOL.md I.4). 
 there.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moe_runner.options.task import Task, TextTask
 from moe_runner.options.training import Recipe
 from moe_runner.tasks import gluex
+from moe_runner.tasks.glue_tsv import READING, read_tsv, tsv_source
 from moe_runner.tasks.gluex import ood_names
 from moe_runner.tasks.places import (
     Source,
@@ -22,7 +27,10 @@ from moe_runner.tasks.places import (
 )
 from moe_runner.tasks.specs import About, TaskData, TaskSpec
 from moe_runner.tasks.suite import Suite
-from moe_runner.tasks.tables import read
+from moe_runner.tasks.tables import read, tidy
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 HUB_ID = "nyu-mll/glue"
 RECIPE = Recipe(epochs={"full": 10, "lora": 20, "lora_block": 20}, patience=4)
@@ -143,7 +151,22 @@ TASKS: dict[str, TaskSpec] = {
 def _glue_source(options: Task, name: str, split: str) -> Source:
     """Say where a split of a GLUE task is: in `task.data_dir` if that is given, else on the Hub."""
     place = hub_split(options, HUB_ID, name, split)
+    if options.data_dir is not None and (own := tsv_source(options.data_dir, name, split)):
+        return own
     return split_source(options, name, place, instead=f"glue_mini/{name}")
+
+
+def _read(
+    source: Source,
+    columns: Sequence[tuple[str, ...]],
+    labels: tuple[str, ...],
+    limit: int | None,
+    cache: Path | None,
+) -> Dataset | None:
+    """Read a split, of parquet or GLUE's own files; see `tables.read`."""
+    if source.available and source.reading.startswith(READING):
+        return tidy(read_tsv(source), source.origin, columns, labels, limit)
+    return read(source, columns, labels, limit, cache)
 
 
 class Glue(Suite[TextTask]):
@@ -174,14 +197,14 @@ class Glue(Suite[TextTask]):
             partner = gluex.PARTNERS[ood_name]
             columns = [c for c in (partner.columns, partner.other_columns) if c is not None]
             ood_specs[ood_name] = partner.spec
-            ood[ood_name] = read(place, columns, spec.labels, options.eval_limit, cache)
-        train = read(found["train"], [spec.columns], spec.labels, options.limit, cache)
+            ood[ood_name] = _read(place, columns, spec.labels, options.eval_limit, cache)
+        train = _read(found["train"], [spec.columns], spec.labels, options.limit, cache)
         assert train is not None  # check() has seen to it
         return TaskData(
             spec=spec,
             train=train,
             validation={
-                split: read(found[split], [spec.columns], spec.labels, options.eval_limit, cache)
+                split: _read(found[split], [spec.columns], spec.labels, options.eval_limit, cache)
                 for split in spec.validation
             },
             ood=ood,

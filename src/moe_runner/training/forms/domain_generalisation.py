@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput
@@ -120,13 +120,19 @@ class DomainGeneralisation:
         others = {
             name: ImageRows(rows, self.data.arrays) for name, rows in self.data.splits.items()
         }
-        embeddings: Tensor = self.backbone.model.base_model.embeddings.position_embeddings
         return DomainTrainer(
             others=others,
-            tokens_per_image=embeddings.shape[1],
+            tokens_per_image=self.tokens_per_image(),
             once_an_epoch=self.data.plain,
             **kwargs,
         )
+
+    def tokens_per_image(self) -> int:
+        """Count patches and what stands before them."""
+        model: Any = self.backbone.model
+        special = 1 + hasattr(model.base_model.embeddings, "distillation_token")  # DeiT
+        assert self.data.options.image_size is not None  # resolved
+        return (self.data.options.image_size // model.config.patch_size) ** 2 + special
 
     def arguments(self) -> dict[str, Any]:
         """Tell the Trainer what an image batch is like."""
