@@ -122,9 +122,9 @@ class Family:
             Those that are there, and `gated` where the config decides.
         """
         found: dict[str, Any] = {
-            ours: config[theirs]
+            ours: size
             for ours, theirs in self.sizes.items()
-            if isinstance(config.get(theirs), int)
+            if (size := _size(config.get(theirs), together=ours == "num_layers")) is not None
         }
         if self.d_ff_times is not None and "d_model" in found:
             found.setdefault("d_ff", self.d_ff_times * found["d_model"])
@@ -136,6 +136,20 @@ class Family:
             given = config.get(key)
             found["gated"] = given is True if value is True else str(given).startswith(str(value))
         return found
+
+
+def _size(given: Any, *, together: bool) -> int | None:
+    """Read a size; of a list of them (one per layer, or per group of layers) the one, or the sum.
+
+    Args:
+        given: the value of a config.json.
+        together: sum a list up, instead of taking what all its entries are.
+    """
+    if isinstance(given, list) and given and all(isinstance(each, int) for each in given):
+        if together:
+            return sum(given)
+        return given[0] if len(set(given)) == 1 else None
+    return given if isinstance(given, int) else None
 
 
 def llama_like(
@@ -208,7 +222,7 @@ TABLE = (
     bert_like("mpnet", lora_targets=("q", "v"), counts_after_padding=True),
     bert_like("xmod", counts_after_padding=True),
     bert_like("longformer", counts_after_padding=True),
-    bert_like("mobilebert", sizes=NO_SIZES),
+    bert_like("mobilebert"),
     bert_like("esm"),
     bert_like("albert", shares_layers=True),
     bert_like(
@@ -220,7 +234,7 @@ TABLE = (
     bert_like("eurobert", gated=True, lora_targets=QV),
     bert_like("nomic_bert", gated=True, lora_targets=QV),
     bert_like(
-        "funnel", sizes={**HIDDEN, "d_model": "d_model", "d_ff": "d_inner"},
+        "funnel", sizes={**HIDDEN, "d_model": "d_model", "d_ff": "d_inner", "num_layers": "block_sizes"},
         lora_targets=("q_head", "v_head"),
     ),
     bert_like(
@@ -277,7 +291,7 @@ TABLE = (
     llama_like("gemma"),
     llama_like("gemma2", has_options=True),
     llama_like("gemma3", "gemma3_text"),
-    llama_like("gemma3n", "gemma3n_text", forms=CAUSAL, sizes=NO_SIZES),
+    llama_like("gemma3n", "gemma3n_text", forms=CAUSAL),
     llama_like("olmo", forms=CAUSAL),
     llama_like("olmo2"),
     llama_like("smollm3"),
