@@ -18,6 +18,7 @@ _MODULES = {
     "from_pretrained": "moe_runner.conversion.saving",
     "merge": "moe_runner.conversion.convert",
     "save_pretrained": "moe_runner.conversion.saving",
+    "to_standard": "moe_runner.conversion.standard",
 }
 
 

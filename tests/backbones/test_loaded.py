@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 from moe_runner.backbones.loading import load_causal, load_classifier
-from moe_runner.backbones.weights import ASSETS, Weights
+from moe_runner.backbones.weights import ASSETS, Weights, find_weights
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.model import Model
 
@@ -142,6 +143,26 @@ def test_a_language_model_without_its_head_is_a_warning(tmp_path, caplog):
     change(folder, lambda name: None if name == "lm_head.weight" else name)
     load_causal(options("llama"), Weights(folder=folder))
     assert "has no language head (the file lacks lm_head.weight)" in caplog.text
+
+
+def test_a_folder_of_many_files_is_the_same_model(tmp_path):
+    model = load_causal(options("llama"), Weights(folder=ASSETS / "llama_tiny"))
+    folder = tmp_path / "sharded"
+    model.model.save_pretrained(folder, max_shard_size="500KB")
+    model.processor.save_pretrained(folder)
+    assert len([*folder.glob("*.safetensors")]) > 3
+    given = replace(options("llama"), path=str(folder))
+    found = find_weights(given)
+    assert found.problem is None
+    again = load_causal(given, found)
+    assert not again.head
+    expected = model.model.state_dict()
+    assert again.model.state_dict().keys() == expected.keys()
+    for name, tensor in again.model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    last = max(folder.glob("*.safetensors"))
+    last.unlink()
+    assert f"lacks 1 of the {int(last.stem[-5:])} files" in str(find_weights(given).problem)
 
 
 def test_a_token_beyond_the_embedding_gets_a_row(folder, caplog):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 import moe_runner
 from moe_runner import auxiliary_loss, convert, from_pretrained, merge, save_pretrained
+from moe_runner.backbones.integrity import INDEX
 from moe_runner.conversion.counts import active_parameters, count_parameters, moe_layers
 from moe_runner.conversion.record import spans
 from moe_runner.methods.hypermoe.options import HyperMoE
@@ -143,6 +146,24 @@ def test_a_saved_model_loads_again_and_never_with_random_ffns(
     if not ROWS[name].merges:
         with pytest.raises(ValueError, match="moe_runner_"):
             AutoModelForSequenceClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", CONVERTING)
+def test_weights_in_many_files_are_written_and_read(name, tiny_model, tiny_batch, tmp_path):
+    model, batch = converted(name, "t5", tiny_model), tiny_batch("t5")  # has tied weights
+    save_pretrained(model, tmp_path, max_shard_size="10KB")
+    index = json.loads((tmp_path / INDEX).read_text())
+    assert len(set(index["weight_map"].values())) == len([*tmp_path.glob("*.safetensors")]) > 3
+    assert torch.equal(logits(from_pretrained(tmp_path), batch), logits(model, batch))
+
+
+def test_a_file_that_lacks_a_weight_or_has_another_is_refused(tiny_model, tmp_path):
+    save_pretrained(converted("moe", "bert", tiny_model), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["another"] = weights.pop("classifier.bias")
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match="classifier.bias missing, another unexpected; save the"):
+        from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "switch"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import shutil
 
@@ -18,6 +19,9 @@ from moe_runner.conversion.counts import moe_layers
 from moe_runner.conversion.record import spans
 from moe_runner.methods.dense.options import Dense
 from moe_runner.methods.emoe.options import EMoE
+from moe_runner.methods.hypermoe.options import HyperMoE
+from moe_runner.methods.moe.options import MoE
+from moe_runner.options.errors import ConfigError
 from moe_runner.options.method import Method
 from moe_runner.options.protocol import Protocol
 from moe_runner.registry import METHODS
@@ -26,6 +30,7 @@ from moe_runner.runs.store import RunFolder, Store
 from moe_runner.training import checkpoint, fit
 from moe_runner.training.callbacks import ShowProgress
 from moe_runner.training.evaluate import evaluate_kept
+from moe_runner.training.execute import execute
 from tests.methods.rows import CONVERTING, ROWS, small
 from tests.training.test_command import moe_run
 from tests.training.test_runs import carry_out, elsewhere, numbers
@@ -257,6 +262,47 @@ def test_the_export_has_the_logits_of_what_was_evaluated(when, form, loud_settin
         torch.testing.assert_close(
             model(**batch).logits, expected(**batch).logits, rtol=1e-5, atol=1e-6
         )
+
+
+def test_a_run_ends_with_a_model_of_plain_transformers(make_settings, only_run, caplog):
+    caplog.set_level(logging.INFO)
+    settings = make_settings("llama", MoE(num_experts=4, top_k=2), "lora", max_steps=2)
+    settings = kept(settings, export="hf")
+    run = only_run(settings)
+    result, folder = carry_out(settings, run)
+    exported = RunFolder(folder).export
+    assert "exported (hf)" in caplog.text
+    assert not (exported / "moe_runner.json").exists()
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        exported, output_loading_info=True
+    )
+    assert type(model).__name__ == "MixtralForSequenceClassification"
+    assert not any(info.values())
+    ready = as_trained(settings, run, folder)
+    assert len(AutoTokenizer.from_pretrained(exported)) == len(ready.backbone.processor)
+    stored = result["id_metrics"]["validation"]
+    loss, accuracy = by_hand(model, ready)
+    assert loss == pytest.approx(stored["loss"], rel=1e-5)
+    assert by_hand(ready.backbone.model, ready)[1] == accuracy
+
+    execute(run, settings, Store(train.Path(settings.paths.output)))
+    assert "exported before" in caplog.text
+    again = dataclasses.replace(settings, export="moe")
+    execute(run, again, Store(train.Path(settings.paths.output)))
+    assert "it was exported in another form; add rerun=true" in caplog.text
+
+
+def test_a_model_that_is_no_mixture_of_transformers_is_refused_before_training(
+    make_settings, only_run, monkeypatch
+):
+    """The plan knows methods by what they say; here one says what is not so."""
+    monkeypatch.setattr(HyperMoE, "not_standard", None)
+    monkeypatch.setattr(fit, "make_trainer", None)
+    method = HyperMoE(num_experts=4, width=2, embedding_dim=4, layer_dim=2)
+    settings = dataclasses.replace(make_settings("llama", method), export="hf")
+    run = only_run(settings)
+    with pytest.raises(ConfigError, match="something stands beside the experts, which Mixtral"):
+        execute(run, settings, Store(train.Path(settings.paths.output)))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from moe_runner import hub
 from moe_runner.backbones.integrity import tokenizer_problem, weights_problem
@@ -57,12 +58,16 @@ class Weights:
         Returns:
             The `image_size` of its config.json; 224, that of DeiT, where there is none on disk yet.
         """
+        size = self.config().get("image_size", DEIT_SIZE)
+        return int(size[0] if isinstance(size, list) else size)
+
+    def config(self) -> dict[str, Any]:
+        """Read the config.json; empty where there is none on disk yet."""
         local = self.folder or self.cached
         file = None if local is None else local / "config.json"
         if file is None or not file.is_file():
-            return DEIT_SIZE
-        size = json.loads(file.read_text(encoding="utf-8")).get("image_size", DEIT_SIZE)
-        return int(size[0] if isinstance(size, list) else size)
+            return {}
+        return dict(json.loads(file.read_text(encoding="utf-8")))
 
     def fingerprint(self, memo: Path | None = None) -> str:
         """Name the content: the hash of a folder's files, or the Hub's name and revision.

@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_model, save_model
+from huggingface_hub import load_torch_model, save_torch_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from moe_runner.backbones.families import family_of_type
+from moe_runner.backbones.loaded import some
 from moe_runner.backbones.sites import FFNSite
 from moe_runner.conversion.convert import convert
 from moe_runner.conversion.record import Conversion, conversion_of
@@ -31,17 +32,20 @@ from moe_runner.options.protocol import Protocol
 from moe_runner.registry import METHODS
 
 FILE = "moe_runner.json"
-WEIGHTS = "model.safetensors"
+SHARD = "50GB"  # the largest file of weights, as in transformers
 FORMAT = 1
 PREFIX = "moe_runner_"  # of the model_type of what AutoModel must not load
 
 
-def save_pretrained(model: PreTrainedModel, folder: str | Path) -> None:
+def save_pretrained(
+    model: PreTrainedModel, folder: str | Path, max_shard_size: str = SHARD
+) -> None:
     """Write a converted model as a Hugging Face folder; the model is not changed.
 
     Args:
         model: converted by `convert`, LoRA merged.
         folder: made if it is not there.
+        max_shard_size: weights beyond it go into several files with an index: "5GB".
 
     Raises:
         ValueError: if the model has no MoE layer.
@@ -52,9 +56,10 @@ def save_pretrained(model: PreTrainedModel, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if conversion.method.not_mergeable is None:
-        model.save_pretrained(folder, state_dict=dense_state_dict(model))
+        state = dense_state_dict(model)
+        model.save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size)
     else:
-        save_converted(model, folder)
+        save_converted(model, folder, max_shard_size)
     write_json(
         folder / FILE,
         {
@@ -75,7 +80,7 @@ def assignments_of(conversion: Conversion) -> dict[str, list[int]]:
     }
 
 
-def save_converted(model: PreTrainedModel, folder: Path) -> None:
+def save_converted(model: PreTrainedModel, folder: Path, max_shard_size: str) -> None:
     """Write the weights as they are, and a config that AutoModel refuses."""
     config = model.config.to_dict()
     config |= {
@@ -83,7 +88,25 @@ def save_converted(model: PreTrainedModel, folder: Path) -> None:
         "model_type": f"{PREFIX}{model.config.model_type}",
     }
     write_json(folder / "config.json", config)
-    save_model(model, str(folder / WEIGHTS))  # writes shared tensors (a hypernetwork's) once
+    save_torch_model(model, folder, max_shard_size=max_shard_size)  # a hypernetwork's: once
+
+
+def load_converted(model: PreTrainedModel, folder: Path) -> None:
+    """Load what `save_converted` has written.
+
+    Raises:
+        ConfigError: if the files do not hold exactly the model's weights.
+    """
+    found: Any = load_torch_model(model, folder)
+    state = model.state_dict()
+    loaded = {tensor.data_ptr() for name, tensor in state.items() if name not in found.missing_keys}
+    missing = [name for name in found.missing_keys if state[name].data_ptr() not in loaded]
+    if missing or found.unexpected_keys:
+        lacks, has = (some(sorted(names)) or "none" for names in (missing, found.unexpected_keys))
+        raise ConfigError(
+            f"{folder} does not hold the weights of its {FILE}: {lacks} missing, {has} unexpected; "
+            "save the model again"
+        )
 
 
 def dense_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -154,7 +177,7 @@ def from_pretrained(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
         raise ValueError(f"only dtype can be given for method={method.name}; got {sorted(kwargs)}")
     model = model_class(config)
     convert(model, method, protocol=protocol, assignments=assignments or None)
-    load_model(model, str(folder / WEIGHTS))
+    load_converted(model, folder)
     return model.to(dtype).eval() if dtype is not None else model.eval()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from moe_runner.options.errors import show
 from moe_runner.options.layers import layer_problems
 from moe_runner.options.method import Method
+from moe_runner.options.mixtures import mixture_problems
 from moe_runner.options.model import Model
 from moe_runner.options.training import Search, Trainer, Tuning
 from moe_runner.registry import FAMILIES
@@ -23,7 +24,7 @@ def value_problems(parts: Mapping[str, Any]) -> list[str]:
     Returns:
         One line per problem; a check whose parts are not all there is left out.
     """
-    checks: list[tuple[Callable[[Any, Any], list[str]], str, str]] = [
+    checks: list[tuple[Callable[..., list[str]], *tuple[str, ...]]] = [
         (search_problems, "search", "trainer"),
         (device_problems, "device", "trainer"),
         (lambda task, model: task.problems(model), "task", "model"),
@@ -32,13 +33,14 @@ def value_problems(parts: Mapping[str, Any]) -> list[str]:
         (block_problems, "tuning", "method"),
         (lambda method, protocol: method.protocol_problems(protocol), "method", "protocol"),
         (lambda method, export: method.export_problems(export), "method", "export"),
+        (mixture_problems, "method", "model", "export"),
         (lambda task, method: task.method_problems(method), "task", "method"),
         (lambda task, trainer: task.trainer_problems(trainer), "task", "trainer"),
     ]
     problems: list[str] = []
-    for check, one, other in checks:
-        if parts.get(one) is not None and parts.get(other) is not None:
-            problems += check(parts[one], parts[other])
+    for check, *names in checks:
+        if all(parts.get(name) is not None for name in names):
+            problems += check(*(parts[name] for name in names))
     return problems
 
 

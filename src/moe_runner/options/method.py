@@ -42,6 +42,8 @@ class Method:
     takes_sparse: ClassVar[bool] = False  # takes a Switch Transformer's sparse layers, if any
     pretrained_parts: ClassVar[frozenset[str]] = frozenset()  # of a layer made of an FFN: "experts"
     tunes_outside_layers: ClassVar[bool] = False  # with protocol.train_outside_layers
+    # What its layers have and no mixture of transformers has; None: nothing, see options/mixtures
+    not_standard: ClassVar[str | None] = "layers that nobody compared with one"
 
     @property
     def layer_rule(self) -> str | tuple[int, ...]:
@@ -75,9 +77,14 @@ class Method:
         return []
 
     def export_problems(self, export: str) -> list[str]:
-        """Check that the tuned model has the form that is to be written: none, dense or moe."""
-        if export == "moe" and not self.converts:
-            return [f"export=moe and method={self.name} exclude each other; use export=dense"]
+        """Check that the tuned model has the form that is to be written: none, dense, moe or hf."""
+        if export in ("moe", "hf") and not self.converts:
+            return [f"export={export} and method={self.name} exclude each other; use export=dense"]
+        if export == "hf" and self.not_standard is not None:
+            return [
+                f"export=hf: method={self.name} is no mixture of transformers: it has "
+                f"{self.not_standard}; use export=moe"
+            ]
         if export == "dense" and self.not_mergeable is not None:
             return [f"export=dense: {self.not_mergeable}; use export=moe"]
         return []

@@ -55,7 +55,7 @@ class Settings:
     threads: Count | None = None
     keep_model: Literal["none", "best"] = "none"
     evaluate: str | None = None
-    export: Literal["none", "dense", "moe"] = "none"
+    export: Literal["none", "dense", "moe", "hf"] = "none"
     profile: Literal["mini", "paper"] = "mini"
     dry_run: bool = False
     rerun: bool = False

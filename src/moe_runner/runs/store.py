@@ -91,7 +91,7 @@ class RunFolder:
 
     @property
     def export(self) -> Path:
-        """Where the exported Hugging Face folder is, with export=dense or moe."""
+        """Where the exported Hugging Face folder is, with export=dense, moe or hf."""
         return self.path / "model"
 
     def log_metrics(self, obj: dict[str, Any]) -> None:

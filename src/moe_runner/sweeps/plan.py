@@ -11,6 +11,7 @@ from moe_runner import tasks
 from moe_runner.backbones.weights import Weights, find_weights
 from moe_runner.methods.dense.options import Dense
 from moe_runner.options.errors import ConfigError
+from moe_runner.options.mixtures import config_problems
 from moe_runner.options.model import Model
 from moe_runner.options.settings import Settings
 from moe_runner.options.task import Task
@@ -109,6 +110,8 @@ def list_runs(settings: Settings, inventory: Inventory) -> Listed:
     """
     weights, fingerprint = inventory.weights_of(settings.model)
     problems = [] if weights.problem is None else [weights.problem]
+    if settings.export == "hf":
+        problems += config_problems(settings.model.family, weights.config())
     gaps: dict[str, str] = {}
     runs: list[Run] = []
     for name in tasks.members(settings.task):

@@ -88,10 +88,13 @@ def execute(run: Run, settings: Settings, store: Store) -> Result | PrimaryOnly:
             log.warning("  its weights were not kept; add rerun=true to train and keep them")
         exported = RunFolder(store.folder(run.id)).export
         if settings.export != "none":
-            if exported.is_dir():
+            # dense and hf never fit the same run, so this tells all three forms apart
+            same = (exported / "moe_runner.json").is_file() == (settings.export == "moe")
+            if exported.is_dir() and same:
                 log.info("  exported before: %s", exported)
             else:
-                log.warning("  it was not exported; add rerun=true to train and export it")
+                what = "exported in another form" if exported.is_dir() else "not exported"
+                log.warning("  it was %s; add rerun=true to train and export it", what)
         return result
     import torch  # seconds
 

@@ -23,6 +23,7 @@ from moe_runner.conversion.convert import convert, merge
 from moe_runner.conversion.counts import count_parameters
 from moe_runner.conversion.record import Conversion
 from moe_runner.conversion.saving import save_pretrained
+from moe_runner.conversion.standard import check_standard, to_standard
 from moe_runner.methods.dense.options import Dense
 from moe_runner.metrics import lower_is_better
 from moe_runner.options.settings import Logger
@@ -65,7 +66,7 @@ class Resources:
     cluster_cache: Path
     logger: Logger
     keep_model: bool
-    export: str = "none"  # or dense, moe: the form of the Hugging Face folder to write
+    export: str = "none"  # or dense, moe, hf: the form of the Hugging Face folder to write
     quiet: bool = False  # no progress bar
     data_cache: Path | None = None  # paths.cache: read and encoded data; None: made anew, in memory
 
@@ -145,11 +146,14 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> Result | Pri
         The result; of the processes beside the leader only its primary score.
 
     Raises:
-        ConfigError: if the device cannot do what was asked for.
+        ConfigError: if the device cannot do what was asked for, or the converted model cannot be
+            exported as that.
         FloatingPointError: if the loss is not finite.
     """
     started = time.monotonic()
     ready = build(run, resources)
+    if resources.export == "hf":
+        check_standard(ready.backbone.model)  # now: training takes hours
     form, model, data = ready.form, ready.backbone.model, ready.data
     spec = data.spec
     train = ready.encode(data.train, spec.columns)
@@ -262,12 +266,14 @@ def export(ready: Prepared, folder: RunFolder, form: str) -> None:
     Args:
         ready: the model at its best epoch, which is changed by this.
         folder: of the run; the model goes to `model/`.
-        form: `dense` or `moe`.
+        form: `dense`, `moe`, or `hf`: a mixture of transformers.
     """
     model = ready.backbone.model
     merge_lora(model)
     if form == "moe":
         save_pretrained(model, folder.export)
+    elif form == "hf":
+        to_standard(model).save_pretrained(folder.export)
     else:
         if ready.conversion.method.converts:
             merge(model)

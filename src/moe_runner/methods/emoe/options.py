@@ -36,6 +36,7 @@ class EMoE(Method):
     pretrained_parts: ClassVar[frozenset[str]] = frozenset({"experts"})
     tunes_outside_layers: ClassVar[bool] = True
     not_mergeable: ClassVar[None] = None
+    not_standard: ClassVar[str | None] = "an avg-k router, whose experts are summed without weights"
 
     @property
     def converted_at(self) -> Phase:
@@ -88,7 +89,7 @@ class EMoE(Method):
     def export_problems(self, export: str) -> list[str]:
         """See `Method`; what is merged or converted after tuning ends in one form."""
         if export == "none" or self.convert_at == "both":
-            return []
+            return super().export_problems(export)
         form = "dense" if self.convert_at == "train" else "moe"
         if export == form:
             return []

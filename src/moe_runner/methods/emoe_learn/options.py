@@ -31,6 +31,7 @@ class EMoELearn(Method):
 
     pretrained_parts: ClassVar[frozenset[str]] = frozenset({"experts"})
     tunes_outside_layers: ClassVar[bool] = True
+    not_standard: ClassVar[str | None] = "a cosine router"
 
     @property
     def not_mergeable(self) -> str:

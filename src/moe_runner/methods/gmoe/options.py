@@ -29,6 +29,7 @@ class GMoE(Method):
     backend: Backend = runtime("auto")
 
     tunes_outside_layers: ClassVar[bool] = True
+    not_standard: ClassVar[str | None] = "a cosine router"
 
     def problems(self, model: Model) -> list[str]:
         """See `Method`."""

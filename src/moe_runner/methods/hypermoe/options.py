@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from moe_runner.methods.moe.options import MoE
 from moe_runner.options.fields import Count
@@ -22,6 +22,8 @@ class HyperMoE(MoE):
     layer_dim: Count = 10  # of the layer embedding
     aggregate: Literal["sum", "mean"] = "sum"  # over the unselected experts
     inside: bool = False  # multiply the HyperExpert by the router's weights
+
+    not_standard: ClassVar[str | None] = "a HyperExpert beside the experts"
 
 
 METHOD = HyperMoE

@@ -33,6 +33,7 @@ class MoE(Method):
     backend: Backend = runtime("auto")
 
     takes_sparse: ClassVar[bool] = True
+    not_standard: ClassVar[str | None] = None
 
     def problems(self, model: Model) -> list[str]:
         """See `Method`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from moe_runner.methods.moe.options import MoE
 from moe_runner.options.fields import Count
@@ -19,6 +19,8 @@ class MoEAdapter(MoE):
     name: Literal["moe_adapter"] = "moe_adapter"  # type: ignore[assignment]
     width: Count = 64
     shared: bool = False  # one adapter for all tokens instead of one per expert
+
+    not_standard: ClassVar[str | None] = "adapters beside the experts"
 
 
 METHOD = MoEAdapter

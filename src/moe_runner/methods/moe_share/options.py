@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from moe_runner.methods.moe.options import MoE
 
@@ -16,6 +16,8 @@ class MoEShare(MoE):
     """
 
     name: Literal["moe_share"] = "moe_share"  # type: ignore[assignment]
+
+    not_standard: ClassVar[str | None] = "an expert that every token passes, without a gate"
 
 
 METHOD = MoEShare
