@@ -11,7 +11,8 @@ import pytest
 from moe_runner.cli.arguments import check_arguments
 
 ROOT = Path(__file__).parents[1]
-FILES = [ROOT / "README.md", *sorted((ROOT / "conf").glob("*/**/*.yaml"))]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+FILES = [ROOT / "README.md", *DOCS, *sorted((ROOT / "conf").glob("*/**/*.yaml"))]
 
 
 def commands() -> list[str]:
@@ -20,6 +21,7 @@ def commands() -> list[str]:
         for line in file.read_text().splitlines():
             line = line.removeprefix("$ ").removeprefix("# ").replace("<id>", "abc")
             for part in line.split("&&"):
+                part = re.sub(r"<(file|folder)[^>]*>", "somewhere", part)
                 match = re.match(r"\s*moe-run\b([^#]*)", part)
                 if match and "<" not in match[1]:
                     found.append(re.split(r"\s{3,}", match[1].strip())[0])

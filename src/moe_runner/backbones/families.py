@@ -234,8 +234,8 @@ TABLE = (
     bert_like("eurobert", gated=True, lora_targets=QV),
     bert_like("nomic_bert", gated=True, lora_targets=QV),
     bert_like(
-        "funnel", sizes={**HIDDEN, "d_model": "d_model", "d_ff": "d_inner", "num_layers": "block_sizes"},
-        lora_targets=("q_head", "v_head"),
+        "funnel", lora_targets=("q_head", "v_head"),
+        sizes={**HIDDEN, "d_model": "d_model", "d_ff": "d_inner", "num_layers": "block_sizes"},
     ),
     bert_like(
         "xlnet", lora_targets=(),
