@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,51 @@ def write_atomic(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def no_place(key: str, place: str) -> str | None:
+    """Say in a line why nothing can be looked for at a place; None if it can, there or not.
+
+    Args:
+        key: of the option, for the message.
+        place: file or folder.
+    """
+    try:
+        Path(place).expanduser().stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None  # whoever needs it says so
+    except (OSError, ValueError, RuntimeError) as error:  # too long, null byte, ~nobody, no access
+        shown = place if len(place) <= 60 else f"{place[:60]}..."
+        reason = getattr(error, "strerror", None) or str(error)
+        return f"{key}={shown} cannot be looked at: {reason}; give another place"
+    return None
+
+
+def unusable(folder: Path) -> str | None:
+    """Say why a folder can't be written to, or made where it is missing; None if it can.
+
+    Args:
+        folder: there or not; nothing is left in it.
+    """
+    try:
+        if (reason := blocked(folder)) is not None:
+            return reason
+        with tempfile.TemporaryFile(dir=_nearest(folder)):
+            return None
+    except OSError as error:
+        return f"{error.strerror}; use a folder that can be written to"
+
+
+def blocked(folder: Path) -> str | None:
+    """Say that a file stands where a folder, or one around it, would be; None if none does."""
+    here = _nearest(folder)
+    return None if here.is_dir() else f"{here} is a file; use a folder"
+
+
+def _nearest(folder: Path) -> Path:
+    """Find the folder, or the nearest one around it that is there."""
+    place = folder.expanduser().absolute()
+    return next(each for each in (place, *place.parents) if each.exists())
 
 
 def write_json(path: Path, obj: Any) -> None:

@@ -99,14 +99,21 @@ def run_job(cfg: DictConfig, command: Command) -> float:
             return math.nan
         processes.connect(settings.device)
         return run_plan(plan, settings, command)
-    except (ConfigError, StoreError) as error:
+    except (ConfigError, StoreError, OSError) as error:
         if cfg.get("debug"):
             traceback.print_exc()
         command.mistakes += 1
-        say(str(error), file=sys.stderr)
+        say(one_line(error), file=sys.stderr)
         if direction() is not None:
             sys.exit(2)  # a search cannot do without its trials
         return math.nan
+
+
+def one_line(error: Exception) -> str:
+    """Word a mistake; of a file that is out of reach, its name and the system's reason."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def run_plan(plan: Plan, settings: Settings, command: Command) -> float:

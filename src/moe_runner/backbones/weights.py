@@ -11,10 +11,10 @@ from typing import Any
 from moe_runner import hub
 from moe_runner.backbones.integrity import tokenizer_problem, weights_problem
 from moe_runner.options.model import Model
+from moe_runner.options.model_config import ASSETS
 from moe_runner.registry import FAMILIES
 from moe_runner.runs.identity import content_hash
 
-ASSETS = Path(__file__).parents[1] / "assets"
 DEIT_SIZE = 224  # pixels a side
 # What decides the numbers: weights, sizes and tokenizer, not the model card.
 CONTENT = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")

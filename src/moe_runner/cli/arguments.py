@@ -7,7 +7,11 @@ validated. Overrides of `hydra.*` and `hydra/*` are left to Hydra.
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra import initialize_config_dir
 
@@ -15,11 +19,13 @@ from moe_runner.cli.completion import complete_folder
 from moe_runner.cli.names import beside_a_study, check_group, wrong_key, wrong_only
 from moe_runner.cli.reading import Given, read_flags, read_overrides, values_of
 from moe_runner.cli.values import check_values
+from moe_runner.files import unusable
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.files import OptionFiles
 from moe_runner.options.folders import option_folders
 from moe_runner.options.settings import KIND
 
+HYDRA_FOLDERS = ("hydra.run.dir=", "hydra.sweep.dir=")
 OPTUNA = "hydra/sweeper=optuna"
 
 # flags with which Hydra composes another config than ours, or none
@@ -86,6 +92,12 @@ def check_arguments(argv: Sequence[str]) -> list[str]:
     modes += ["hydra.mode=MULTIRUN"] if flags.multirun else []
     with initialize_config_dir(str(folders[0]), version_base="1.3"):
         problems += check_values(overrides, folders, given, modes)
+    problems += [
+        f"{word}: {reason}"
+        for word in flags.overrides
+        if word.startswith(HYDRA_FOLDERS) and "$" not in word
+        if (reason := unusable(Path(word.partition("=")[2]))) is not None
+    ]
     return list(dict.fromkeys(problems))
 
 
@@ -98,7 +110,29 @@ def for_hydra(argv: Sequence[str]) -> list[str]:
     Returns:
         The arguments.
     """
-    return add_only(complete_search(complete_folder(argv)))
+    return own_folder(add_only(complete_search(complete_folder(argv))))
+
+
+def own_folder(argv: Sequence[str]) -> list[str]:
+    """Give Hydra a folder that is thrown away where nothing is run, or `paths.output` is closed.
+
+    It makes its folder in any case, for its log.
+
+    Args:
+        argv: the arguments, without the program's name.
+    """
+    given = dict(word.lstrip("+").partition("=")[::2] for word in argv)
+    output = Path(given.get("paths.output", "outputs"))
+    dry = given.get("dry_run", "").lower() in ("true", "yes", "on", "y")
+    if not given.keys().isdisjoint(key.rstrip("=") for key in HYDRA_FOLDERS):
+        return list(argv)
+    if not dry and unusable(output / "hydra") is None:
+        return list(argv)
+    folder = tempfile.mkdtemp(prefix="moe-run-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    words = [not word.startswith("-") and "=" in word for word in argv]
+    place = words.index(True) if True in words else len(argv)  # beside the others: argparse
+    return [*argv[:place], *(f"{key}{folder}" for key in HYDRA_FOLDERS), *argv[place:]]
 
 
 def add_only(argv: Sequence[str]) -> list[str]:

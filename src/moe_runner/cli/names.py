@@ -39,12 +39,15 @@ def check_group(override: Override, files: OptionFiles, given: Given, problems: 
     composed = []
     for choice in choices:
         default = files.defaults[group]
-        if choice not in options and not (choice is None and default is None):
+        if choice is None and default is None:
+            problems.append(f"{word} is so without it; leave it out")
+        elif choice not in options:
             text = show(choice)
             problems.append(not_an_option(f"{group}={text}", "", text, options))
             choice = nearest(text, options) or default
             given.stand_ins.append(f"{group}={choice}")
-        composed.append("null" if choice is None else choice)
+        if choice is not None:
+            composed.append(choice)
     if composed:
         given.choices[group] = composed
 

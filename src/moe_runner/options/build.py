@@ -132,7 +132,7 @@ def convert_value(value: Any, hint: Any) -> Any:
 
 
 def range_problems(key: str, value: Any, hint: Any) -> list[str]:
-    """Find the numbers of an option, or of its list, that are outside their range.
+    """Find what is twice in a list, and numbers of an option that are outside their range.
 
     Args:
         key: of the option, for messages.
@@ -144,6 +144,8 @@ def range_problems(key: str, value: Any, hint: Any) -> list[str]:
     """
     given = f"{key}={show(value)}"
     if isinstance(value, tuple):
+        if twice := [item for item in value if value.count(item) > 1][:1]:
+            return [f"{given} has {show(twice[0])} twice; leave one out"]
         found = [(show(item), outside(item, hint)) for item in value]
         return [f"{given} has {item}, which {text}" for item, texts in found for text in texts]
     return [f"{given} {text}" for text in outside(value, hint)]

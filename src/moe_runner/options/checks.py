@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from moe_runner.files import blocked, no_place
 from moe_runner.options.errors import show
 from moe_runner.options.layers import layer_problems
 from moe_runner.options.method import Method
 from moe_runner.options.mixtures import mixture_problems
 from moe_runner.options.model import Model
+from moe_runner.options.task import Task
 from moe_runner.options.training import Search, Trainer, Tuning
 from moe_runner.registry import FAMILIES
 
@@ -25,7 +28,8 @@ def value_problems(parts: Mapping[str, Any]) -> list[str]:
         One line per problem; a check whose parts are not all there is left out.
     """
     checks: list[tuple[Callable[..., list[str]], *tuple[str, ...]]] = [
-        (search_problems, "search", "trainer"),
+        (search_problems, "search", "trainer", "tuning"),
+        (place_problems, "task", "model", "paths"),
         (device_problems, "device", "trainer"),
         (lambda task, model: task.problems(model), "task", "model"),
         (tuning_problems, "tuning", "model"),
@@ -49,9 +53,36 @@ def size_problems(method: Method, model: Model) -> list[str]:
     return method.problems(model) if model.d_ff > 0 and model.num_layers > 0 else []
 
 
-def search_problems(search: Search, trainer: Trainer) -> list[str]:
-    """Check that nothing is both given and searched for."""
+def place_problems(task: Task, model: Model, paths: Any) -> list[str]:
+    """Check that the places that are given can be looked at: not too long, no null byte, a user."""
+    given = {
+        "task.data_dir": task.data_dir,
+        "task.ood_dir": task.ood_dir,
+        "model.path": model.path,
+        "paths.output": paths.output,
+        "paths.cache": paths.cache,
+    }
     problems = []
+    if model.package is not None and not model.package.isidentifier():
+        problems.append(f"model.package={model.package} is not the name of a Python package")
+    for key, place in given.items():
+        if place is None:
+            continue
+        if line := no_place(key, place):
+            problems.append(line)
+        elif key.startswith("paths.") and (reason := blocked(Path(place))):
+            problems.append(f"{key}={place}: {reason}")
+    return problems
+
+
+def search_problems(search: Search, trainer: Trainer, tuning: Tuning) -> list[str]:
+    """Check that nothing is both given and searched for, and that there is something to try."""
+    problems = []
+    if search.tune_learning_rate and not tuning.learning_rates:
+        problems.append(
+            f"tuning.learning_rates=[] is empty, and search={search.name} tries each of them; give "
+            "some, or use search=single"
+        )
     if search.tune_learning_rate and trainer.learning_rate is not None:
         problems.append(
             f"trainer.learning_rate={show(trainer.learning_rate)} and search={search.name} exclude "

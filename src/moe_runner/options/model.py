@@ -9,9 +9,9 @@ from pathlib import Path
 
 from moe_runner.hub import model_config
 from moe_runner.options.auto import AUTO, label_of
-from moe_runner.options.errors import join, nearest
+from moe_runner.options.errors import join, nearest, show
 from moe_runner.options.fields import REQUIRED, Count, Positive, runtime
-from moe_runner.options.model_config import read_config, zero_sizes
+from moe_runner.options.model_config import ASSETS, read_config, zero_sizes
 from moe_runner.registry import FAMILIES
 
 
@@ -75,12 +75,15 @@ def with_own_sizes(model: Model, problems: list[str]) -> Model:
         The model with its own sizes; unchanged if its config.json cannot be had, and after a
         problem.
     """
-    if model.name == AUTO or (model.bundled and model.path is None):  # auto has read them
+    if model.name == AUTO:  # it has read them
         return model
     family = FAMILIES[model.family]
     if model.path is not None:
         given = f"model.path={model.path}"
         file = str(Path(model.path).expanduser() / "config.json")
+        found = read_config(Path(file), given, problems)
+    elif model.bundled:
+        given, file = f"model={model.name}", str(ASSETS / model.name / "config.json")
         found = read_config(Path(file), given, problems)
     elif model.hub_id is not None and model.package is None:
         given, file = f"model.hub_id={model.hub_id}", f"{model.hub_id}/config.json"
@@ -104,4 +107,12 @@ def with_own_sizes(model: Model, problems: list[str]) -> Model:
     if zeros := zero_sizes(found, family.sizes, file):
         problems += zeros
         return model
-    return dataclasses.replace(model, **family.sizes_of(found))
+    own = family.sizes_of(found)
+    if model.path is None and model.bundled:
+        problems += [
+            f"model.{key}={show(getattr(model, key))} contradicts {file}, which says {show(size)}; "
+            f"leave model.{key} out"
+            for key, size in own.items()
+            if getattr(model, key) != size
+        ]
+    return dataclasses.replace(model, **own)

@@ -9,6 +9,8 @@ from typing import Any
 
 from moe_runner.options.errors import show
 
+ASSETS = Path(__file__).parents[1] / "assets"  # of the bundled backbones, a folder each
+
 
 def read_config(file: Path, given: str, problems: list[str]) -> dict[str, Any] | None:
     """Read a config.json.

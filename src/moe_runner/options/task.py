@@ -23,6 +23,7 @@ FormName = Literal[  # how a backbone meets a task, see training/forms
 BLOCK_SIZE = 1024  # tokens; HyperMoE's code
 IMAGES = "images"  # the member of own images of which no domain is held out
 RESERVED = ("label", "references", "group")  # columns of a data set, beside the texts
+LEAST_TOKENS = 6  # of two texts: four special ones (RoBERTa), one of each
 LABEL_TOKENS = 8  # most tokens of a generated label
 NAME_TOKENS = 32  # and of a text where the options have no number: ReCoRD's entities
 TINY_PATCH = 8  # pixels a side of a patch of vit_tiny
@@ -196,6 +197,11 @@ class TextTask(Task):
 
     def value_problems(self, model: Model) -> list[str]:
         """See `Task.value_problems`."""
+        if self.max_length is not None and self.max_length < LEAST_TOKENS:
+            return [
+                f"task.max_length={self.max_length} leaves no token of a text beside the special "
+                f"ones; use {LEAST_TOKENS} or more"
+            ]
         return position_problems("task.max_length", self.max_length, model)
 
     def resolved(self, model: Model, recipe: Recipe, image_size: Callable[[], int]) -> Self:

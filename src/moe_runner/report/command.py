@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from moe_runner.options.errors import ConfigError, not_an_option
 from moe_runner.report.store_commands import clean, status, tables
 from moe_runner.report.task_list import tasks
+from moe_runner.runs.objects import StoreError
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {  # its docstring is its help
     "tasks": tasks,
@@ -45,11 +46,14 @@ def run(words: Sequence[str]) -> int:
         return 0
     try:
         COMMANDS[first](words[1:])
-    except ConfigError as error:
+    except (ConfigError, StoreError) as error:
         print(error, file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, such as head, has enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 closed by the interpreter
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +12,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from moe_runner.files import blocked, no_place
 from moe_runner.options.errors import ConfigError, not_an_option
 from moe_runner.options.folders import option_folders
 from moe_runner.report.render import FORMATS, render
 from moe_runner.report.study_sheet import print_study
-from moe_runner.runs.store import RunFolder, State, Store
+from moe_runner.runs.objects import StoreError
+from moe_runner.runs.store import State, Store
 from moe_runner.sweeps.study import ONLY, PROFILES, read_study, study_names
 from moe_runner.sweeps.study_plan import StudyPlan, plan_study, restrict
 
@@ -95,10 +99,13 @@ def status(words: Sequence[str]) -> None:
 
 
 def clean(words: Sequence[str]) -> None:
-    """Remove the checkpoints of finished runs, except weights that were kept on purpose.
+    """Remove the checkpoints of finished runs and what killed writes left, but no kept weights.
 
     output=outputs   the folder of the runs
     dry_run=false    true: only say what would be removed
+    yes=false        true: do not ask (without a terminal nobody is asked)
+
+    What lies behind a link is never touched.
 
     Args:
         words: key=value.
@@ -106,20 +113,63 @@ def clean(words: Sequence[str]) -> None:
     Raises:
         ConfigError: for an unknown key or value.
     """
-    given = read_words("clean", words, output="outputs", dry_run="false")
+    given = read_words("clean", words, output="outputs", dry_run="false", yes="false")
+    dry_run, yes = (read_boolean(f"{key}={given[key]}") for key in ("dry_run", "yes"))
     store = Store(Path(given["output"]))
-    total = 0
+    found: dict[str, tuple[list[Path], int]] = {}
     for run_id in store.ids():
-        folder = RunFolder(store.folder(run_id))
-        if store.status(run_id).state != "done" or not folder.checkpoint.is_dir():
+        try:
+            left = store.left_over(run_id)
+        except StoreError as error:
+            print(f"left alone: {error}")
             continue
-        files = [file for file in folder.checkpoint.rglob("*") if file.is_file()]
-        size = sum(f.stat().st_size for f in files if folder.best not in f.parents)
-        total += size
-        if given["dry_run"] != "true":
-            folder.discard_checkpoint(keep_best=folder.best.is_dir())
-    verb = "would be removed" if given["dry_run"] == "true" else "removed"
-    print(f"{total / 2**20:.1f} MiB of checkpoints of finished runs {verb}")
+        if left:
+            found[run_id] = left, sum(map(size_of, left))
+            shown = ", ".join(path.name for path in left[:3])
+            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+            print(f"{run_id}  {found[run_id][1] / 2**20:9.1f} MiB  {shown}{more}")
+    total = f"{sum(size for _, size in found.values()) / 2**20:.1f} MiB of {len(found)} runs"
+    if dry_run or not found:
+        print(f"{total} would be removed" if dry_run else f"{total} removed")
+        return
+    if not yes and sys.stdin.isatty() and input(f"remove {total}? [y/N] ").lower() != "y":
+        print("nothing removed")
+        return
+    freed = 0
+    for run_id, (left, size) in found.items():
+        try:
+            store.remove_left_over(run_id, left)
+        except (StoreError, OSError) as error:
+            print(f"left alone: {run_id}: {error}")
+        else:
+            freed += size
+    print(f"{freed / 2**20:.1f} MiB removed")
+
+
+def read_boolean(word: str) -> bool:
+    """Read key=value as Hydra reads a boolean.
+
+    Raises:
+        ConfigError: for another value.
+    """
+    value = word.partition("=")[2]
+    if value.lower() in ("true", "yes", "on", "y", "1"):
+        return True
+    if value.lower() in ("false", "no", "off", "n", "0"):
+        return False
+    raise ConfigError(f"{word} is not valid; use true or false")
+
+
+def size_of(path: Path) -> int:
+    """Count the bytes of a file, or of all files in a folder; a link counts nothing."""
+    if path.is_symlink():
+        return 0
+    if path.is_file():
+        return path.stat().st_size
+    return sum(
+        file.lstat().st_size for folder, _, names in os.walk(path) for file in
+        (Path(folder) / name for name in names)
+    )  # fmt: skip
 
 
 def read_words(command: str, words: Sequence[str], **defaults: str) -> dict[str, str]:
@@ -140,6 +190,12 @@ def read_words(command: str, words: Sequence[str], **defaults: str) -> dict[str,
             problems.append(not_an_option(word, f" of moe-report {command}", key, list(defaults)))
         else:
             given[key] = value
+    if "output" in given and not problems:
+        output = Path(given["output"])
+        line = no_place("output", given["output"]) or (
+            f"output={output}: {reason}" if (reason := blocked(output)) else None
+        )
+        problems += [line] if line else []
     if problems:
         raise ConfigError(*problems)
     return given

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,9 @@ def content_hash(paths: Sequence[Path], memo: Path | None = None) -> str:
         name_bytes = os.fsencode(name)
         total.update(f"{len(name_bytes)}:".encode() + name_bytes + digest.encode())
     if memo is not None and fresh:
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        write_json(memo, _read_memo(memo) | fresh)  # read again: others may have added to it
+        with suppress(OSError):  # a store that can only be read: hashed again next time
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            write_json(memo, _read_memo(memo) | fresh)  # read again: others may have added to it
     return total.hexdigest()
 
 
@@ -142,6 +144,6 @@ def _read_memo(memo: Path | None) -> dict[str, Any]:
         return {}
     try:
         known = read_json(memo)
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}

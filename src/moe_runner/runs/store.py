@@ -13,7 +13,7 @@ import socket
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -126,12 +126,16 @@ class RunFolder:
 
     def discard_checkpoint(self, keep_best: bool = False) -> None:
         """Remove the checkpoint folder if there is one, or all of it but the best weights."""
+        for path in self.discardable(keep_best):
+            _remove(path)
+
+    def discardable(self, keep_best: bool) -> list[Path]:
+        """List what of the checkpoint a finished run can do without; behind a link, nothing."""
+        if self.checkpoint.is_symlink() or not self.checkpoint.is_dir():
+            return []
         if not keep_best:
-            _remove(self.checkpoint)
-            return
-        for path in self.checkpoint.iterdir():
-            if path != self.best:
-                _remove(path)
+            return [self.checkpoint]
+        return sorted(path for path in self.checkpoint.iterdir() if path != self.best)
 
     def finish(self, result: Result) -> Result:
         """Write result.json, which makes the run done, and return the result.
@@ -256,7 +260,10 @@ class Store:
         self.folder(run_id).mkdir(parents=True, exist_ok=True)
         with self._lock(run_id):
             folder = RunFolder(self.folder(run_id))
+            for path in _unfinished(folder.path):
+                _remove(path)
             if (folder.path / "result.json").exists():
+                self._tell_done(run_id)
                 raise RunDone(run_id)
             status = Status(
                 state="running",
@@ -281,6 +288,42 @@ class Store:
                 if (folder.path / "result.json").exists():
                     state = "done"
                 self._write_status(run_id, replace(status, state=state))
+
+    def left_over(self, run_id: str) -> list[Path]:
+        """List what a run can do without: the checkpoint of a finished one, files of killed writes.
+
+        Raises:
+            StoreError: if status.json is damaged, or the run's folder is a link.
+        """
+        folder = RunFolder(self.folder(run_id))
+        if folder.path.is_symlink():
+            raise StoreError(f"{folder.path} is a link; what it leads to is not this store's")
+        state = self.status(run_id).state
+        if state == "running":
+            return []
+        checkpoint = folder.discardable(folder.best.is_dir()) if state == "done" else []
+        return [*checkpoint, *_unfinished(folder.path)]
+
+    def remove_left_over(self, run_id: str, paths: Sequence[Path]) -> None:
+        """Remove files and folders of a run that nobody works on, and write that it is done if so.
+
+        Args:
+            run_id: the run.
+            paths: of `left_over`.
+
+        Raises:
+            RunBusy: if somebody has claimed it meanwhile.
+        """
+        with self._lock(run_id):
+            for path in paths:
+                _remove(path)
+            self._tell_done(run_id)
+
+    def _tell_done(self, run_id: str) -> None:
+        """Let status.json say done where a process was killed between result and status."""
+        written = self._written_status(run_id)
+        if (self.folder(run_id) / "result.json").exists() and written.state != "done":
+            self._write_status(run_id, replace(written, state="done"))
 
     def forget(self, run_id: str) -> None:
         """Remove all that earlier attempts computed, so that the run starts from nothing.
@@ -359,10 +402,19 @@ class Store:
 
     def _written_status(self, run_id: str) -> Status:
         path = self.folder(run_id) / "status.json"
-        return Status(**(read_object(path, "delete it; the run is kept") or {}))
+        remedy = "delete it; the run is kept"
+        try:
+            return Status(**(read_object(path, remedy) or {}))
+        except (TypeError, OSError) as error:  # a key of another version, a loop of links
+            raise StoreError(f"{path} cannot be understood ({error}); {remedy}") from error
 
     def _write_status(self, run_id: str, status: Status) -> None:
         write_json(self.folder(run_id) / "status.json", asdict(status))
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    """List the temporary files of writes that were killed, see `files.write_atomic`."""
+    return sorted(folder.glob(".*.tmp"))
 
 
 def _remove(path: Path) -> None:

@@ -227,10 +227,13 @@ def resolve(trainer: Trainer, recipe: Recipe, tuning: str) -> Trainer:
     multiple = math.prod(factors.values())
     if resolved.batch_size % multiple:
         reasons = " times ".join(name for name, factor in factors.items() if factor > 1)
+        above = -(-resolved.batch_size // multiple) * multiple
+        least = multiple // trainer.accumulate
+        able = [n for n in range(2, resolved.batch_size) if resolved.batch_size % (n * least) == 0]
+        instead = f", or trainer.accumulate={able[-1]}" if trainer.accumulate > 1 and able else ""
         raise ConfigError(
             f"trainer.batch_size={resolved.batch_size} does not divide by {reasons}; it is the "
-            f"size of one update: use a multiple of {multiple}, for example "
-            f"{max(resolved.batch_size // multiple, 1) * multiple}"
+            f"size of one update: use a multiple of {multiple}, such as {above}{instead}"
         )
     return resolved
 

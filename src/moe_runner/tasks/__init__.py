@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from moe_runner.options.errors import join
+from moe_runner.options.errors import ConfigError, join
 from moe_runner.options.model import Model, families_with_options
 from moe_runner.options.task import FormName, Task
 from moe_runner.options.training import Recipe
@@ -43,8 +43,20 @@ def members(options: Task) -> tuple[str, ...]:
 
     Returns:
         `options.members`, and what else the suite's options ask for.
+
+    Raises:
+        ConfigError: for every name that the suite does not have, one line each.
     """
-    return suite_of(options.suite).members(options)
+    found = suite_of(options.suite).members(options)
+    problems: list[str] = []
+    for name in found:
+        try:
+            spec(options, name)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(*problems)
+    return found
 
 
 def form(of: TaskSpec, family: str) -> FormName:

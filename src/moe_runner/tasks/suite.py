@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from moe_runner.options.errors import ConfigError, not_an_option
 from moe_runner.options.task import Task
 from moe_runner.tasks.places import Source
 from moe_runner.tasks.specs import TaskData, TaskSpec
@@ -38,7 +39,13 @@ class Suite(Protocol[Options]):
         Args:
             options: of the task.
             name: of the member.
+
+        Raises:
+            ConfigError: if there is no such member.
         """
+        if name not in self.specs:
+            given, of = f"task.members=[{name}]", f" of task={options.suite}"
+            raise ConfigError(not_an_option(given, of, name, list(self.specs)))
         return self.specs[name]
 
     def members(self, options: Options) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from moe_runner.files import unusable
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.settings import Settings
 from moe_runner.report.summary import headline
@@ -96,6 +97,10 @@ def execute(run: Run, settings: Settings, store: Store) -> Result | PrimaryOnly:
                 what = "exported in another form" if exported.is_dir() else "not exported"
                 log.warning("  it was %s; add rerun=true to train and export it", what)
         return result
+    for key in ("output", "cache"):
+        folder = getattr(settings.paths, key)
+        if (reason := unusable(Path(folder))) is not None:
+            raise ConfigError(f"paths.{key}={folder}: {reason}")
     import torch  # seconds
 
     from moe_runner.training.fit import carry_out

@@ -152,6 +152,11 @@ class DomainBed(Suite[DomainBedTask]):
         """See `Suite`."""
         return with_pairs(options, TASKS)
 
+    def spec_of(self, options: DomainBedTask, name: str) -> TaskSpec:
+        """See `Suite`; the message names data sets and domains, not every member."""
+        parts(options, name, DATA_SETS)
+        return super().spec_of(options, name)
+
     def sources(self, options: DomainBedTask, name: str) -> dict[str, Source]:
         """See `Suite`: domain -> its files; "mnist/<split>" for the sets that are made from it."""
         prefix, data_set = parts(options, name, DATA_SETS)

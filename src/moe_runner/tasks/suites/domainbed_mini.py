@@ -53,6 +53,11 @@ class DomainBedMini(Suite[DomainBedTask]):
         """See `Suite`."""
         return with_pairs(options, TASKS)
 
+    def spec_of(self, options: DomainBedTask, name: str) -> TaskSpec:
+        """See `Suite`; the message names data sets and domains, not every member."""
+        parts(options, name, DATA_SETS)
+        return super().spec_of(options, name)
+
     def sources(self, options: DomainBedTask, name: str) -> dict[str, Source]:
         """See `Suite`: "digits" -> what is generated, from which version and seed."""
         prefix, _ = parts(options, name, DATA_SETS)
