@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moe_runner import hub, tasks
+from moe_runner.downloads import fetching
 from moe_runner.files import write_atomic
 from moe_runner.options.build import build
 from moe_runner.options.errors import ConfigError
@@ -134,11 +135,17 @@ def look(options: Task) -> Findings:
     for member in options.members:
         here = tasks.sources(options, member)
         found.files += [file for s in here.values() for file in s.files if file not in found.files]
-        lacking = {split: source for split, source in here.items() if not source.available}
+        lacking = {
+            split: source
+            for split, source in here.items()
+            if not source.available or source.hub is not None  # a run would ask the Hub for it
+        }
         elsewhere = tasks.sources(online, member) if lacking else {}
         for split, source in lacking.items():
             where = found.optional if source.problem is None else found.missing
-            where[f"{member} {split}"] = str(source.problem or source.absent)
+            where[f"{member} {split}"] = (
+                source.problem or source.absent or f"is on the {source.hub}"
+            )
             places = {name: each.hub for name, each in elsewhere.items()}
             place, train = places.get(split), places.get("train")
             if place is not None:
@@ -158,22 +165,22 @@ def download(wanted: Mapping[str, Wanted]) -> None:
         OSError: if a download fails, or a file is not what the Hub says.
     """
     from huggingface_hub import HfApi, hf_hub_download  # only now: it reads HF_HUB_OFFLINE
-    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi()
     with progress("downloading") as advance:
         for key, each in wanted.items():
             place = each.place
             at = {"repo_type": "dataset", "revision": place.revision}
+            start = f"{place.config}/{place.split}"
             try:
-                start = f"{place.config}/{place.split}"
-                names = [
-                    name
-                    for name in api.list_repo_files(place.hub_id, **at)
-                    if name.startswith((f"{start}-", f"{start}/")) and name.endswith(".parquet")
-                ]
-                infos = api.get_paths_info(place.hub_id, names, **at) if names else []
-            except HfHubHTTPError as error:
+                with fetching("dataset", place.hub_id, place.revision):
+                    names = [
+                        name
+                        for name in api.list_repo_files(place.hub_id, **at)
+                        if name.startswith((f"{start}-", f"{start}/")) and name.endswith(".parquet")
+                    ]
+                    infos = api.get_paths_info(place.hub_id, names, **at) if names else []
+            except OSError as error:
                 reason = str(error).strip().partition("\n")[0]
                 print(f"cannot ask the Hub for {place}: {reason}", file=sys.stderr)
                 continue
@@ -181,15 +188,13 @@ def download(wanted: Mapping[str, Wanted]) -> None:
                 print(f"the Hub has no file {start}*.parquet in {place.hub_id}", file=sys.stderr)
             advance(key, 0, sum(info.size for info in infos))
             for info in infos:
-                file = Path(
-                    hf_hub_download(
-                        place.hub_id,
-                        info.path,
-                        local_dir=each.folder,
-                        tqdm_class=forwarding(lambda done, key=key: advance(key, done, 0)),
-                        **at,
+                bar = forwarding(lambda done, key=key: advance(key, done, 0))
+                with fetching("dataset", place.hub_id, place.revision):
+                    file = Path(
+                        hf_hub_download(
+                            place.hub_id, info.path, local_dir=each.folder, tqdm_class=bar, **at
+                        )
                     )
-                )
                 if info.lfs is not None and sha256(file) != info.lfs.sha256:
                     file.unlink()
                     raise OSError(f"{file} was damaged on the way and is removed; run this again")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_runner import hub
+from moe_runner import downloads, hub
 from moe_runner.backbones.integrity import tokenizer_problem, weights_problem
 from moe_runner.options.model import Model
 from moe_runner.options.model_config import ASSETS
@@ -51,6 +52,12 @@ class Weights:
     def origin(self) -> str:
         """Name the place in messages."""
         return str(self.folder or self.cached or self.hub_id)
+
+    def fetching(self) -> AbstractContextManager[None]:
+        """Do what loads the weights within this: see `downloads.fetching`, if they are not here."""
+        if self.folder or self.cached or self.hub_id is None or self.problem is not None:
+            return nullcontext()
+        return downloads.fetching("model", self.hub_id, self.revision)
 
     def image_size(self) -> int:
         """Read how many pixels a side the images have that the backbone was trained on.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_runner import hub
+from moe_runner.downloads import fetching
 from moe_runner.tasks.image_variants import Digits
 from moe_runner.tasks.images import Domain, open_image
 from moe_runner.tasks.places import Source
@@ -37,9 +38,10 @@ def read_images(source: Source) -> tuple[Dataset, tuple[Path, ...]]:
         place = source.hub
         files = hub.cached_dataset(place.hub_id, place.config, place.split, place.revision)
         if not files:
-            rows = load_dataset(
-                place.hub_id, place.config, split=place.split, revision=place.revision
-            )
+            with fetching("dataset", place.hub_id, place.revision):
+                rows = load_dataset(
+                    place.hub_id, place.config, split=place.split, revision=place.revision
+                )
             files = tuple(Path(entry["filename"]) for entry in rows.cache_files)
     if files and files[0].suffix == ".arrow":
         rows = concatenate_datasets([Dataset.from_file(str(file)) for file in files])

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moe_runner import hub
+from moe_runner.downloads import fetching
 from moe_runner.options.errors import nearest
 from moe_runner.options.task import Task
 from moe_runner.tasks.places import HubSplit, Source, hub_source
@@ -171,7 +172,8 @@ def hub_splits(place: HubSplit) -> dict[str, Source]:
         return found
     from datasets import get_dataset_split_names
 
-    names = get_dataset_split_names(place.hub_id, place.config, revision=place.revision)
+    with fetching("dataset", place.hub_id, place.revision):
+        names = get_dataset_split_names(place.hub_id, place.config, revision=place.revision)
     return {
         split: Source(hub=replace(place, split=name))
         for split, words in SPLITS.items()

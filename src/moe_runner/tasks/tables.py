@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_runner import hub
+from moe_runner.downloads import fetching
 from moe_runner.runs.identity import content_hash
 from moe_runner.tasks.places import Source
 
@@ -399,6 +400,9 @@ def _open(
     if files:
         data = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
     else:
-        data = load_dataset(place.hub_id, place.config, split=place.split, revision=place.revision)
+        with fetching("dataset", place.hub_id, place.revision):
+            data = load_dataset(
+                place.hub_id, place.config, split=place.split, revision=place.revision
+            )
         files = tuple(Path(entry["filename"]) for entry in data.cache_files)
     return files, lambda: data.with_format("arrow").iter(ROWS)

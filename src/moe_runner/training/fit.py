@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import torch
 import transformers
 from datasets import Dataset
@@ -98,7 +99,9 @@ def build(run: Run, resources: Resources) -> Prepared:
     prepare(run.seed, resources.threads)
     data = tasks.load(run.task, run.task_name, resources.data_cache)
     data = data.for_run(run.seed)
-    form = FORMS[run.form](run, data, find_weights(run.model))
+    weights = find_weights(run.model)
+    with weights.fetching():
+        form = FORMS[run.form](run, data, weights)
     backbone = form.backbone
     # LoRA2EMoE trains the dense model
     method = Dense() if run.method.converted_at == "eval" else run.method
@@ -423,7 +426,9 @@ def probe_batches(
 
 
 def silence_libraries() -> None:
-    """Leave the terminal to us: no bars of loading and mapping, no reports of new heads."""
+    """Leave the terminal to us: no bars, no reports of new heads, no warning of theirs twice."""
+    datasets.utils.logging.disable_propagation()
+    huggingface_hub.logging.disable_propagation()
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
