@@ -89,6 +89,26 @@ def test_a_cached_model_needs_config_and_weights(home):
     assert hub.cached_model("org/name", "v2") is None
 
 
+def test_the_commit_is_that_of_the_cache(home):
+    cache = home / "hub"
+    folder = snapshot(cache, "models--org--name", "config.json", "model.safetensors")
+    assert hub.model_commit("org/name", "main") == SHA
+    assert hub.model_commit("org/name", "f" * 40) == "f" * 40  # is one
+    snapshot(cache, "datasets--org--glue", "cola/train-00000-of-00001.parquet")
+    assert hub.dataset_commit("org/glue", "cola", "train", "main") == SHA
+    for file in (cache / "models--org--name" / "refs").iterdir():
+        file.unlink()  # as after a download by the commit
+    assert hub.cached_model("org/name") == folder
+    assert hub.cached_model("org/name", "v2") is None
+
+
+def test_what_is_nowhere_has_no_commit(home, monkeypatch):
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+    assert hub.model_commit("org/none", "main") is None
+    assert hub.dataset_commit("org/none", "default", "train", "main") is None
+    assert hub.model_config("org/none", "main") is None
+
+
 def test_a_model_with_pickled_weights_only_is_not_cached(home):
     snapshot(home / "hub", "models--org--name", "config.json", "pytorch_model.bin")
     assert hub.cached_model("org/name") is None

@@ -6,6 +6,7 @@ Xet is not tested: the server offers no file by it, as mirrors do.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -116,6 +117,28 @@ def test_the_libraries_find_models_and_data_on_the_server(hub, tmp_path):
     assert done.stdout == "32 3 [('test', 48), ('train', 48), ('validation', 48)]\n"
     large = [status for _, address, status in hub.answered if "/other-host/" in address]
     assert large == [200, 206, 200, 200, 200]  # the model in two parts, and three splits
+
+
+@pytest.mark.long
+def test_any_model_and_data_of_the_hub_and_their_commits_are_in_the_id(hub, run, tmp_path):
+    words = [
+        "model=auto", "model.hub_id=openai-community/gpt2", "method=emoe", "method.num_experts=8",
+        "method.top_k=2", "task=classification", "task.hub_id=nyu-mll/glue", "task.config=rte",
+        "task.text=[sentence1,sentence2]", *QUICK,
+    ]  # fmt: skip
+    planned = run(*words, "dry_run=true")  # nothing is in the caches: one request each
+    assert planned.code == 0, planned.err
+    done = run(*words)
+    assert done.code == 0, done.err
+    (file,) = tmp_path.glob("outputs/runs/*/result.json")
+    result = json.loads(file.read_text())
+    assert result["id"] in planned.out
+    assert "ids are open" not in planned.out
+    assert (result["axes"]["model"], result["axes"]["task"]) == ("gpt2", "glue")
+    for place in (result["weights"], *result["data"].values()):
+        assert re.search(" at [0-9a-f]{40}$", place), place
+    again = run(*words, HF_HUB_OFFLINE="1")  # the caches tell the commits, too
+    assert "done before" in again.err, again.err
 
 
 @pytest.mark.long

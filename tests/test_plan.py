@@ -95,7 +95,7 @@ def test_what_can_change_a_number_is_in_the_id(settings, override):
         (
             ["model=bert_tiny"],
             "model=bert_tiny is of the family bert and task=language_modelling predicts the next "
-            "token; use a model of the family gpt2 or llama",
+            "token; use a model of the family gpt2, llama, gpt_neox, opt, qwen2, qwen3 or gemma2",
         ),
     ],
 )

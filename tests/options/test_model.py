@@ -116,8 +116,11 @@ def test_an_unknown_family_is_named_with_the_nearest():
     )
 
 
-def test_the_layers_of_an_albert_are_named_all_or_not_at_all():
+def test_the_layers_of_an_albert_are_named_all_or_not_at_all(tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "albert", **sizes}))
     overrides = ["model.family=albert", "method.num_experts=8", "method.top_k=2"]
+    overrides.append(f"model.path={tmp_path}")
     with pytest.raises(ConfigError) as caught:
         parse_config(compose("config", [*overrides, "method.layers=last:1"]))
     assert caught.value.problems == (

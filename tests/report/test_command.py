@@ -87,7 +87,7 @@ def test_a_copy_in_the_cache_of_the_hub_is_seen(capsys, tmp_path, monkeypatch):
         ),
         (
             ["tasks", "gleu"],
-            "gleu is not an option of moe-report tasks; did you mean glue? (domainbed,",
+            "gleu is not an option of moe-report tasks; did you mean glue? (classification,",
         ),
         (["tasks", "x=1"], "x=1 is not an option of moe-report tasks; use one of (data_dir="),
     ],
