@@ -1,8 +1,10 @@
+import logging
 import os
 
 import pytest
 
 from moe_runner import files
+from moe_runner.runs.log import logged_to
 
 
 def test_write_json_and_read_json_agree(tmp_path):
@@ -54,3 +56,16 @@ def test_write_lines_replaces_the_file(tmp_path):
     files.append_line(path, {"step": 1})
     files.write_lines(path, [{"step": 2}, {"step": 3}])
     assert files.read_lines(path) == [{"step": 2}, {"step": 3}]
+
+
+def test_secrets_of_the_environment_are_never_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_API_KEY", "sk-123456789")
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
+    monkeypatch.setenv("SHORT_KEY", "abc")
+    files.write_json(tmp_path / "a.json", {"url": "https://x?key=sk-123456789", "who": "abc"})
+    files.append_line(tmp_path / "b.jsonl", {"token": "hf_abcdefgh"})
+    assert files.read_json(tmp_path / "a.json") == {"url": "https://x?key=***", "who": "abc"}
+    assert files.read_lines(tmp_path / "b.jsonl") == [{"token": "***"}]
+    with logged_to(tmp_path / "run.log"):
+        logging.getLogger("x").warning("with %s", "hf_abcdefgh")
+    assert (tmp_path / "run.log").read_text().endswith("with ***\n")

@@ -2,10 +2,22 @@
 
 import json
 import os
+import re
 import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
+
+SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS)$", re.IGNORECASE)
+LEAST_SECRET = 8  # letters: a shorter value occurs by chance
+
+
+def masked(text: str) -> str:
+    """Put *** in place of secrets: values of environment variables with names such as HF_TOKEN."""
+    for name, value in os.environ.items():
+        if len(value) >= LEAST_SECRET and SECRET.search(name):
+            text = text.replace(value, "***")
+    return text
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -18,6 +30,7 @@ def write_atomic(path: Path, text: str) -> None:
     Raises:
         OSError: if it cannot be written; `path` then keeps its old content.
     """
+    text = masked(text)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("x", encoding="utf-8", newline="\n") as file:
@@ -102,7 +115,7 @@ def append_line(path: Path, obj: dict[str, Any]) -> None:
         TypeError: if `obj` holds something JSON has no word for; nothing is written then.
         OSError: if it cannot be written in full, such as on a full disk.
     """
-    line = (json.dumps(obj) + "\n").encode()
+    line = (masked(json.dumps(obj)) + "\n").encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         if (written := os.write(descriptor, line)) < len(line):

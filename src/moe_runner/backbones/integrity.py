@@ -10,6 +10,7 @@ from typing import Any
 LFS = b"version https://git-lfs"
 INDEX = "model.safetensors.index.json"  # of weights in several files
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "bpe.codes", "tekken.json")
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model")
 
 
@@ -88,6 +89,12 @@ def tokenizer_problem(folder: Path) -> str | None:
     Returns:
         One line that names the remedy; None if there is a vocabulary.
     """
+    for name in SETTINGS:
+        try:
+            if (folder / name).is_file():
+                json.loads((folder / name).read_bytes())
+        except ValueError as error:
+            return f"{folder / name} is no JSON ({error}); copy the model's own there"
     if any((folder / name).is_file() for name in VOCABULARIES):
         return None
     models = [name for name in SENTENCEPIECE if (folder / name).is_file()]

@@ -74,9 +74,15 @@ def to_csv(sheet: Sheet) -> str:
     """Write as comma-separated values; title and caption are left out."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(sheet.header)
-    writer.writerows([[entry.text for entry in row] for row in sheet.rows])
+    writer.writerow(map(no_formula, sheet.header))
+    writer.writerows([[no_formula(entry.text) for entry in row] for row in sheet.rows])
     return stream.getvalue()
+
+
+def no_formula(text: str) -> str:
+    """Keep a spreadsheet from computing a name of the user's: a quote stands before it."""
+    is_formula = text.startswith(("=", "@", "+", "-", "\t")) and not re.match(r"[+-][\d.]", text)
+    return f"'{text}" if is_formula else text
 
 
 def to_latex(sheet: Sheet) -> str:

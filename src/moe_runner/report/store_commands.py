@@ -87,7 +87,7 @@ def status(words: Sequence[str]) -> None:
     table.add_section()
     counts = Counter(states.values())
     table.add_row("distinct runs", *(str(counts[state] or "") for state in STATES))
-    Console().print(table)
+    Console(markup=False).print(table)
     labels = {job.run.id: job.run.label for plan in plans for job in plan.jobs}
     for run_id, state in states.items():
         if state == "running":

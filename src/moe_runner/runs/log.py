@@ -7,15 +7,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from moe_runner.files import masked
+
 
 @contextmanager
 def logged_to(file: Path) -> Iterator[None]:
     """Copy the log to a file while the block runs."""
     handler = logging.FileHandler(file, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Masked("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
         yield
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
+
+
+class _Masked(logging.Formatter):
+    """Leave secrets out, see `files.masked`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))

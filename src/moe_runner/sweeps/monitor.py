@@ -103,7 +103,7 @@ class Monitor:
             TextColumn("sweep"),
             BarColumn(bar_width=20),  # with the words, 80 columns
             MofNCompleteColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
         )
         left = len(self.runs) - done - failed
         bar.add_task(

@@ -72,6 +72,11 @@ def assemble(
     options: InstructTask,
 ) -> InstructData:
     """Put the data of a task together: divided records, and sets of questions; see `divided`."""
+    empty = sum(not record["output"].strip() for record in records)
+    if empty and empty == len(records):
+        raise ValueError(f"all {empty} records have an empty response; expected texts")
+    if empty:
+        log.warning("  %d of the %d records have an empty response", empty, len(records))
     train, validation = divided(records, options)
     return InstructData(
         spec=spec,

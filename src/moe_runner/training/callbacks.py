@@ -44,10 +44,10 @@ class ShowProgress(TrainerCallback):
         if self.quiet or not state.is_world_process_zero or not sys.stderr.isatty():
             return
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]} {task.fields[best]}"),
+            TextColumn("{task.fields[loss]} {task.fields[best]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),

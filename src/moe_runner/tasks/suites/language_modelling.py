@@ -201,6 +201,8 @@ def _read(
         data = _dataset(lines, key, cache)
     if not len(data):
         raise ValueError(f"{source.origin} has no line of text; expected at least one")
+    if not any(text.strip() for text in data[COLUMN]):
+        raise ValueError(f"{source.origin} has blank lines only; expected text")
     return data
 
 
