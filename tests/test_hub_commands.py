@@ -94,6 +94,7 @@ def unfinished(home: Path) -> list[Path]:
     return [file for file in parts if file.suffix != ".lock"]
 
 
+@pytest.mark.long
 def test_the_libraries_find_models_and_data_on_the_server(hub, tmp_path):
     """The server alone: what huggingface_hub, transformers and datasets ask, and a resumed file."""
     hub.faults.broken = {"/other-host/": 1}

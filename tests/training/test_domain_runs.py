@@ -231,7 +231,7 @@ def test_a_batch_that_does_not_divide_by_the_training_domains_is_refused(setting
         make_plan(settings(members=["rotated_digits/0"], batch_size=64))
     assert str(caught.value) == (
         "trainer.batch_size=64 does not divide by the 5 training domains; it is the size of one "
-        "update: use a multiple of 5, for example 60"
+        "update: use a multiple of 5, such as 65"
     )
     with pytest.raises(ConfigError, match="trainer.accumulate=4; .* use a multiple of 20"):
         make_plan(settings(members=["rotated_digits/0"], batch_size=64, accumulate=4))

@@ -139,7 +139,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(make_settings, monkeypat
         make_plan(make_settings(batch_size=8))
     assert caught.value.problems == (
         "trainer.batch_size=8 does not divide by WORLD_SIZE=3; it is the size of one update: use a "
-        "multiple of 3, for example 6",
+        "multiple of 3, such as 9",
     )
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ConfigError, match="accumulate=4 times WORLD_SIZE=4"):

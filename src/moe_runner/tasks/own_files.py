@@ -11,7 +11,7 @@ from moe_runner import hub
 from moe_runner.downloads import fetching
 from moe_runner.options.errors import nearest
 from moe_runner.options.task import Task
-from moe_runner.tasks.places import HubSplit, Source, hub_source
+from moe_runner.tasks.places import HubSplit, Source, chosen_ood, hub_source, optional
 from moe_runner.tasks.records import SUFFIXES, columns_of, is_clutter, kind_of
 
 SPLITS = {  # what its files are called
@@ -24,18 +24,35 @@ CUT = "held out of the rows of train"  # how a validation set is read that has n
 WHOLE = "all splits of the data set"  # a data set of the Hub: which it has, only reading it tells
 
 
-def own_sources(options: Task, config: str | None, columns: Sequence[str]) -> dict[str, Source]:
+def own_sources(
+    options: Task, name: str, config: str | None, columns: Sequence[str]
+) -> dict[str, Source]:
     """Find out where the splits of a user's own data are.
 
     Args:
         options: of the task; `data_dir` is a table or a folder, else `hub_id` a data set.
+        name: of the member.
         config: of the data set on the Hub; None: its default.
         columns: that every table must have.
 
     Returns:
-        "train", "validation" (with `reading=CUT` if it is a part of train) and "test" if it is
-        there; of the Hub, all three are its data set. A problem names what is missing.
+        "train", "validation" (with `reading=CUT` if it is a part of train), "test" if it is there,
+        and the chosen out-of-domain sets; of the Hub, train and validation are its data set. A
+        problem names what is missing; a test table that is wrong is left out.
+
+    Raises:
+        ConfigError: for an out-of-domain set that is not there.
     """
+    found = _splits(options, config, columns)
+    if "test" in found:
+        found["test"] = optional(found["test"])
+    tables = _ood(options, columns)
+    for ood in chosen_ood(options, name, lambda _: tuple(tables), tuple(tables)):
+        found[f"ood/{ood}"] = tables[ood]
+    return found
+
+
+def _splits(options: Task, config: str | None, columns: Sequence[str]) -> dict[str, Source]:
     if options.data_dir is not None:
         given = f"task.data_dir={options.data_dir}"
         found = find_splits(Path(options.data_dir).expanduser(), given)
@@ -105,7 +122,7 @@ def find_splits(path: Path, given: str) -> dict[str, Source]:
     return {"train": Source(problem=problem)}
 
 
-def own_ood(options: Task, columns: Sequence[str]) -> dict[str, Source]:
+def _ood(options: Task, columns: Sequence[str]) -> dict[str, Source]:
     """List the out-of-domain sets in `task.ood_dir`: tables with the columns of the task.
 
     Args:

@@ -13,15 +13,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from moe_runner.tasks.places import Source
+from moe_runner.options.task import Task
+from moe_runner.tasks.places import Source, ood_part
 from moe_runner.tasks.records import read_rows
-from moe_runner.tasks.tables import class_names, plain_column, read_table
+from moe_runner.tasks.specs import OODSpec, TaskData, TaskSpec
+from moe_runner.tasks.tables import class_names, limited, plain_column, read_table
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
+NONE: Mapping[str, int] = {}
 Label = str | int | float | None  # None: the row has none
 
 FEW, MANY = 20, 1000  # classes: never too many, always too many; between, half of the rows is
@@ -323,3 +326,25 @@ def dataset_of(
     label_type = ClassLabel(names=list(classes)) if classes else Value("float32")
     features = Features({**dict.fromkeys(columns, Value("string")), "label": label_type})
     return Dataset.from_dict({**texts, "label": values}, features=features), len(labels) - len(kept)
+
+
+def task_data(
+    spec: TaskSpec, sets: Mapping[str, Dataset], options: Task, skipped: Mapping[str, int] = NONE
+) -> TaskData:
+    """Put the sets of a user's own data together, cut to the task's limits.
+
+    Args:
+        spec: of the member, as its data are.
+        sets: by split, and "ood/<set>".
+        options: of the task.
+        skipped: rows that were left out, by split.
+    """
+    ood = {name: limited(rows, options.eval_limit) for name, rows in ood_part(sets).items()}
+    return TaskData(
+        spec=spec,
+        train=limited(sets["train"], options.limit),
+        validation={split: limited(sets[split], options.eval_limit) for split in spec.validation},
+        ood=ood,
+        ood_specs=dict.fromkeys(ood, OODSpec(columns=spec.columns, metrics=spec.metrics)),
+        skipped=dict(skipped),
+    )

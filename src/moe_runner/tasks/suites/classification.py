@@ -12,20 +12,20 @@ from pathlib import Path
 
 from moe_runner.options.errors import join
 from moe_runner.options.task import RESERVED, ClassificationTask
-from moe_runner.tasks.own_files import CUT, own_ood, own_sources, with_hub_splits
+from moe_runner.tasks.own_files import CUT, own_sources, with_hub_splits
 from moe_runner.tasks.own_texts import (
     classes_of,
     cut,
     dataset_of,
     read_own,
     score_step,
+    task_data,
     with_class_names,
 )
-from moe_runner.tasks.places import Source, check, chosen_ood, ood_part, optional
-from moe_runner.tasks.specs import About, OODSpec, TaskData, TaskSpec
+from moe_runner.tasks.places import Source, check
+from moe_runner.tasks.specs import About, TaskData, TaskSpec
 from moe_runner.tasks.suite import Suite
 from moe_runner.tasks.suites import glue
-from moe_runner.tasks.tables import limited
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +55,7 @@ class Classification(Suite[ClassificationTask]):
     def sources(self, options: ClassificationTask, name: str) -> dict[str, Source]:
         """See `Suite`; of `data_dir`, a test table is evaluated if it has labels."""
         columns = (*options.text, options.label)
-        found = own_sources(options, options.config, columns)
-        if "test" in found:
-            found["test"] = optional(found["test"])
-        tables = own_ood(options, columns)
-        for ood in chosen_ood(options, name, lambda _: tuple(tables), tuple(tables)):
-            found[f"ood/{ood}"] = tables[ood]
-        return found
+        return own_sources(options, name, options.config, columns)
 
     def load(self, options: ClassificationTask, name: str, cache: Path | None = None) -> TaskData:
         """See `Suite`; what is read is held in memory.
@@ -111,17 +105,7 @@ class Classification(Suite[ClassificationTask]):
             validation=tuple(split for split in TASKS[name].validation if split in sets),
             step=TASKS[name].step if classes else score_step(sets["train"]["label"][:]),
         )
-        ood = {key: limited(rows, options.eval_limit) for key, rows in ood_part(sets).items()}
-        return TaskData(
-            spec=spec,
-            train=limited(sets["train"], options.limit),
-            validation={
-                split: limited(sets[split], options.eval_limit) for split in spec.validation
-            },
-            ood=ood,
-            ood_specs=dict.fromkeys(ood, OODSpec(columns=columns, metrics=metrics)),
-            skipped=skipped,
-        )
+        return task_data(spec, sets, options, skipped)
 
 
 def metrics_of(chosen: tuple[str, ...], classes: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 
 from moe_runner.options.task import RESERVED, OwnGenerationTask
 from moe_runner.tasks.free_text import texts
-from moe_runner.tasks.own_files import CUT, own_ood, own_sources, with_hub_splits
-from moe_runner.tasks.own_texts import cut, read_columns, texts_of
-from moe_runner.tasks.places import Source, check, chosen_ood, ood_part, optional
-from moe_runner.tasks.specs import About, OODSpec, TaskData, TaskSpec
+from moe_runner.tasks.own_files import CUT, own_sources, with_hub_splits
+from moe_runner.tasks.own_texts import cut, read_columns, task_data, texts_of
+from moe_runner.tasks.places import Source, check
+from moe_runner.tasks.specs import About, TaskData, TaskSpec
 from moe_runner.tasks.suite import Suite
 from moe_runner.tasks.suites.summarisation import RECIPE, ROUGE
-from moe_runner.tasks.tables import limited
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,13 +58,7 @@ class Generation(Suite[OwnGenerationTask]):
     def sources(self, options: OwnGenerationTask, name: str) -> dict[str, Source]:
         """See `Suite`; a test table is evaluated if it has answers."""
         columns = (*options.source, options.target)
-        found = own_sources(options, options.config, columns)
-        if "test" in found:
-            found["test"] = optional(found["test"])
-        tables = own_ood(options, columns)
-        for ood in chosen_ood(options, name, lambda _: tuple(tables), tuple(tables)):
-            found[f"ood/{ood}"] = tables[ood]
-        return found
+        return own_sources(options, name, options.config, columns)
 
     def load(self, options: OwnGenerationTask, name: str, cache: Path | None = None) -> TaskData:
         """See `Suite`; what is read is held in memory.
@@ -90,16 +83,7 @@ class Generation(Suite[OwnGenerationTask]):
             sets["train"] = sets["train"].select(kept)
         spec = self.spec_of(options, name)
         spec = replace(spec, validation=tuple(s for s in spec.validation if s in sets))
-        ood = {key: limited(rows, options.eval_limit) for key, rows in ood_part(sets).items()}
-        return TaskData(
-            spec=spec,
-            train=limited(sets["train"], options.limit),
-            validation={
-                split: limited(sets[split], options.eval_limit) for split in spec.validation
-            },
-            ood=ood,
-            ood_specs=dict.fromkeys(ood, OODSpec(columns=spec.columns, metrics=spec.metrics)),
-        )
+        return task_data(spec, sets, options)
 
 
 def _internal(column: str) -> str:
