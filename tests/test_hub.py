@@ -96,10 +96,24 @@ def test_the_commit_is_that_of_the_cache(home):
     assert hub.model_commit("org/name", "f" * 40) == "f" * 40  # is one
     snapshot(cache, "datasets--org--glue", "cola/train-00000-of-00001.parquet")
     assert hub.dataset_commit("org/glue", "cola", "train", "main") == SHA
-    for file in (cache / "models--org--name" / "refs").iterdir():
-        file.unlink()  # as after a download by the commit
-    assert hub.cached_model("org/name") == folder
-    assert hub.cached_model("org/name", "v2") is None
+
+
+def test_a_branch_that_was_fetched_by_its_commit_is_found_without_the_hub(home, monkeypatch):
+    folder = snapshot(home / "hub", "models--org--name", "config.json", "model.safetensors")
+    other = snapshot(home / "hub", "models--org--other", "config.json", "model.safetensors")
+    for place in (folder, other):
+        for file in (place.parents[1] / "refs").iterdir():
+            file.unlink()  # huggingface_hub writes none for what is asked for by its commit
+    monkeypatch.setattr(hub, "reachable", lambda: True)
+    monkeypatch.setattr(hub, "_answer", lambda path: {"sha": SHA})
+    monkeypatch.setattr(hub, "_resolved", {})
+    assert hub.cached_model("org/name", "step1000") is None
+    assert hub.model_commit("org/name", "step1000") == SHA
+    hub.keep_reference("model", "org/name", SHA)
+    assert hub.cached_model("org/name", "step1000") == folder
+    assert hub.cached_model("org/name") is None  # nobody has said that main is that commit
+    hub.keep_reference("model", "org/other", SHA)
+    assert hub.cached_model("org/other") is None
 
 
 def test_what_is_nowhere_has_no_commit(home, monkeypatch):
@@ -109,9 +123,21 @@ def test_what_is_nowhere_has_no_commit(home, monkeypatch):
     assert hub.model_config("org/none", "main") is None
 
 
-def test_a_model_with_pickled_weights_only_is_not_cached(home):
-    snapshot(home / "hub", "models--org--name", "config.json", "pytorch_model.bin")
-    assert hub.cached_model("org/name") is None
+def test_a_model_with_pickled_weights_only_is_cached(home):
+    folder = snapshot(home / "hub", "models--org--name", "config.json", "pytorch_model.bin")
+    assert hub.cached_model("org/name") == folder
+
+
+def test_a_data_set_is_found_under_the_library_s_spelling_of_its_name(home):
+    place = home / "datasets" / "SetFit___sent_eval-cr" / "default" / "0.0.0" / SHA
+    place.mkdir(parents=True)
+    (place / "sent_eval-cr-train.arrow").write_text("")
+    found = hub.cached_dataset("SetFit/SentEval-CR", "default", "train")
+    assert found == (place / "sent_eval-cr-train.arrow",)
+    folder = snapshot(home / "hub", "datasets--o--d", "data/train-00000-of-00001.parquet")
+    assert hub.cached_dataset("o/d", "default", "train") == (
+        folder / "data" / "train-00000-of-00001.parquet",
+    )
 
 
 def test_weights_in_parts_are_cached_when_every_part_is_there(home):

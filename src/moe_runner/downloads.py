@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from moe_runner.hub import keep_reference
+
 log = logging.getLogger(__name__)
 
 SECONDS = 30.0  # without a byte, of requests that the library would wait for without end
@@ -41,6 +43,7 @@ def fetching(kind: Literal["model", "dataset"], hub_id: str, revision: str) -> I
     limit_waiting()
     try:
         yield
+        keep_reference(kind, hub_id, revision)
     except Exception as error:
         found = _explained(error, kind, hub_id, revision, endpoint)
         if found is None:

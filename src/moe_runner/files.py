@@ -13,11 +13,19 @@ LEAST_SECRET = 8  # letters: a shorter value occurs by chance
 
 
 def masked(text: str) -> str:
-    """Put *** in place of secrets: values of environment variables with names such as HF_TOKEN."""
-    for name, value in os.environ.items():
-        if len(value) >= LEAST_SECRET and SECRET.search(name):
-            text = text.replace(value, "***")
+    """Put *** in place of secrets in a text that people read; see `secrets`."""
+    for secret in secrets():
+        text = text.replace(secret, "***")
     return text
+
+
+def secrets() -> list[str]:
+    """List the values of environment variables with names such as HF_TOKEN."""
+    return [
+        value
+        for name, value in os.environ.items()
+        if len(value) >= LEAST_SECRET and SECRET.search(name)
+    ]
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -30,7 +38,6 @@ def write_atomic(path: Path, text: str) -> None:
     Raises:
         OSError: if it cannot be written; `path` then keeps its old content.
     """
-    text = masked(text)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("x", encoding="utf-8", newline="\n") as file:
@@ -115,7 +122,7 @@ def append_line(path: Path, obj: dict[str, Any]) -> None:
         TypeError: if `obj` holds something JSON has no word for; nothing is written then.
         OSError: if it cannot be written in full, such as on a full disk.
     """
-    line = (masked(json.dumps(obj)) + "\n").encode()
+    line = (json.dumps(obj) + "\n").encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         if (written := os.write(descriptor, line)) < len(line):

@@ -15,11 +15,16 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+from moe_runner.files import write_atomic
+
 log = logging.getLogger(__name__)
+
+_resolved: dict[tuple[str, str, str], set[str]] = {}  # kind, id, commit -> branches that meant it
 
 PROBE_SECONDS = 2.0
 ASK_SECONDS = 10.0  # for one small answer of a Hub that is there
@@ -34,7 +39,7 @@ def cached_model(hub_id: str, revision: str = "main") -> Path | None:
         revision: branch, tag or commit hash.
 
     Returns:
-        The folder of a snapshot that has config.json and all its safetensors, or None.
+        The folder of a snapshot that has config.json and all its weights, or None.
     """
     folder = _snapshot("models", hub_id, revision)
     if folder is None or not (folder / "config.json").is_file():
@@ -43,7 +48,8 @@ def cached_model(hub_id: str, revision: str = "main") -> Path | None:
     if index.is_file():  # weights in parts: an interrupted download leaves some of them
         parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         return folder if all((folder / part).is_file() for part in parts) else None
-    return folder if any(file.is_file() for file in folder.glob("*.safetensors")) else None
+    files = (*folder.glob("*.safetensors"), folder / "pytorch_model.bin")
+    return folder if any(file.is_file() for file in files) else None
 
 
 def cached_dataset(
@@ -64,10 +70,13 @@ def cached_dataset(
     """
     snapshot = _snapshot("datasets", hub_id, revision)
     if snapshot is not None:
-        parquet = complete((snapshot / config).glob(f"{split}-*-of-*.parquet"))
-        if parquet := parquet or numbered(snapshot / config / split):
-            return parquet
+        for place in (config, "data") if config == "default" else (config,):
+            parquet = complete((snapshot / place).glob(f"{split}-*-of-*.parquet"))
+            if parquet := parquet or numbered(snapshot / place / split):
+                return parquet
     owner, _, name = hub_id.rpartition("/")
+    name = re.sub("([A-Z]+)([A-Z][a-z])", r"\1_\2", name)  # as `datasets` names its files
+    name = re.sub(r"([a-z\d])([A-Z])", r"\1_\2", name).lower()
     folder = _datasets_cache() / (f"{owner}___{name}" if owner else name) / config
     commits = [path for path in folder.glob("*/*") if path.is_dir()]
     if snapshot is not None or COMMIT.fullmatch(revision):
@@ -170,7 +179,10 @@ def _commit(kind: str, hub_id: str, revision: str, cached: tuple[Path, ...]) -> 
     if cached or not reachable():
         return None
     answer = _answer(f"api/{kind}/{hub_id}/revision/{quote(revision, safe='')}")
-    return None if answer is None else answer.get("sha")
+    commit = None if answer is None else answer.get("sha")
+    if commit is not None:
+        _resolved.setdefault((kind, hub_id, commit), set()).add(revision)
+    return commit
 
 
 def model_config(hub_id: str, revision: str) -> dict[str, Any] | None:
@@ -266,33 +278,46 @@ def _ask(answered: threading.Event) -> None:
 
 
 def _endpoint() -> str:
-    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
 def _snapshot(kind: str, hub_id: str, revision: str) -> Path | None:
     """Find the snapshot folder of a revision in the Hub cache."""
-    repository = _hub_cache() / f"{kind}--{hub_id.replace('/', '--')}"
+    repository = _repository(kind, hub_id)
     reference = repository / "refs" / revision
     commit = reference.read_text().strip() if reference.is_file() else revision
     folder = repository / "snapshots" / commit
-    if folder.is_dir():
-        return folder
-    return None if reference.is_file() or revision != "main" else _unnamed_snapshot(repository)
+    return folder if folder.is_dir() else None
 
 
-def _unnamed_snapshot(repository: Path) -> Path | None:
-    """Find the newest snapshot that no branch or tag names: what was fetched by its commit."""
-    named = {
-        file.read_text().strip() for file in (repository / "refs").rglob("*") if file.is_file()
-    }
-    folders = [path for path in repository.glob("snapshots/*") if path.name not in named]
-    return max(folders, key=lambda path: path.stat().st_mtime, default=None)
+def keep_reference(kind: Literal["model", "dataset"], hub_id: str, commit: str) -> None:
+    """Note in the cache which commit a branch meant when it was fetched, as the libraries do.
+
+    They do so only for what is asked for by the branch; here a branch is resolved first, so that
+    plan and run mean the same commit.
+
+    Args:
+        kind: what it is.
+        hub_id: such as openai-community/gpt2.
+        commit: 40 hex digits, that was fetched.
+    """
+    repository = _repository(f"{kind}s", hub_id)
+    for revision in _resolved.get((f"{kind}s", hub_id, commit), ()):
+        if (repository / "snapshots" / commit).is_dir():
+            with suppress(OSError):  # it is looked up on the Hub again
+                reference = repository / "refs" / revision
+                reference.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(reference, commit)
 
 
 def home() -> Path:
     """Return the folder of Hugging Face's caches and token (HF_HOME)."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return _folder(os.environ.get("HF_HOME") or f"{base}/huggingface")
+
+
+def _repository(kind: str, hub_id: str) -> Path:
+    return _hub_cache() / f"{kind}--{hub_id.replace('/', '--')}"
 
 
 def _hub_cache() -> Path:

@@ -167,6 +167,7 @@ def loaded_plainly(tmp_path_factory) -> Callable:
     return build
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_plain_transformers_load_every_weight_and_compute_the_same(case, loaded_plainly):
     name, make = CASES[case]

@@ -161,6 +161,7 @@ def numbers(result: dict) -> dict:
     return {key: result[key] for key in keys}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kill", [5, 7])
 def test_a_kill_anywhere_gives_the_same_numbers(kill, settings, tmp_path, monkeypatch):
     root = write_domains(tmp_path / "data", counts=(4, 9, 6, 5))

@@ -118,6 +118,7 @@ def test_twenty_kills_change_nothing(make_settings):
     assert RUNS < sum(attempts) <= RUNS + KILLS  # no run was repeated but those that were killed
 
 
+@pytest.mark.long
 def test_two_sweeps_at_once_do_no_run_twice(make_settings):
     settings = make_settings(epochs=1)
     runs = sweep_of(settings)[:6]

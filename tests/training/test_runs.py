@@ -75,6 +75,7 @@ def numbers(result: dict) -> dict:
     return {key: result[key] for key in keys}
 
 
+@pytest.mark.long
 def test_an_error_in_the_middle_of_an_epoch_and_a_second_try_give_the_same_numbers(
     make_settings, only_run, monkeypatch
 ):

@@ -51,14 +51,8 @@ def carry_out(settings, run):
 # Runs
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        pytest.param(each, marks=() if each.name == "dense" else pytest.mark.long)
-        for each in METHODS
-    ],
-    ids=lambda method: method.name,
-)
+@pytest.mark.long
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_a_switch_learns_to_answer_with_a_digit(method, make_settings, only_run):
     settings = make_settings("switch", method, epochs=6, learning_rate=1e-2)
     run = only_run(settings)

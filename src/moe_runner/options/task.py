@@ -167,7 +167,10 @@ def template_problems(template: str | None, columns: Sequence[str]) -> list[str]
         return []
     given = f"task.template={template}"
     try:
-        named = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+        parsed = [part for part in Formatter().parse(template) if part[1] is not None]
+        named = [str(name) for _, name, _, _ in parsed]
+        if any(spec or conversion for _, _, spec, conversion in parsed):
+            raise ValueError("a format behind a name")
     except ValueError as error:
         return [f"{given} is no template ({error}); write {{column}}, and {{{{ for a brace"]
     if wrong := [name for name in named if name not in columns]:
@@ -361,6 +364,7 @@ class InstructTask(Task):
     template: Literal["alpaca", "plain", "chat"] = "alpaca"  # see tasks/instructions.py
     validation_size: Count = 100  # records that are held out
     shots: Number = 5  # solved examples before a question of MMLU
+    config: str | None = runtime(None)  # of the data set on the Hub; None: its default
     columns: tuple[str, ...] = later(())  # instruction, (input,) output; or one of conversations
 
     reads: ClassVar[str] = "predicts the next token"

@@ -6,6 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -162,14 +163,12 @@ def read_boolean(word: str) -> bool:
 
 def size_of(path: Path) -> int:
     """Count the bytes of a file, or of all files in a folder; a link counts nothing."""
-    if path.is_symlink():
-        return 0
-    if path.is_file():
-        return path.stat().st_size
-    return sum(
-        file.lstat().st_size for folder, _, names in os.walk(path) for file in
-        (Path(folder) / name for name in names)
-    )  # fmt: skip
+    total = 0
+    files = (Path(at) / name for at, _, names in os.walk(path) for name in names)
+    for file in files if path.is_dir() and not path.is_symlink() else [path]:
+        with suppress(FileNotFoundError):  # another process has removed it
+            total += 0 if file.is_symlink() else file.stat().st_size
+    return total
 
 
 def read_words(command: str, words: Sequence[str], **defaults: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from moe_runner.files import secrets
 from moe_runner.hub import COMMIT
 from moe_runner.options.build import build
 from moe_runner.options.errors import ConfigError
@@ -111,8 +112,9 @@ class Run:
         return flat
 
     def to_yaml(self) -> str:
-        """Write the whole run as YAML, the text of config.yaml."""
-        return yaml.safe_dump({"id": self.id, **plain(dataclasses.asdict(self))}, sort_keys=False)
+        """Write the whole run as YAML, the text of config.yaml; a value that is a secret is ***."""
+        tree = without({"id": self.id, **plain(dataclasses.asdict(self))}, frozenset(secrets()))
+        return yaml.safe_dump(tree, sort_keys=False)
 
 
 def plain(value: Any) -> Any:
@@ -120,6 +122,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def without(value: Any, hidden: Set[str]) -> Any:
+    """Put *** in place of texts that are secrets."""
+    if isinstance(value, dict):
+        return {key: without(item, hidden) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without(item, hidden) for item in value]
+    return "***" if isinstance(value, str) and value in hidden else value
 
 
 def read_run(file: Path) -> Run:

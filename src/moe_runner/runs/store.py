@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from moe_runner.files import append_line, read_lines, write_atomic, write_json, write_lines
+from moe_runner.files import append_line, masked, read_lines, write_atomic, write_json, write_lines
 from moe_runner.runs.objects import StoreError, read_object
 from moe_runner.runs.result import Result, read_result, write_result
 
@@ -282,7 +282,7 @@ class Store:
                     yield folder
             except Exception:
                 state = "failed"
-                write_atomic(folder.path / "error.txt", traceback.format_exc())
+                write_atomic(folder.path / "error.txt", masked(traceback.format_exc()))
                 raise
             finally:
                 if (folder.path / "result.json").exists():
@@ -298,10 +298,11 @@ class Store:
         folder = RunFolder(self.folder(run_id))
         if folder.path.is_symlink():
             raise StoreError(f"{folder.path} is a link; what it leads to is not this store's")
-        state = self.status(run_id).state
-        if state == "running":
-            return []
-        checkpoint = folder.discardable(folder.best.is_dir()) if state == "done" else []
+        return [] if self.status(run_id).state == "running" else self._left_over(folder)
+
+    def _left_over(self, folder: RunFolder) -> list[Path]:
+        done = (folder.path / "result.json").exists()
+        checkpoint = folder.discardable(folder.best.is_dir()) if done else []
         return [*checkpoint, *_unfinished(folder.path)]
 
     def remove_left_over(self, run_id: str, paths: Sequence[Path]) -> None:
@@ -315,8 +316,10 @@ class Store:
             RunBusy: if somebody has claimed it meanwhile.
         """
         with self._lock(run_id):
+            still = set(self._left_over(RunFolder(self.folder(run_id))))  # it may have run again
             for path in paths:
-                _remove(path)
+                if path in still:
+                    _remove(path)
             self._tell_done(run_id)
 
     def _tell_done(self, run_id: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moe_runner import hub
 from moe_runner.downloads import fetching
-from moe_runner.options.errors import nearest
+from moe_runner.options.errors import ConfigError, nearest
 from moe_runner.options.task import Task
 from moe_runner.tasks.places import HubSplit, Source, chosen_ood, hub_source, optional
 from moe_runner.tasks.records import SUFFIXES, columns_of, is_clutter, kind_of
@@ -20,6 +20,8 @@ SPLITS = {  # what its files are called
     "test": ("test",),
 }
 FORMATS = "csv, tsv, jsonl, json or parquet (also .gz)"
+DEFAULT = "default"  # the configuration of a data set of the Hub that has one only
+NO_TABLES = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 CUT = "held out of the rows of train"  # how a validation set is read that has no file of its own
 WHOLE = "all splits of the data set"  # a data set of the Hub: which it has, only reading it tells
 
@@ -66,7 +68,7 @@ def _splits(options: Task, config: str | None, columns: Sequence[str]) -> dict[s
         )
         return {"train": Source(problem=problem)}
     place = HubSplit(
-        hub_id=options.hub_id, config=config or "default", split="train", revision=options.revision
+        hub_id=options.hub_id, config=config or DEFAULT, split="train", revision=options.revision
     )
     source = replace(hub_source(place, "use task.data_dir=<file or folder>"), reading=WHOLE)
     return {"train": source, "validation": source}
@@ -92,7 +94,7 @@ def find_splits(path: Path, given: str) -> dict[str, Source]:
         return {"train": Source(problem=f"{given} does not exist; give a table or a folder of one")}
     try:
         tables = _tables(path)
-    except PermissionError as error:
+    except OSError as error:  # no access, a loop of links
         return {"train": Source(problem=f"{given} cannot be read: {error.strerror}")}
     if not tables:
         problem = f"{given} holds no table; looked for files of type {FORMATS}"
@@ -105,17 +107,22 @@ def find_splits(path: Path, given: str) -> dict[str, Source]:
     found: dict[str, Source] = {}
     for split, candidates in named.items():
         files = tuple(file for each in candidates.values() for file in each)
-        if len(candidates) > 1 or not _is_one(files):
-            names = ", ".join(file.name for file in files)
-            found[split] = Source(
-                problem=f"{given} has several files of {split} ({names}); keep one"
-            )
-        elif files:
+        if not files:
+            continue
+        if (reason := one_table(files)) is None and len(candidates) == 1:
             found[split] = Source(files=files)
+        else:
+            reason = reason or f"there are several ({', '.join(candidates)})"
+            problem = f"{given} has no one table of {split}: {reason}"
+            found[split] = Source(problem=problem)
     if "train" in found:
         return found
     rest = tuple(file for files in tables.values() for file in files)
-    if not found and _is_one(rest):
+    if not found and len(tables) == 1:
+        reason = one_table(rest)
+        problem = f"{given} has no one table: {reason}"
+        return {"train": Source(files=rest) if reason is None else Source(problem=problem)}
+    if not found and all(file.name.startswith("part-") for file in rest):
         return {"train": Source(files=rest)}
     names = ", ".join(sorted(tables))
     problem = f"{given} has no train table (it has {names}); name one train, or give its path"
@@ -143,14 +150,19 @@ def _ood(options: Task, columns: Sequence[str]) -> dict[str, Source]:
         return {path.name: Source(problem=problem)}
     else:
         found = {}
+        files: dict[str, list[Path]] = {}
         for entry in sorted(path.iterdir()):
             if is_clutter(entry.name):
                 continue
             if entry.is_file() and kind_of(entry):
-                found[_split_name(entry.name)] = Source(files=(entry,))
+                files.setdefault(_split_name(entry.name), []).append(entry)
             elif entry.is_dir():
                 own = find_splits(entry, f"{given}/{entry.name}")
                 found[entry.name] = own.get("test") or own.get("validation") or own["train"]
+        for name, own in files.items():
+            reason = one_table(own)
+            problem = f"{given} has no one table of {name}: {reason}"
+            found[name] = Source(files=tuple(own)) if reason is None else Source(problem=problem)
         if not found:
             problem = f"{given} holds no table; looked for files of type {FORMATS}"
             return {path.name: Source(problem=problem)}
@@ -179,18 +191,27 @@ def hub_splits(place: HubSplit) -> dict[str, Source]:
     Returns:
         "train", "validation" and "test", as far as there are.
     """
-    found = {}
-    for split, words in SPLITS.items():
-        for word in words:
-            if hub.cached_dataset(place.hub_id, place.config, word, place.revision):
-                found[split] = Source(hub=replace(place, split=word))
-                break
-    if "train" in found:
-        return found
-    from datasets import get_dataset_split_names
+    if not hub.reachable():
+        return {
+            split: Source(hub=replace(place, split=word))
+            for split, words in SPLITS.items()
+            for word in words
+            if hub.cached_dataset(place.hub_id, place.config, word, place.revision)
+        }
+    import datasets
 
     with fetching("dataset", place.hub_id, place.revision):
-        names = get_dataset_split_names(place.hub_id, place.config, revision=place.revision)
+        of = {"path": place.hub_id, "revision": place.revision}
+        if place.config == DEFAULT:
+            configs = datasets.get_dataset_config_names(**of)
+            name = DEFAULT if DEFAULT in configs else datasets.get_dataset_default_config_name(**of)
+            if name is None:
+                raise ConfigError(
+                    f"task.hub_id={place.hub_id} has several configurations; give task.config="
+                    f"<one of {', '.join(configs)}>"
+                )
+            place = replace(place, config=name)
+        names = datasets.get_dataset_split_names(config_name=place.config, **of)
     return {
         split: Source(hub=replace(place, split=name))
         for split, words in SPLITS.items()
@@ -204,7 +225,11 @@ def _tables(folder: Path) -> dict[str, tuple[Path, ...]]:
 
     A table may be a folder itself, of parts, as Spark writes them.
     """
-    entries = [entry for entry in sorted(folder.iterdir()) if not is_clutter(entry.name)]
+    entries = [
+        entry
+        for entry in sorted(folder.iterdir())
+        if not is_clutter(entry.name) and entry.name not in NO_TABLES
+    ]
     found: dict[str, list[Path]] = {}
     for entry in entries:
         if entry.is_file() and kind_of(entry):
@@ -230,11 +255,26 @@ def _is_split(name: str) -> bool:
     return any(name.lower() in words for words in SPLITS.values())
 
 
-def _is_one(files: tuple[Path, ...]) -> bool:
-    """Tell whether files are one table: one file, or all parts of one."""
-    if len(files) < 2 or hub.complete(files) == files or hub.numbered(files[0].parent) == files:
-        return True
-    return all(file.name.startswith("part-") for file in files)
+def one_table(files: Sequence[Path]) -> str | None:
+    """Say why files are not one table: not one file, nor all parts of one; None if they are.
+
+    Args:
+        files: at least one.
+    """
+    parts = [re.search(r"-(\d+)-of-(\d+)(\.\w+)+$", file.name) for file in files]
+    numbers = sorted(int(part[1]) for part in parts if part)
+    if numbers:
+        count = {int(part[2]) for part in parts if part}
+        whole = len(count) == 1 and len(numbers) == len(files) == max(count)
+        first = next(file.name for file, part in zip(files, parts, strict=True) if part)
+        if whole and numbers in (list(range(len(files))), list(range(1, len(files) + 1))):
+            return None
+        return f"{first} is one of {max(count)} parts, of which {len(numbers)} are there"
+    if len(files) == 1 or hub.numbered(files[0].parent) == tuple(files):
+        return None
+    if all(file.name.startswith("part-") for file in files):
+        return None
+    return f"there are several files ({', '.join(file.name for file in files)})"
 
 
 def _with_columns(source: Source, columns: Sequence[str]) -> Source:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from moe_runner.options.task import Task
+from moe_runner.options.task import RESERVED, Task
 from moe_runner.tasks.places import Source, ood_part
 from moe_runner.tasks.records import read_rows
 from moe_runner.tasks.specs import OODSpec, TaskData, TaskSpec
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 NONE: Mapping[str, int] = {}
 Label = str | int | float | None  # None: the row has none
 
+WHOLE = re.compile(r"[+-]?(0|[1-9]\d*)")
+NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?")
+NO_LABEL = ("nan", "null", "none", "n/a")  # in a column of numbers
 FEW, MANY = 20, 1000  # classes: never too many, always too many; between, half of the rows is
 
 
@@ -93,11 +96,12 @@ def read_columns(
         return origin, columns, class_names(table.schema, label)
     values: dict[str, list[Any]] = {name: [] for name in wanted}
     for file in source.files:
-        for row in read_rows(file):
-            if missing := [name for name in wanted if name not in row]:
+        for number, row in enumerate(read_rows(file)):
+            missing = [name for name in wanted if name not in row]
+            if missing and number == 0:
                 raise ValueError(_lacks(str(file), list(map(str, row)), missing))
-            for name in wanted:
-                values[name].append(row[name])
+            for name in wanted:  # a later row of JSON may leave out what it has not
+                values[name].append(row.get(name))
     return source.origin, values, None
 
 
@@ -124,13 +128,7 @@ def _label(value: Any, origin: str, number: int, column: str) -> Label:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        word = value.strip()
-        if re.fullmatch(r"[+-]?\d+", word):
-            return int(word)
-        try:
-            value = float(word)
-        except ValueError:
-            return word or None
+        return value.strip() or None
     if value is None or isinstance(value, int):
         return value
     if isinstance(value, float):
@@ -141,6 +139,50 @@ def _label(value: Any, origin: str, number: int, column: str) -> Label:
         f"{origin}: row {number} has {value!r} in the column {column}; a label is a word or a "
         "number"
     )
+
+
+def as_numbers(splits: Mapping[str, list[Label]]) -> dict[str, list[Label]]:
+    """Read words as numbers if all of them are numbers in the usual spelling.
+
+    Codes such as 1_1, 007 or, beside words, 1.10 stay words; in a column of numbers "nan" is none.
+
+    Args:
+        splits: the labels of all splits.
+    """
+    known = {label for key, each in splits.items() if not key.startswith("ood/") for label in each}
+    words = {label for label in known if isinstance(label, str) and label.lower() not in NO_LABEL}
+    if not all(NUMBER.fullmatch(word) for word in words):
+        return {
+            split: [label if label is None else str(label) for label in labels]
+            for split, labels in splits.items()
+        }
+
+    def read(label: Label) -> Label:
+        if not isinstance(label, str):
+            return label
+        if label.lower() in NO_LABEL:
+            return None
+        if not NUMBER.fullmatch(label):
+            return label  # of an out-of-domain set
+        return int(label) if WHOLE.fullmatch(label) else float(label)
+
+    return {split: [read(label) for label in labels] for split, labels in splits.items()}
+
+
+def without_hidden(splits: Mapping[str, list[Label]]) -> dict[str, list[Label]]:
+    """Take -1 as no label in the other splits where no training label is negative.
+
+    GLUE and its like write it where the labels of a test set are kept secret.
+
+    Args:
+        splits: the labels of "train" and others, numbers read.
+    """
+    if any(isinstance(label, int | float) and label < 0 for label in splits["train"]):
+        return dict(splits)
+    return {
+        split: [None if label == -1 else label for label in labels]
+        for split, labels in splits.items()
+    }
 
 
 def with_class_names(rows: Rows, order: tuple[str, ...] | None) -> list[Label]:
@@ -240,6 +282,23 @@ def score_step(labels: Sequence[Label]) -> float:
     width = (max(scores) - min(scores)) / 25 or 1.0
     power = 10.0 ** math.floor(math.log10(width))
     return min((power, 2 * power, 5 * power, 10 * power), key=lambda step: abs(step - width))
+
+
+def internal_names(columns: Sequence[str]) -> dict[str, str]:
+    """Name columns of texts as a data set and a template can take them.
+
+    Args:
+        columns: of the user's table.
+
+    Returns:
+        Theirs -> ours: the same, or text_<i> for one that a data set has itself, or that is no
+        plain word.
+    """
+    plain = [name for name in columns if name.isidentifier() and name not in RESERVED]
+    return {
+        name: name if name in plain else "_" * ("text_" + str(i) in plain) + f"text_{i}"
+        for i, name in enumerate(columns)
+    }
 
 
 def cut(labels: Sequence[Label], fraction: float, seed: int) -> tuple[list[int], list[int]]:

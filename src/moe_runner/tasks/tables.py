@@ -119,6 +119,8 @@ def read_table(source: Source, label: str = "label") -> tuple[Any, str]:
 
     _, tables = _open(source, label)
     parts = list(tables())
+    if not parts:
+        raise ValueError(f"{source.origin} has no row; expected at least one")
     if len({class_names(part.schema, label) for part in parts}) > 1:
         raise ValueError(f"{source.origin} name their labels in different orders; make them one")
     return pa.concat_tables(parts, promote_options="permissive"), source.origin

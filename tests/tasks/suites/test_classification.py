@@ -98,6 +98,57 @@ def test_a_folder_with_one_table_and_parts_of_one(tmp_path):
         load(one)
 
 
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl.gz"])
+def test_all_parts_of_a_table_must_be_there(ending, tmp_path):
+    for part in (0, 2, 1):
+        write(tmp_path / f"train-{part:05}-of-00003.{ending}", WORDS[10 * part : 10 * part + 10])
+        if part == 2:
+            with pytest.raises(ConfigError, match="is one of 3 parts, of which 2 are there"):
+                load(tmp_path)
+    assert len(load(tmp_path).train) == 27
+
+
+def test_out_of_domain_tables_are_whole_or_a_problem(tmp_path):
+    file = write(tmp_path / "d.csv", WORDS)
+    for part in (0, 1):
+        write(tmp_path / f"ood/news-0000{part}-of-00002.csv", WORDS[10 * part : 10 * part + 10])
+    data = load(file, ood_dir=str(tmp_path / "ood"), ood=("all",))
+    assert len(data.ood["news"]) == 20
+    write(tmp_path / "ood/a.csv", WORDS)
+    write(tmp_path / "ood/a.jsonl", WORDS)
+    with pytest.raises(ConfigError, match=r"several files \(a.csv, a.jsonl\)"):
+        load(file, ood_dir=str(tmp_path / "ood"), ood=("all",))
+
+
+@pytest.mark.parametrize("name", ["csv", "jsonl", "parquet"])
+def test_a_label_that_is_kept_secret_is_no_class(name, tmp_path, caplog):
+    rows = [{"body": f"t{n}", "kind": n % 2} for n in range(20)]
+    write(tmp_path / f"train.{name}", rows)
+    write(tmp_path / f"test.{name}", [{"body": "x", "kind": -1}] * 3)
+    data = load(tmp_path)
+    assert data.spec.labels == ("0", "1")
+    assert list(data.validation) == ["validation"]
+    assert "has no labels: it is not evaluated" in caplog.text
+    write(tmp_path / f"train.{name}", [{**row, "kind": 2 * row["kind"] - 1} for row in rows])
+    assert load(tmp_path).spec.labels == ("-1", "1")  # here it is one
+
+
+@pytest.mark.parametrize(
+    ("words", "labels"),
+    [
+        (["1_1", "1_2"], ("1_1", "1_2")),
+        (["007", "7"], ("007", "7")),
+        (["1.10", "1.1", "A.2"], ("1.1", "1.10", "A.2")),
+        (["10", "9"], ("9", "10")),
+        (["1e3", "0.5"], ()),
+        (["0.5", "nan", "1.5"], ()),
+    ],
+)
+def test_codes_stay_words_and_numbers_are_read_as_such(words, labels, tmp_path):
+    rows = [{"body": f"t{n}", "kind": words[n % len(words)]} for n in range(30)]
+    assert load(write(tmp_path / "d.csv", rows)).spec.labels == labels
+
+
 def test_classes_are_in_the_order_of_their_numbers_or_of_the_alphabet(tmp_path):
     rows = [{"body": f"t{n}", "kind": n % 12} for n in range(48)]
     data = load(write(tmp_path / "d.jsonl", rows))
@@ -183,8 +234,8 @@ def test_a_class_of_one_split_only_is_named(tmp_path, caplog):
 def test_two_columns_and_names_that_a_data_set_needs_itself(tmp_path):
     rows = [{"label": f"t{n}", "body": f"text {n}", "kind": n % 2} for n in range(20)]
     data = load(write(tmp_path / "d.csv", rows), text=("label", "body"))
-    assert data.spec.columns == ("label_text", "body")
-    assert data.train.column_names == ["label_text", "body", "label"]
+    assert data.spec.columns == ("text_0", "body")
+    assert data.train.column_names == ["text_0", "body", "label"]
 
 
 def test_chosen_metrics(tmp_path):
@@ -231,7 +282,7 @@ def test_missing_columns_and_data_are_problems_of_the_plan(tmp_path):
     assert "is no table; give a file of type csv" in problem(data=tmp_path / "d.docx")
     write(tmp_path / "two/train.csv", WORDS)
     write(tmp_path / "two/train.jsonl", WORDS)
-    assert "several files of train (train.csv, train.jsonl)" in problem(data=tmp_path / "two")
+    assert "several files (train.csv, train.jsonl)" in problem(data=tmp_path / "two")
 
 
 def test_the_title_is_that_of_the_data():

@@ -82,10 +82,27 @@ def test_several_right_answers(answers, tmp_path):
     assert source_text(data.spec, data.spec.columns, ["Where?", "x"]) == "label: Where? text: x"
 
 
+def test_rows_without_an_answer_are_left_out_and_a_hidden_test_set_too(tmp_path, caplog):
+    write(tmp_path / "train.jsonl", [*NEWS, {"article": "x", "summary": " "}, {"article": "y"}])
+    write(tmp_path / "test.jsonl", [{"article": "x", "summary": None}])
+    data = load(tmp_path)
+    assert len(data.train) + len(data.validation["validation"]) == 20
+    assert list(data.validation) == ["validation"]
+    assert data.skipped == {"train": 2}
+    assert "2 rows without an answer are left out" in caplog.text
+    assert "has no answers: it is not evaluated" in caplog.text
+
+
+def test_columns_of_any_name(tmp_path):
+    rows = [{"a.b": f"x{n}", "{c}": "y", "label": "z", "t": "answer"} for n in range(4)]
+    given = {"source": ("a.b", "{c}", "label"), "target": "t"}
+    spec = load(write(tmp_path / "d.jsonl", rows), **given).spec
+    assert source_text(spec, spec.columns, ["1", "2", "3"]) == "a.b: 1 {c}: 2 label: 3"
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"article": "x", "summary": " "}, "row 21 has no answer in the column summary"),
         ({"article": 3, "summary": "x"}, "row 21 has 3 in the column article, which is no text"),
     ],
 )
@@ -99,6 +116,7 @@ def test_a_row_that_is_wrong_is_named(row, words, tmp_path):
     [
         ({"template": "{articel}"}, "has {articel}, which task.source=[article] does not"),
         ({"template": "{article"}, "is no template"),
+        ({"template": "{article!r}"}, "is no template (a format behind a name)"),
         ({"template": "short"}, "has no column; write for example {article}"),
         ({"metrics": ("rouge",)}, "task.metrics=[rouge] is not an option of task=generation"),
         ({"metrics": ()}, "task.metrics=[] is empty"),

@@ -95,6 +95,24 @@ def test_without_a_validation_folder_a_part_of_train_selects(tmp_path):
     assert sorted(both) == list(range(20))
 
 
+def test_a_test_folder_without_classes_is_left_out(tmp_path, caplog):
+    write(tmp_path / "train", 10)
+    write(tmp_path / "more", 1)
+    (tmp_path / "more" / "cat").rename(tmp_path / "test")
+    (tmp_path / "more" / "dog" / "0.png").unlink()
+    data = loaded(tmp_path, "images")
+    assert data.ood == {}
+    assert "the test folder" in caplog.text
+    with pytest.raises(ConfigError, match="task.members=.sketch. is not an option"):
+        tasks.members(options(tmp_path, "sketch"))
+
+
+def test_an_empty_class_folder_is_no_class(tmp_path):
+    write(tmp_path, 10)
+    (tmp_path / "empty").mkdir()
+    assert loaded(tmp_path, "images").spec.labels == ("cat", "dog")
+
+
 def test_classes_alone(tmp_path):
     write(tmp_path / "mine", 10)
     for root in (tmp_path / "mine", tmp_path):  # with one folder around it
@@ -117,15 +135,14 @@ def test_a_picture_in_two_splits_is_counted(tmp_path, caplog):
         ((), "holds no images; put images in"),
         (("train", "training"), r"two folders of one split \(train, training\)"),
         (("a+b", "c"), "rename the domain a.b"),
-        (("train", "test/"), "test holds no images"),
+        (("mine/a", "loose"), "loose holds images itself, and mine folders of them"),
     ],
 )
 def test_what_is_wrong_is_one_line(folders, words, tmp_path):
     for folder in folders:
-        if folder.endswith("/"):
-            (tmp_path / folder).mkdir()
-        else:
-            write(tmp_path / folder, 2)
+        write(tmp_path / folder, 2)
+        if folder == "loose":
+            (tmp_path / "loose" / "cat" / "0.png").rename(tmp_path / "loose" / "0.png")
     mine = options(tmp_path)
     found = tasks.sources(mine, tasks.members(mine)[0])
     problems = [source.problem for source in found.values() if source.problem]

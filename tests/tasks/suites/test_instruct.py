@@ -174,8 +174,9 @@ def test_a_place_without_records_is_a_problem_of_the_plan(tmp_path, monkeypatch)
     )
     for name in ("a.json", "b.json"):
         (tmp_path / name).touch()
-    assert (
-        problem(tmp_path) == f"{given} holds several files (a.json, b.json); give the path of one"
+    assert problem(tmp_path) == (
+        f"{given}: there are several files (a.json, b.json); "
+        "give the path of one, or all parts of it"
     )
     (tmp_path / "alpaca_data.json").touch()
     assert problem(tmp_path) is None

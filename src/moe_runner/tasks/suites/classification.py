@@ -6,21 +6,23 @@ A table (csv, tsv, JSON lines, JSON, parquet), a folder of such tables, or a dat
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from moe_runner.options.errors import join
-from moe_runner.options.task import RESERVED, ClassificationTask
+from moe_runner.options.task import ClassificationTask
 from moe_runner.tasks.own_files import CUT, own_sources, with_hub_splits
 from moe_runner.tasks.own_texts import (
+    as_numbers,
     classes_of,
     cut,
     dataset_of,
+    internal_names,
     read_own,
     score_step,
     task_data,
     with_class_names,
+    without_hidden,
 )
 from moe_runner.tasks.places import Source, check
 from moe_runner.tasks.specs import About, TaskData, TaskSpec
@@ -73,7 +75,9 @@ class Classification(Suite[ClassificationTask]):
             if source.available and source.reading != CUT
         }
         order = read["train"].names
-        labels = {split: with_class_names(rows, order) for split, rows in read.items()}
+        labels = without_hidden(
+            as_numbers({split: with_class_names(rows, order) for split, rows in read.items()})
+        )
         if "test" in read and not any(label is not None for label in labels["test"]):
             log.warning("  %s has no labels: it is not evaluated", read.pop("test").origin)
         elif "test" in found and not found["test"].available:
@@ -83,7 +87,7 @@ class Classification(Suite[ClassificationTask]):
             order,
         )
         metrics = metrics_of(options.metrics, classes)
-        columns = column_names(options.text)
+        columns = tuple(internal_names(options.text).values())
         skipped, sets = {}, {}
         for split, rows in read.items():
             sets[split], left_out = dataset_of(rows, labels[split], columns, classes)
@@ -131,11 +135,6 @@ def metrics_of(chosen: tuple[str, ...], classes: tuple[str, ...]) -> tuple[str, 
             f"{join(able)}"
         )
     return chosen or (able if len(classes) <= 2 else CLASSES)
-
-
-def column_names(text: Sequence[str]) -> tuple[str, ...]:
-    """Name the columns of texts in a data set, which has other columns of its own."""
-    return tuple(f"{name}_text" if name in RESERVED else name for name in text)
 
 
 SUITE: Suite[ClassificationTask] = Classification()

@@ -5,14 +5,15 @@ A table (csv, tsv, JSON lines, JSON, parquet), a folder of such tables, or a dat
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from moe_runner.options.task import RESERVED, OwnGenerationTask
+from moe_runner.options.task import OwnGenerationTask
 from moe_runner.tasks.free_text import texts
 from moe_runner.tasks.own_files import CUT, own_sources, with_hub_splits
-from moe_runner.tasks.own_texts import cut, read_columns, task_data, texts_of
+from moe_runner.tasks.own_texts import cut, internal_names, read_columns, task_data, texts_of
 from moe_runner.tasks.places import Source, check
 from moe_runner.tasks.specs import About, TaskData, TaskSpec
 from moe_runner.tasks.suite import Suite
@@ -20,6 +21,8 @@ from moe_runner.tasks.suites.summarisation import RECIPE, ROUGE
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+log = logging.getLogger(__name__)
 
 NAME = "generation"
 TASKS = {
@@ -44,10 +47,14 @@ class Generation(Suite[OwnGenerationTask]):
 
     def spec_of(self, options: OwnGenerationTask, name: str) -> TaskSpec:
         """See `Suite`: columns, template and metrics are the user's."""
-        columns = {name: _internal(name) for name in options.source}
-        template = options.template or " ".join(f"{name}: {{{name}}}" for name in columns)
-        for given, internal in columns.items():
-            template = template.replace(f"{{{given}}}", f"{{{internal}}}")
+        columns = internal_names(options.source)
+        template = options.template or " ".join(
+            f"{given.replace('{', '{{').replace('}', '}}')}: {{{ours}}}"
+            for given, ours in columns.items()
+        )
+        if options.template is not None:
+            for given, ours in columns.items():
+                template = template.replace(f"{{{given}}}", f"{{{ours}}}")
         return replace(
             TASKS[name],
             columns=tuple(columns.values()),
@@ -65,16 +72,25 @@ class Generation(Suite[OwnGenerationTask]):
 
         Raises:
             ConfigError: as for every suite.
-            ValueError: if a row has no text or no answer; names file and row.
+            ValueError: if a split but test has no answer, or a row holds what is no text.
         """
         found = self.sources(options, name)
         check(found)
         found = with_hub_splits(found)
-        sets = {
-            split: _read(source, options)
-            for split, source in found.items()
-            if source.available and source.reading != CUT
-        }
+        sets, skipped = {}, {}
+        for split, source in found.items():
+            if not source.available or source.reading == CUT:
+                continue
+            rows, left_out = _read(source, options)
+            if rows is not None:
+                sets[split] = rows
+            elif split == "test":  # of a competition
+                log.warning("  %s has no answers: it is not evaluated", source.origin)
+                continue
+            else:
+                raise ValueError(f"{source.origin} has no row with an answer")
+            if left_out:
+                skipped[split] = left_out
         if "validation" not in sets:
             kept, held_out = cut(
                 [None] * len(sets["train"]), options.validation_fraction, options.data_seed
@@ -83,33 +99,37 @@ class Generation(Suite[OwnGenerationTask]):
             sets["train"] = sets["train"].select(kept)
         spec = self.spec_of(options, name)
         spec = replace(spec, validation=tuple(s for s in spec.validation if s in sets))
-        return task_data(spec, sets, options)
+        return task_data(spec, sets, options, skipped)
 
 
-def _internal(column: str) -> str:
-    """Name a column in a data set, which has other columns of its own."""
-    return f"{column}_text" if column in RESERVED else column
+def _read(source: Source, options: OwnGenerationTask) -> tuple[Dataset | None, int]:
+    """Read a split; an answer is a text, a list of texts that are all right, or SQuAD's mapping.
 
-
-def _read(source: Source, options: OwnGenerationTask) -> Dataset:
-    """Read a split; an answer is a text, a list of texts that are all right, or SQuAD's mapping."""
+    Returns:
+        The rows that have an answer, None if no row has; how many were left out, which is logged.
+    """
     import pyarrow as pa
 
     origin, values, _ = read_columns(source, (*options.source, options.target), options.target)
-    columns = {_internal(name): texts_of(values[name], origin, name) for name in options.source}
-    answers = [
-        {"text": value} if isinstance(value, list) else value for value in values[options.target]
-    ]
-    for number, answer in enumerate(answers, start=1):
-        if answer is None or isinstance(answer, str) and not answer.strip():
-            raise ValueError(
-                f"{origin}: row {number} has no answer in the column {options.target}; fill it or "
-                "leave the row out"
-            )
-    made = {**columns, "answer": [a if isinstance(a, dict) else {"text": [a]} for a in answers]}
-    if not answers:
-        raise ValueError(f"{origin} has no row; expected at least one")
-    return texts(pa.table(made), origin, {name: name for name in columns}, "answer")
+    answers = [_answers(value) for value in values[options.target]]
+    kept = [row for row, answer in enumerate(answers) if answer]
+    if left_out := len(answers) - len(kept):
+        log.warning("  %s: %d rows without an answer are left out", origin, left_out)
+    if not kept:
+        return None, left_out
+    columns = {}
+    for given, ours in internal_names(options.source).items():
+        texts_here = texts_of(values[given], origin, given)
+        columns[ours] = [texts_here[row] for row in kept]
+    made = {**columns, "answer": [{"text": answers[row]} for row in kept]}
+    return texts(pa.table(made), origin, {name: name for name in columns}, "answer"), left_out
+
+
+def _answers(value: Any) -> list[Any]:
+    """List the right answers of a row; empty if it has none."""
+    given = value.get("text") if isinstance(value, dict) else value
+    found = given if isinstance(given, list) else [given]
+    return [each for each in found if each is not None and str(each).strip()]
 
 
 SUITE: Suite[OwnGenerationTask] = Generation()

@@ -7,6 +7,7 @@ classification.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from moe_runner.tasks.places import Source, check, chosen_ood
 from moe_runner.tasks.records import is_clutter
 from moe_runner.tasks.specs import About, TaskData, TaskSpec
 from moe_runner.tasks.suite import Suite
+
+log = logging.getLogger(__name__)
 
 ALL = "all"
 STEPS = 5001  # updates where domains are held out: DomainBed's
@@ -47,11 +50,13 @@ class Layout:
         plain: whether they are splits or classes, not domains.
         folders: name of a domain, or train, validation and test -> folder of its classes.
         problem: why there is nothing to train on; one line.
+        unlabelled: a test folder has images, but no classes: it is left out.
     """
 
     plain: bool
     folders: dict[str, Path] = field(default_factory=dict)
     problem: str | None = None
+    unlabelled: bool = False
 
 
 def layout(data_dir: str | None) -> Layout:
@@ -61,19 +66,30 @@ def layout(data_dir: str | None) -> Layout:
     given, root = f"task.data_dir={data_dir}", Path(data_dir).expanduser()
     if not root.is_dir():
         return Layout(True, problem=f"{given} is not a folder; {LAYOUT} of one")
-    inside = _folders(root)
-    if inside and all(map(_has_images, inside)):
+    inside = [folder for folder in _folders(root) if _has_images(folder) or files_of(folder)]
+    loose = [folder for folder in inside if _has_images(folder)]
+    if loose and len(loose) == len(inside):
         return Layout(True, {"train": root})
     found: dict[str, list[Path]] = {}
     for folder in inside:
         split = next((s for s, words in SPLITS.items() if folder.name.lower() in words), None)
         if split is not None:
             found.setdefault(split, []).append(folder)
+    unlabelled = found.get("test") == loose  # images of a competition, without classes
+    if loose and not unlabelled:
+        return Layout(
+            True,
+            problem=f"{given}: {loose[0].name} holds images itself, and "
+            f"{next(f for f in inside if f not in loose).name} folders of them; {LAYOUT}",
+        )
     if "train" in found:
         if double := [folders for folders in found.values() if len(folders) > 1]:
             names = ", ".join(folder.name for folder in double[0])
             return Layout(True, problem=f"{given} has two folders of one split ({names}); keep one")
-        return Layout(True, {split: folders[0] for split, folders in found.items()})
+        splits = {split: folders[0] for split, folders in found.items()}
+        if unlabelled:
+            del splits["test"]
+        return Layout(True, splits, unlabelled=unlabelled)
     own = {folder.name: folder for folder in inside if files_of(folder)}
     if not own:
         return Layout(True, problem=f"{given} holds no images; {LAYOUT}")
@@ -104,7 +120,8 @@ class ImageFolders(Suite[ImageFoldersTask]):
         """See `Suite`: domains that are held out, and pairs of them; `images` if there are none."""
         found = layout(options.data_dir)
         if found.plain:
-            return (IMAGES,)
+            named = [name for name in options.members if name not in (ALL, IMAGES)]
+            return (*named, IMAGES) if named else (IMAGES,)
         wanted = found.folders if ALL in options.members else options.members
         pairs = [
             "+".join(held)
@@ -117,7 +134,7 @@ class ImageFolders(Suite[ImageFoldersTask]):
         """See `Suite`."""
         found = layout(options.data_dir)
         if found.plain:
-            return PLAIN
+            return super().spec_of(options, name)  # a domain that is named is refused
         data_set = DataSet(folder="", domains=tuple(found.folders))
         known = domains.specs(IMAGES, data_set, STEPS)
         if (spec := known.get(f"{IMAGES}/{name}")) is None:
@@ -131,6 +148,9 @@ class ImageFolders(Suite[ImageFoldersTask]):
         """See `Suite`: domain or split -> its files."""
         chosen_ood(options, name, domains.ood_names, ())
         found = layout(options.data_dir)
+        if options.hub_id is not None:
+            problem = f"task.hub_id={options.hub_id} is not read here; use task.data_dir=<folder>"
+            return {IMAGES: Source(problem=problem)}
         if found.problem is not None:
             return {IMAGES: Source(problem=found.problem)}
         self.spec_of(options, name)
@@ -150,6 +170,8 @@ class ImageFolders(Suite[ImageFoldersTask]):
         """
         check(self.sources(options, name))
         found = layout(options.data_dir)
+        if found.unlabelled:
+            log.warning("  the test folder of %s has no classes: it is left out", options.data_dir)
         images, classes = folder_domains(found.folders)
         if len(classes) < 2:
             raise ValueError(f"{options.data_dir} has the class {classes[0]} only; expected two")

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from moe_runner.options.task import InstructTask, Task
+from moe_runner.options.task import InstructTask
 from moe_runner.options.training import Recipe
 from moe_runner.tasks import mmlu
 from moe_runner.tasks.instructions import COLUMNS, assemble, read_records
+from moe_runner.tasks.own_files import one_table
 from moe_runner.tasks.places import (
     Source,
     check,
@@ -89,13 +90,13 @@ class Instructions(Suite[InstructTask]):
         return assemble(TASKS[name], records, ood, options)
 
 
-def record_source(options: Task) -> Source:
+def record_source(options: InstructTask) -> Source:
     """Say where the records are: `task.data_dir`, a file or a folder, else the Hub."""
     if options.data_dir is None:
         if options.hub_id is None and OWN in options.members:
             needs = "task.data_dir=<file or folder>, or task.hub_id=<data set>"
             return Source(problem=f"task={OWN} needs {needs}")
-        place = hub_split(options, HUB_ID, "default", "train")
+        place = hub_split(options, HUB_ID, options.config or "default", "train")
         return hub_source(place, "use task.data_dir=<file or folder>, or task=instruct_mini")
     path = Path(options.data_dir).expanduser()
     given = f"task.data_dir={options.data_dir}"
@@ -113,10 +114,8 @@ def record_source(options: Task) -> Source:
             break
     if not files:
         return Source(problem=f"{given} holds no records: looked for files of type {formats}")
-    parts = all(file.suffix == ".parquet" and "-of-" in file.stem for file in files)
-    if len(files) > 1 and not parts:
-        names = ", ".join(file.name for file in files)
-        return Source(problem=f"{given} holds several files ({names}); give the path of one")
+    if (reason := one_table(files)) is not None:
+        return Source(problem=f"{given}: {reason}; give the path of one, or all parts of it")
     return Source(files=tuple(files))
 
 
