@@ -91,7 +91,7 @@ def test_a_cached_model_needs_config_and_weights(home):
 
 def test_the_commit_is_that_of_the_cache(home):
     cache = home / "hub"
-    folder = snapshot(cache, "models--org--name", "config.json", "model.safetensors")
+    snapshot(cache, "models--org--name", "config.json", "model.safetensors")
     assert hub.model_commit("org/name", "main") == SHA
     assert hub.model_commit("org/name", "f" * 40) == "f" * 40  # is one
     snapshot(cache, "datasets--org--glue", "cola/train-00000-of-00001.parquet")

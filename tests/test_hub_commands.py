@@ -35,7 +35,7 @@ COMMANDS = {
     "gluex": ["method=emoe", "model=gpt2", "task=gluex", "task.members=[sst2]", *QUICK],
     "pacs": ["model=vit_tiny", "task=domainbed/pacs", "task.members=[pacs/photo]", *QUICK,
              "trainer.batch_size=3"],
-    "alpaca": ["model=gpt2", "task=alpaca", *QUICK, "task.limit=128"],
+    "alpaca": ["model=gpt2", "task=alpaca", *QUICK, "task.limit=128", "task.max_length=128"],
     "squad": ["method=hypermoe", "model=switch_tiny", "task=squad", *QUICK, "task.answer_length=4"],
 }  # fmt: skip
 
@@ -153,6 +153,8 @@ def test_the_command_of_the_readme_runs_from_empty_caches(name, hub, run, tmp_pa
     if name == "gluex":
         assert set(results[0]["ood_metrics"]) >= {"imdb", "yelp", "amazon"}
     print("\n".join([done.err, done.out, *hub.summary()]))  # pytest -s -m long shows the list
+    if name != "glue":  # one is enough
+        return
     asked = len(hub.answered)
     again = run(*COMMANDS[name], "rerun=true")  # all from the caches
     assert again.code == 0, again.err

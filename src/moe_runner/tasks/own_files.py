@@ -159,10 +159,10 @@ def _ood(options: Task, columns: Sequence[str]) -> dict[str, Source]:
             elif entry.is_dir():
                 own = find_splits(entry, f"{given}/{entry.name}")
                 found[entry.name] = own.get("test") or own.get("validation") or own["train"]
-        for name, own in files.items():
-            reason = one_table(own)
+        for name, parts in files.items():
+            reason = one_table(parts)
             problem = f"{given} has no one table of {name}: {reason}"
-            found[name] = Source(files=tuple(own)) if reason is None else Source(problem=problem)
+            found[name] = Source(files=tuple(parts)) if reason is None else Source(problem=problem)
         if not found:
             problem = f"{given} holds no table; looked for files of type {FORMATS}"
             return {path.name: Source(problem=problem)}
