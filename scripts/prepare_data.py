@@ -172,12 +172,15 @@ def download(wanted: Mapping[str, Wanted]) -> None:
             place = each.place
             at = {"repo_type": "dataset", "revision": place.revision}
             start = f"{place.config}/{place.split}"
+            starts = (f"{start}-", f"{start}/")
+            if place.config == "default":  # of a repository with one configuration
+                starts += (f"data/{place.split}-",)
             try:
                 with fetching("dataset", place.hub_id, place.revision):
                     names = [
                         name
                         for name in api.list_repo_files(place.hub_id, **at)
-                        if name.startswith((f"{start}-", f"{start}/")) and name.endswith(".parquet")
+                        if name.startswith(starts) and name.endswith(".parquet")
                     ]
                     infos = api.get_paths_info(place.hub_id, names, **at) if names else []
             except OSError as error:

@@ -133,8 +133,8 @@ class ImageFolders(Suite[ImageFoldersTask]):
     def spec_of(self, options: ImageFoldersTask, name: str) -> TaskSpec:
         """See `Suite`."""
         found = layout(options.data_dir)
-        if found.plain:
-            return super().spec_of(options, name)  # a domain that is named is refused
+        if found.plain:  # a domain that is named is refused
+            return PLAIN if name == ALL else super().spec_of(options, name)
         data_set = DataSet(folder="", domains=tuple(found.folders))
         known = domains.specs(IMAGES, data_set, STEPS)
         if (spec := known.get(f"{IMAGES}/{name}")) is None:

@@ -107,6 +107,8 @@ def record_source(options: InstructTask) -> Source:
         return Source(files=(path,))
     if not path.is_dir():
         return Source(problem=f"{given} does not exist; give a file or a folder with {formats}")
+    if not any(map(kind_of, path.iterdir())) and (path / "data").is_dir():
+        path = path / "data"  # as repositories of the Hub have it
     files = sorted(file for file in path.iterdir() if kind_of(file) and not is_clutter(file.name))
     for stem in ("train", "alpaca"):
         if named := [file for file in files if file.stem.startswith(stem)]:
