@@ -109,7 +109,7 @@ def test_method_family_and_suite_of_a_package_run_together(command, reviews, my_
     (file,) = tmp_path.glob("outputs/runs/*/result.json")
     result = json.loads(file.read_text())
     assert result["axes"]["method"] == "toy"
-    assert result["axes"]["model"] == "my_roberta"
+    assert result["axes"]["model"] == my_roberta.name
     assert result["axes"]["suite"] == "reviews"
     assert 0 <= result["id_metrics"]["validation"]["accuracy"] <= 1
     again = command(
