@@ -184,3 +184,13 @@ def test_a_task_of_updates_is_trained_for_epochs_if_they_are_given(settings):
     assert {run.trainer.max_steps is None for run in usual} == {False}
     runs = make_plan(settings(*words, "trainer.epochs=2")).runs
     assert {(run.trainer.max_steps, run.trainer.epochs) for run in runs} == {(None, 2)}
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_dry_run_says_which_ids_are_open(settings, dry_run, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("moe_runner.hub.reachable", lambda: False)
+    with pytest.raises(ConfigError) as caught:
+        make_plan(settings("model=bert", "task=glue/rte", f"dry_run={str(dry_run).lower()}"))
+    lines = [line for line in caught.value.problems if line.startswith("1 ids are open")]
+    assert len(lines) == dry_run

@@ -45,11 +45,13 @@ def make_plan(settings: Settings) -> Plan:
         The plan. A Hub that does not answer costs 2 s, once per process.
 
     Raises:
-        ConfigError: with everything that is missing, one line each.
+        ConfigError: with everything that is missing, one line each; in a dry run also how many ids
+            are open because of it.
     """
     found = list_runs(settings, Inventory(Path(settings.paths.cache) / "hashes.json"))
     if found.problems:
-        raise ConfigError(*found.problems)
+        line = open_ids(found.runs) if settings.dry_run else None
+        raise ConfigError(*found.problems, *([line] if line else []))
     return Plan(found.runs, found.gaps)
 
 
@@ -257,12 +259,19 @@ def show_plan(plan: Plan, store: Store) -> None:
 
 
 def tell_open(runs: Iterable[Run]) -> None:
+    """Print `open_ids`, if there are such."""
+    if line := open_ids(runs):
+        print(line)
+
+
+def open_ids(runs: Iterable[Run]) -> str | None:
     """Say how many ids will change once the commits of their models and data are known."""
-    if count := sum(run.is_open for run in runs):
-        print(
-            f"{count} ids are open: what they read of the Hub is not in the cache, and the Hub "
-            "does not tell its commit"
-        )
+    if not (count := sum(run.is_open for run in runs)):
+        return None
+    return (
+        f"{count} ids are open: what they read of the Hub is not in the cache, and the Hub does "
+        "not tell its commit"
+    )
 
 
 def stored_baselines(plan: Plan, store: Store) -> tuple[list[Result], str]:

@@ -36,7 +36,7 @@ class Source:
     that a run has the same fingerprint with and without a connection.)
     """
 
-    files: tuple[Path, ...] = ()  # parquet files
+    files: tuple[Path, ...] = ()  # tables, texts or images
     hub: HubSplit | None = None
     reading: str = ""  # how the files are read, where an earlier version read them otherwise
     generated: str | None = None  # generator, version and seed
