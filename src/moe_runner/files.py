@@ -1,14 +1,21 @@
 """Write files so that a reader, or a kill at any moment, never meets a half-written one."""
 
+import errno
 import json
 import os
 import re
 import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS)$", re.IGNORECASE)
+KEPT = "what is finished is kept: free some space, and the same command goes on"
+TORCH_WRITER = "inline_container"  # its file, in the text of its errors
 LEAST_SECRET = 8  # letters: a shorter value occurs by chance
 
 
@@ -28,6 +35,31 @@ def secrets() -> list[str]:
     ]
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a new file in place of one: the old content or the new one is there, never a part.
+
+    Args:
+        path: the file; its folder must exist.
+
+    Yields:
+        The file to make and write in the block, beside `path`; it takes its place when the block
+        ends, and is removed if the block raises.
+
+    Raises:
+        OSError: if it cannot be written; `path` then keeps its old content.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write a text file: the old content or the new one is there, never a part.
 
@@ -38,16 +70,39 @@ def write_atomic(path: Path, text: str) -> None:
     Raises:
         OSError: if it cannot be written; `path` then keeps its old content.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    with replacing(path) as temporary, temporary.open("x", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """List the files in a folder that killed writes left, see `replacing`."""
+    return sorted(folder.glob(".*.tmp"))
+
+
+@contextmanager
+def writing_tensors(folder: Path) -> Iterator[None]:
+    """Name the folder where torch's or safetensors' writer fails, whose errors name no file.
+
+    Raises:
+        OSError: in their place.
+    """
     try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise OSError(
+            f"{folder} cannot be written; is the disk full? ({reason}); {KEPT}"
+        ) from error
+
+
+def one_line(error: Exception) -> str:
+    """Word an error in a line; of a file that is out of reach, its name and the system's reason."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"{error.filename}: {error.strerror}{f'; {KEPT}' if full else ''}"
 
 
 def no_place(key: str, place: str) -> str | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 import traceback
 from dataclasses import replace
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from moe_runner.cli.arguments import check_arguments, for_hydra
@@ -31,6 +33,7 @@ from moe_runner.cli.launching import (
     one_of_many_jobs,
 )
 from moe_runner.cli.values import parse_config
+from moe_runner.files import one_line
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import CONF
 from moe_runner.options.settings import Settings
@@ -57,13 +60,29 @@ def main() -> None:
     def job(cfg: DictConfig) -> float:
         return run_job(cfg, command)
 
+    wants_frames = bool(os.environ.get("HYDRA_FULL_ERROR"))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints frames, and nothing gets here
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:  # around the jobs: in Hydra, its folders, a launcher
+        if wants_frames:
+            raise
+        say(around_jobs(error), file=sys.stderr)
+        sys.exit(2)
     processes.disconnect()
     sys.exit(command.end())
+
+
+def around_jobs(error: Exception) -> str:
+    """Word an error that came before or between the jobs."""
+    if isinstance(error, OSError | HydraException):
+        return one_line(error)
+    causes = [error, *([error.__cause__] if error.__cause__ else [])]
+    shown = ": ".join(f"{type(each).__name__}: {each}" for each in causes)
+    return f"{shown} (HYDRA_FULL_ERROR=1 shows where)"
 
 
 def say(*words: str, **kwargs: Any) -> None:
@@ -107,13 +126,6 @@ def run_job(cfg: DictConfig, command: Command) -> float:
         if direction() is not None:
             sys.exit(2)  # a search cannot do without its trials
         return math.nan
-
-
-def one_line(error: Exception) -> str:
-    """Word a mistake; of a file that is out of reach, its name and the system's reason."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
 
 
 def run_plan(plan: Plan, settings: Settings, command: Command) -> float:

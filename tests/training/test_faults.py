@@ -161,7 +161,8 @@ def test_a_run_that_fails_is_recorded_and_the_sweep_goes_on(
     assert reason in (store.folder(runs[0].id) / "error.txt").read_text()
     assert reasons == {}  # the store knows
     assert end([(run, store) for run in runs], print, reasons=reasons) == 1
-    (line,) = capsys.readouterr().err.splitlines()
+    failed = [line for line in capsys.readouterr().err.splitlines() if "failed" in line]
+    (line,) = failed  # told once
     assert line.startswith(f"failed: {runs[0].label}")
     assert reason in line
     monkeypatch.setattr(fit, "carry_out", carry_out)

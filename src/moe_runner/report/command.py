@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
+from moe_runner.files import one_line
 from moe_runner.options.errors import ConfigError, not_an_option
 from moe_runner.report.store_commands import clean, status, tables
 from moe_runner.report.task_list import tasks
@@ -52,7 +53,7 @@ def run(words: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader, such as head, has enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 closed by the interpreter
     except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        print(one_line(error), file=sys.stderr)
         return 2
     return 0
 

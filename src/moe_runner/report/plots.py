@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_runner.files import replacing
 from moe_runner.metrics import scaled
 from moe_runner.report.study_table import Results, StudyTable, label, tabulate
 from moe_runner.runs.result import Result
@@ -49,8 +50,10 @@ def draw_study(
         if figure is None:
             continue
         file = out / f"{plan.study.name}-{kind}.png"
-        figure.savefig(file, dpi=150)
-        figure.savefig(file.with_suffix(".pdf"), metadata={"CreationDate": None})
+        with replacing(file) as temporary:
+            figure.savefig(temporary, format="png", dpi=150)
+        with replacing(file.with_suffix(".pdf")) as temporary:
+            figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
         files.append(file)
     return files
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_runner.files import write_atomic
+from filelock import FileLock
+
+from moe_runner.files import unfinished, write_atomic
 from moe_runner.report.page import Section, write_page
 from moe_runner.report.sheet import Sheet, to_csv, to_latex, to_markdown
 from moe_runner.report.study_sheet import sheets
@@ -28,7 +30,7 @@ TEX = r"""\documentclass{article}
 def render(
     plans: Sequence[StudyPlan], store: Store, out: Path, formats: Sequence[str]
 ) -> list[Path]:
-    """Render studies from what is in the store.
+    """Render studies from what is in the store; two into one folder at once do so in turn.
 
     Args:
         plans: the studies.
@@ -43,6 +45,18 @@ def render(
         StoreError: if a result is damaged.
     """
     out.mkdir(parents=True, exist_ok=True)
+    with FileLock(out / ".lock"):
+        for left in (
+            *unfinished(out),
+            *unfinished(out / "plots"),
+        ):  # of killed ones
+            left.unlink()
+        return _render(plans, store, out, formats)
+
+
+def _render(
+    plans: Sequence[StudyPlan], store: Store, out: Path, formats: Sequence[str]
+) -> list[Path]:
     ids = dict.fromkeys(job.run.id for plan in plans for job in plan.jobs)
     results = {run_id: found for run_id in ids if (found := store.result(run_id)) is not None}
     laid = {plan.study.name: sheets(plan, results) for plan in plans}

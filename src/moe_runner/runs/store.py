@@ -22,7 +22,15 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from moe_runner.files import append_line, masked, read_lines, write_atomic, write_json, write_lines
+from moe_runner.files import (
+    append_line,
+    masked,
+    read_lines,
+    unfinished,
+    write_atomic,
+    write_json,
+    write_lines,
+)
 from moe_runner.runs.objects import StoreError, read_object
 from moe_runner.runs.result import Result, read_result, write_result
 
@@ -260,7 +268,7 @@ class Store:
         self.folder(run_id).mkdir(parents=True, exist_ok=True)
         with self._lock(run_id):
             folder = RunFolder(self.folder(run_id))
-            for path in _unfinished(folder.path):
+            for path in unfinished(folder.path):
                 _remove(path)
             if (folder.path / "result.json").exists():
                 self._tell_done(run_id)
@@ -303,7 +311,7 @@ class Store:
     def _left_over(self, folder: RunFolder) -> list[Path]:
         done = (folder.path / "result.json").exists()
         checkpoint = folder.discardable(folder.best.is_dir()) if done else []
-        return [*checkpoint, *_unfinished(folder.path)]
+        return [*checkpoint, *unfinished(folder.path)]
 
     def remove_left_over(self, run_id: str, paths: Sequence[Path]) -> None:
         """Remove files and folders of a run that nobody works on, and write that it is done if so.
@@ -413,11 +421,6 @@ class Store:
 
     def _write_status(self, run_id: str, status: Status) -> None:
         write_json(self.folder(run_id) / "status.json", asdict(status))
-
-
-def _unfinished(folder: Path) -> list[Path]:
-    """List the temporary files of writes that were killed, see `files.write_atomic`."""
-    return sorted(folder.glob(".*.tmp"))
 
 
 def _remove(path: Path) -> None:

@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from moe_runner.files import unusable
+from moe_runner.files import one_line, unusable
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.settings import Settings
 from moe_runner.report.summary import headline
@@ -58,7 +58,7 @@ def attempt(
     except Exception as error:
         if settings.debug:
             traceback.print_exc()
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        reason = f"{type(error).__name__}: {one_line(error).partition(chr(10))[0]}"
         if error_file.exists():
             reason = f"{reason} (see {error_file})"
         else:

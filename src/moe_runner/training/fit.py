@@ -25,6 +25,7 @@ from moe_runner.conversion.counts import count_parameters
 from moe_runner.conversion.record import Conversion
 from moe_runner.conversion.saving import save_pretrained
 from moe_runner.conversion.standard import check_standard, to_standard
+from moe_runner.files import writing_tensors
 from moe_runner.methods.dense.options import Dense
 from moe_runner.metrics import lower_is_better
 from moe_runner.options.settings import Logger
@@ -273,14 +274,15 @@ def export(ready: Prepared, folder: RunFolder, form: str) -> None:
     """
     model = ready.backbone.model
     merge_lora(model)
-    if form == "moe":
-        save_pretrained(model, folder.export)
-    elif form == "hf":
-        to_standard(model).save_pretrained(folder.export)
-    else:
-        if ready.conversion.method.converts:
-            merge(model)
-        model.save_pretrained(folder.export)
+    with writing_tensors(folder.export):
+        if form == "moe":
+            save_pretrained(model, folder.export)
+        elif form == "hf":
+            to_standard(model).save_pretrained(folder.export)
+        else:
+            if ready.conversion.method.converts:
+                merge(model)
+            model.save_pretrained(folder.export)
     ready.backbone.processor.save_pretrained(folder.export)
     log.info("  exported (%s): %s", form, folder.export)
 

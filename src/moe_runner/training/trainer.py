@@ -15,6 +15,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, Seq2SeqTrainingArguments, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from moe_runner.files import writing_tensors
 from moe_runner.moe.layer import auxiliary_loss
 from moe_runner.runs import processes
 from moe_runner.runs.store import RunFolder
@@ -158,6 +159,10 @@ class RunTrainer(Trainer):
             logs = {**logs, "aux/loss": float(torch.stack(self.auxiliary).mean())}
             self.auxiliary = []
         super().log(logs, start_time)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with writing_tensors(Path(self.args.output_dir)):
+            super()._save_checkpoint(*args, **kwargs)
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None

@@ -1,0 +1,67 @@
+"""Give a run too little memory: it fails with the reason, and the next call goes on."""
+
+from __future__ import annotations
+
+import resource
+from collections import Counter
+from pathlib import Path
+
+from tests.torture import commands, runs
+
+NAMES = ("emoe bert_tiny rte", "hypermoe bert_tiny rte", "emoe gpt2_tiny language")
+ROOM = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # MiB more than the process has
+WORDS = ("memory", "allocate", "MemoryError")
+
+
+def campaign(folder: Path, *, only: int | None = None, seed: int = 0) -> dict:
+    """Carry out runs with ever more room for addresses.
+
+    Args:
+        folder: an empty one.
+        only: so many limits instead of all.
+        seed: not used; nothing is random.
+
+    Returns:
+        The figures.
+
+    Raises:
+        AssertionError: if a run fails without naming memory, or the next call has other numbers.
+    """
+    del seed
+    tally: Counter[str] = Counter()
+    for name in NAMES[:only]:
+        quiet = folder / "quiet" / name
+        quiet.mkdir(parents=True)
+        done = commands.forked("moe-run", *runs.words(name, quiet), folder=quiet).wait()
+        assert done.code == 0, done.err
+        expected = runs.numbers(runs.store_of(quiet))
+        for room in ROOM[:only]:
+            there = folder / f"{name} {room}"
+            there.mkdir()
+            limited = commands.forked(
+                "moe-run", *runs.words(name, there), folder=there, prepare=lambda r=room: limit(r)
+            ).wait()
+            print(f"  {name}, {room} MiB: code {limited.code}", flush=True)
+            tally[ending(limited, f"{name} with {room} MiB")] += 1
+            again = commands.forked("moe-run", *runs.words(name, there), folder=there).wait()
+            assert again.code == 0, again.err
+            assert runs.numbers(runs.store_of(there)) == expected
+    return {"runs under a limit": sum(tally.values()), **dict(sorted(tally.items()))}
+
+
+def limit(room: int) -> None:
+    """Let this process have so many MiB of addresses more than it has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + room * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def ending(done: commands.Done, what: str) -> str:
+    """Name how a run with little memory ended; what is no good end is an error."""
+    screen = done.out + done.err
+    assert not done.has_traceback, f"{what}: {screen}"
+    if done.code == 0:
+        return "had enough"
+    assert done.code in (1, 2), f"{what}: code {done.code}: {screen}"
+    assert any(word in screen for word in WORDS), f"{what}: {screen}"
+    return "failed and named memory"
