@@ -6,12 +6,19 @@ command line reads specs.
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from numpy import ndarray
+
+
+def population_std(values: Sequence[float]) -> float:
+    """Return the population standard deviation; NaN where a value is infinite or NaN."""
+    return statistics.pstdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def matthews(predicted: ndarray, labels: ndarray) -> float:

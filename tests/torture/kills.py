@@ -21,9 +21,6 @@ from tests.results import make_result
 from tests.torture import commands, runs
 
 EACH = 8  # kills of a run, unless it comes to its end before
-LATE = (
-    2  # the last of them strike anywhere, the ones before ever earlier: a run that goes on is short
-)
 LEAST, LEAST_RESUMED = 150, 20  # of a whole campaign
 TRIES = 60  # of a run: more means that it does not go on
 
@@ -66,10 +63,8 @@ def campaign(folder: Path, *, only: int | None = None, seed: int = 0) -> dict:
         kind = "none"
         if struck[name] < EACH:
             kind = rng.choice(["cold", "warm", "warm", "write", "write"])
-        share = 1.0 if struck[name] >= EACH - LATE else 1 / (struck[name] + 2)
-        running, kill_after = start(
-            kind, name, loud, share * lengths[name], round(share * changes[name]), rng
-        )
+        moment = rng.uniform(*reach(struck[name]))
+        running, kill_after = start(kind, name, loud, lengths[name], changes[name], moment)
         if kill_after is not None:
             wait_or_end(running, kill_after)
             running.kill()
@@ -90,6 +85,7 @@ def campaign(folder: Path, *, only: int | None = None, seed: int = 0) -> dict:
     assert {store.status(run_id).state for run_id in store.ids()} == {"done"}
     struck_all = sum(struck[name] for name in names)
     resumed = sum(result.resumed_at_update > 0 for result in store.results())
+    print(f"  {struck_all} kills, {resumed} runs resumed", flush=True)
     assert only is not None or (struck_all >= LEAST and resumed >= LEAST_RESUMED)
     reports = kill_reports(folder / "reports", rng, 20 if only is None else 2)
     return {
@@ -113,18 +109,29 @@ def count_changes(name: str, folder: Path) -> int:
     return done.changes
 
 
+def reach(struck: int) -> tuple[float, float]:
+    """Say in which part of a run it is to be killed, that was killed so often.
+
+    At first in the second half, where a checkpoint has been written; then ever earlier, since what
+    is left is short; at last anywhere.
+    """
+    if struck == 0:
+        return 0.5, 0.9
+    return (0.0, 1.0) if struck >= EACH - 2 else (0.0, 1 / (struck + 1))
+
+
 def start(
-    kind: str, name: str, folder: Path, seconds: float, changes: int, rng: random.Random
+    kind: str, name: str, folder: Path, seconds: float, changes: int, moment: float
 ) -> tuple[commands.Running, float | None]:
     """Start a run that is to be killed; with the seconds after which it is, if by the clock."""
     words = runs.words(name, folder)
     if kind == "cold":  # imports take longer than such a run
-        return commands.cold("moe-run", *words, folder=folder), rng.uniform(0, 2 * seconds + 5)
+        return commands.cold("moe-run", *words, folder=folder), moment * (2 * seconds + 5)
     if kind == "write":
-        strike = commands.Strike(folder, rng.randint(1, changes), commands.KILL)
+        strike = commands.Strike(folder, 1 + int(moment * changes), commands.KILL)
         return commands.forked("moe-run", *words, folder=folder, strike=strike), None
     running = commands.forked("moe-run", *words, folder=folder)
-    return running, rng.uniform(0, seconds) if kind == "warm" else None
+    return running, moment * seconds if kind == "warm" else None
 
 
 def wait_or_end(running: commands.Running, seconds: float) -> None:

@@ -410,15 +410,39 @@ def test_new_modules_learn_at_their_own_rate(make_settings, only_run, monkeypatc
     assert [count for rate, _, count in groups if rate < 1e-3] == [1]
 
 
+def write_checkpoint(folder: Path) -> Path:
+    folder.mkdir()
+    checkpoint.save_state({"w": torch.ones(9)}, folder)
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"a": torch.ones(99)}, folder / name)
+    (folder / "trainer_state.json").write_text("{}")
+    return folder
+
+
 def test_the_newest_whole_checkpoint_is_found(tmp_path):
     assert checkpoint.newest_checkpoint(tmp_path / "none") is None
-    for step, state in ((2, "{}"), (10, "{}"), (12, '{"half')):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        (folder / checkpoint.WEIGHTS).write_bytes(b"")
-        (folder / "trainer_state.json").write_text(state)
+    for step in (2, 10):
+        write_checkpoint(tmp_path / f"checkpoint-{step}")
+    half = write_checkpoint(tmp_path / "checkpoint-12")
+    (half / "trainer_state.json").write_text('{"half')
     (tmp_path / "checkpoint-14").mkdir()
     assert checkpoint.newest_checkpoint(tmp_path) == (tmp_path / "checkpoint-10", 10)
+
+
+@pytest.mark.parametrize(
+    "name", ["trained.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
+)
+@pytest.mark.parametrize("share", [None, 0.0, 0.5])  # None: the file is missing
+def test_a_checkpoint_with_a_damaged_file_is_passed_over_and_named(name, share, tmp_path, caplog):
+    whole = write_checkpoint(tmp_path / "checkpoint-2")
+    file = write_checkpoint(tmp_path / "checkpoint-10") / name
+    content = file.read_bytes()
+    file.unlink()
+    if share is not None:
+        file.write_bytes(content[: int(share * len(content))])
+    assert checkpoint.newest_checkpoint(tmp_path) == (whole, 2)
+    assert "checkpoint-10 is passed over" in caplog.text
+    assert name.partition(".")[0] in caplog.text
 
 
 def test_weights_of_another_model_are_refused(tmp_path, tiny_model):

@@ -9,6 +9,7 @@ from typing import Any
 
 LFS = b"version https://git-lfs"
 INDEX = "model.safetensors.index.json"  # of weights in several files
+WHOLE = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")  # types of safetensors
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "bpe.codes", "tekken.json")
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model")
@@ -68,7 +69,10 @@ def file_problem(file: Path) -> str | None:
         stream.seek(8)
         try:
             header: dict[str, Any] = json.loads(stream.read(header_size))
-            ends = [of["data_offsets"][1] for key, of in header.items() if key != "__metadata__"]
+            entries = {key: of for key, of in header.items() if key != "__metadata__"}
+            ends = [of["data_offsets"][1] for of in entries.values()]
+            whole = [key for key in entries if key.endswith(".weight")]
+            whole = [key for key in whole if entries[key]["dtype"] in WHOLE]
         except (ValueError, KeyError, TypeError, IndexError):
             return f"{file} is not a safetensors file: no readable header; download it again"
     expected = 8 + header_size + max(ends, default=0)
@@ -76,6 +80,11 @@ def file_problem(file: Path) -> str | None:
         return (
             f"{file} has {size:,} bytes and its header says {expected:,}: it is "
             f"{'cut off' if size < expected else 'damaged'}; download it again"
+        )
+    if whole:
+        return (
+            f"{file} holds whole numbers as {whole[0]}: a quantised model; use the one it was made "
+            "from"
         )
     return None
 

@@ -127,6 +127,11 @@ def load_image_classifier(
     return Backbone(model, new, processor)
 
 
+UNREADABLE = (  # what transformers raises for files and settings that make no model
+    OSError, ValueError, RuntimeError, KeyError, ArithmeticError, SafetensorError, UnpicklingError,
+)  # fmt: skip
+
+
 def read_model(
     auto_class: Any, weights: Weights, config: Any = None
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -151,7 +156,7 @@ def read_model(
             ignore_mismatched_sizes=True,  # of a head; `check_loaded` looks at the backbone
             **weights.location,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
+    except UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0]
         if "weights_only" in str(error) or isinstance(error, UnpicklingError):
             reason = (
@@ -238,7 +243,15 @@ def load_tokenizer(options: Model, weights: Weights) -> PreTrainedTokenizerBase:
     if weights.problem is not None:
         raise ConfigError(weights.problem)
     FAMILIES[options.family].classes()  # before anything asks transformers for them
-    tokenizer = AutoTokenizer.from_pretrained(**weights.location)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**weights.location)
+    except (OSError, MemoryError):  # of a connection: these say what they are
+        raise
+    except Exception as error:  # the library raises bare ones
+        raise ConfigError(
+            f"the tokenizer of {weights.origin} cannot be read ({type(error).__name__}: {error}); "
+            "copy the model's own tokenizer files there"
+        ) from error
     if tokenizer.pad_token is None:  # GPT-2, Llama
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:

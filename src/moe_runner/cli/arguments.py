@@ -82,6 +82,10 @@ def check_arguments(argv: Sequence[str]) -> list[str]:
     for override in overrides:
         if (key := override.key_or_group) in files.options:
             continue
+        if key == "profile" and "study" not in given.choices:
+            given_as = override.input_line
+            problems.append(f"{given_as} is of a study; add study=<name>, or leave it out")
+            continue
         if key.startswith("study."):
             problems += wrong_only(override, given)
         elif line := wrong_key(override, files, kinds):

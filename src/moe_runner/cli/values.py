@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import ConfigTypeError, InterpolationResolutionError, OmegaConfBaseException
 
 from moe_runner.cli.reading import LIMIT, Given
 from moe_runner.options.errors import ConfigError
@@ -76,7 +76,10 @@ def check_values(
                 )
             cfg = without_hydra(bases[choices])
             for key, value in values.items():
-                OmegaConf.update(cfg, key, value, merge=True)
+                try:
+                    OmegaConf.update(cfg, key, value, merge=True)
+                except ConfigTypeError:  # a mapping for a list: parse_config says what it can be
+                    OmegaConf.update(cfg, key, value, merge=False)
             if seeds and cfg.search.seeds:
                 problems.append(
                     f"{seeds[-1]} and search={cfg.search.name} exclude each other; give one of them"

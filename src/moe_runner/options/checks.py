@@ -65,6 +65,11 @@ def place_problems(task: Task, model: Model, paths: Any) -> list[str]:
     problems = []
     if model.package is not None and not model.package.isidentifier():
         problems.append(f"model.package={model.package} is not the name of a Python package")
+    if model.package is not None and model.bundled:
+        problems.append(
+            f"model.package={model.package} is not looked at, since model={model.name} is bundled; "
+            "leave it out"
+        )
     for key, place in given.items():
         if place is None:
             continue

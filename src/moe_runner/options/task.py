@@ -275,7 +275,13 @@ class GenerationTask(Task):
 
     def value_problems(self, model: Model) -> list[str]:
         """See `Task.value_problems`."""
-        return position_problems("task.max_length", self.max_length, model)
+        problems = position_problems("task.max_length", self.max_length, model)
+        if self.min_length > self.answer_length:
+            problems.append(
+                f"task.min_length={self.min_length} is more than "
+                f"task.answer_length={self.answer_length}; use at most that"
+            )
+        return problems
 
     def tokens(self, model: Model) -> int:
         """See `Task`."""

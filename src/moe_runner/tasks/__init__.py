@@ -112,7 +112,17 @@ def sources(options: Task, name: str) -> dict[str, Source]:
     Raises:
         ConfigError: for an out-of-domain set that no member can be evaluated on.
     """
-    return suite_of(options.suite).sources(options, name)
+    found = suite_of(options.suite).sources(options, name)
+    own = [split for split in found if not split.startswith("ood/")]
+    for key in ("data_dir", "hub_id"):
+        given = getattr(options, key)
+        if given is not None and all(found[split].generated is not None for split in own):
+            problem = (
+                f"task.{key}={given} is not read: the data of {options.suite}/{name} are "
+                "generated; leave it out, or use a task that reads data (moe-report tasks)"
+            )
+            return {**found, own[0]: Source(problem=problem)}
+    return found
 
 
 def fingerprint(options: Task, name: str, memo: Path | None = None) -> dict[str, str]:

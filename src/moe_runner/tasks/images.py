@@ -350,7 +350,7 @@ def _files(stamps: tuple[tuple[Path, int], ...]) -> list[tuple[str, Path]]:
             for folder, _ in stamps
             for file in sorted(folder.rglob("*"))
             if file.suffix.lower() in ENDINGS
-            and file.is_file()
+            and (file.is_file() or file.is_symlink())  # a broken link is told when it is opened
             and not any(map(is_clutter, file.relative_to(folder).parts))
         ]
     return _listed[stamps]

@@ -105,6 +105,8 @@ def divided(records: list[dict[str, str]], options: InstructTask) -> tuple[Datas
     """
     from datasets import Dataset  # heavy, so here
 
+    if not records:
+        raise ValueError(f"{options.data_dir or options.hub_id} has no record; expected some")
     if len(records) <= options.validation_size:
         raise ValueError(
             f"task.validation_size={options.validation_size} leaves none of the {len(records)} "

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_runner.options.task import RESERVED, Task
 from moe_runner.tasks.places import Source, ood_part
-from moe_runner.tasks.records import read_rows
+from moe_runner.tasks.records import read_rows, refuse_half
 from moe_runner.tasks.specs import OODSpec, TaskData, TaskSpec
 from moe_runner.tasks.tables import class_names, limited, plain_column, read_table
 
@@ -120,6 +120,7 @@ def texts_of(values: Sequence[Any], origin: str, column: str) -> list[str]:
             raise ValueError(
                 f"{origin}: row {number} has {value!r} in the column {column}, which is no text"
             )
+        refuse_half(value or "", origin, number, column)
     return ["" if value is None else value for value in values]
 
 

@@ -85,12 +85,21 @@ def read_column(file: Path, column: str) -> Iterator[str]:
             raise ValueError(
                 f"{file}: row {number} has {value!r} in the column {column}, which is no text"
             )
-        if not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
-            raise ValueError(
-                f"{file}: row {number} has half a character in the column {column} (a lone "
-                "surrogate, of a text that was cut in the middle of a pair); write it anew"
-            )
+        refuse_half(value, str(file), number, column)
         yield value
+
+
+def refuse_half(text: str, origin: str, number: int, column: str) -> None:
+    """Refuse a lone surrogate, which no tokenizer takes.
+
+    Raises:
+        ValueError: naming the row.
+    """
+    if not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise ValueError(
+            f"{origin}: row {number} has half a character in the column {column} (a lone "
+            "surrogate, of a text that was cut in the middle of a pair); write it anew"
+        )
 
 
 def open_text(file: Path) -> io.TextIOWrapper:
@@ -101,8 +110,11 @@ def open_text(file: Path) -> io.TextIOWrapper:
     """
     packed = file.suffix.lower() == ".gz"
     opened = partial(gzip.open if packed else open, file, "rb")
-    with opened() as probe:
-        first = probe.read(2)
+    try:
+        with opened() as probe:
+            first = probe.read(2)
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise ValueError(f"{file} is no whole gzip file ({error}); write it anew") from error
     if first == b"\x1f\x8b":
         raise ValueError(f"{file} is gzipped; add .gz to its name")
     encoding = "utf-16" if first in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,8 +18,13 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
+from moe_runner.backbones.integrity import file_problem
+
+log = logging.getLogger(__name__)
+
 WEIGHTS = "trained.safetensors"
 STATE = "trainer_state.json"  # of the Trainer; written last
+STATES = ("optimizer*", "scheduler.pt", "rng_state*")  # sharded, the optimizer's is a folder
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -98,7 +105,7 @@ def load_trained(model: nn.Module, folder: Path) -> None:
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, int] | None:
-    """Find the checkpoint to go on from.
+    """Find the checkpoint to go on from: the newest that is whole; others are named.
 
     A process killed while it saved leaves a folder without a whole `trainer_state.json`, which is
     written last; the one before it counts then.
@@ -109,15 +116,12 @@ def newest_checkpoint(folder: Path) -> tuple[Path, int] | None:
     Returns:
         The folder and its step, or None.
     """
-    found = []
-    for path in folder.glob("checkpoint-*"):
-        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
-        if match and is_complete(path):
-            found.append((int(match[1]), path))
-    if not found:
-        return None
-    step, path = max(found)
-    return path, step
+    matches = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("*")]
+    for step, path in sorted(((int(m[1]), path) for m, path in matches if m), reverse=True):
+        if (reason := damage(path)) is None:
+            return path, step
+        log.warning("  %s is passed over: %s", path, reason)
+    return None
 
 
 def training_ended(checkpoint: Path) -> bool:
@@ -130,10 +134,24 @@ def training_ended(checkpoint: Path) -> bool:
     return control["should_training_stop"] or state["global_step"] >= state["max_steps"]
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """Tell whether a checkpoint was written to its end."""
+def damage(checkpoint: Path) -> str | None:
+    """Say what a checkpoint lacks for going on as if nothing had happened; None: nothing.
+
+    The Trainer goes on without a file that it does not find, to other numbers.
+    """
     try:
         json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return (checkpoint / WEIGHTS).is_file()
+        return f"{STATE}, which is written last, is not whole"
+    if not (checkpoint / WEIGHTS).is_file():
+        return f"it has no {WEIGHTS}"
+    if (problem := file_problem(checkpoint / WEIGHTS)) is not None:
+        return problem
+    for pattern in STATES:
+        found = sorted(checkpoint.glob(pattern))
+        if not found:
+            return f"it has no {pattern}"
+        for file in found:
+            if file.suffix in (".pt", ".pth") and not is_zipfile(file):
+                return f"{file.name} is not whole"
+    return None

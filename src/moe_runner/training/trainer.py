@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,6 @@ from moe_runner.moe.layer import auxiliary_loss
 from moe_runner.runs import processes
 from moe_runner.runs.store import RunFolder
 from moe_runner.training.checkpoint import (
-    STATE,
     is_sharded,
     load_trained,
     save_state,
@@ -172,8 +172,9 @@ class RunTrainer(Trainer):
         if self.args.should_save or is_sharded(self.model):
             state = trained_state(self.model)
         if self.args.should_save:
+            if folder.is_dir() and not folder.is_symlink():  # of a save that was cut short
+                shutil.rmtree(folder)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / STATE).unlink(missing_ok=True)  # of a save before: incomplete until it is new
             save_state(state, folder)
         processes.wait()  # the others write their random states into the folder
 

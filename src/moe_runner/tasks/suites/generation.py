@@ -112,6 +112,8 @@ def _read(source: Source, options: OwnGenerationTask) -> tuple[Dataset | None, i
 
     origin, values, _ = read_columns(source, (*options.source, options.target), options.target)
     answers = [_answers(value) for value in values[options.target]]
+    for number, answer in enumerate(answers, start=1):
+        texts_of(answer, f"{origin}: row {number}, answers", options.target)
     kept = [row for row, answer in enumerate(answers) if answer]
     if left_out := len(answers) - len(kept):
         log.warning("  %s: %d rows without an answer are left out", origin, left_out)

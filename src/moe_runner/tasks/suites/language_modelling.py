@@ -150,9 +150,11 @@ def _text_source(options: Task, name: str, split: str) -> Source:
 
 
 def _only_file(folder: Path) -> Path | None:
-    """Find the one text or table in a folder."""
+    """Find the one text or table in a folder, unless its name says that it is no training text."""
     files = list(filter(_is_text, folder.glob("*")))
-    return files[0] if len(files) == 1 else None
+    held_out = {*SHORT, *SHORT.values()} - {"train"}
+    alone = len(files) == 1 and not held_out & set(files[0].name.split("."))
+    return files[0] if alone else None
 
 
 def _ood_texts(options: Task) -> dict[str, Path]:
