@@ -7,32 +7,46 @@ import re
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS)$", re.IGNORECASE)
+SECRET = re.compile(  # names of environment variables; PWD alone is the working directory
+    r"(TOKEN|KEY|PASSWD|PASSPHRASE|CREDENTIAL)S?(_?\d+)?$|SECRET|PASSWORD|.(_PASS|_?PWD|_PAT|_AUTH)$",
+    re.IGNORECASE,
+)
+WORKING_FOLDER = ("PWD", "OLDPWD")
+WITH_PASSWORD = re.compile(r"(://[^\s/:@]*:)([^\s/@]+)@")  # scheme://user:password@host
 KEPT = "what is finished is kept: free some space, and the same command goes on"
 TORCH_WRITER = "inline_container"  # its file, in the text of its errors
 LEAST_SECRET = 8  # letters: a shorter value occurs by chance
 
 
 def masked(text: str) -> str:
-    """Put *** in place of secrets in a text that people read; see `secrets`."""
+    """Put *** in place of secrets in a text that people read; see `secrets`.
+
+    Passwords in addresses (https://user:password@host) are left out, whoever gave them.
+    """
     for secret in secrets():
         text = text.replace(secret, "***")
-    return text
+    return WITH_PASSWORD.sub(r"\1***@", text)
 
 
 def secrets() -> list[str]:
-    """List the values of environment variables with names such as HF_TOKEN."""
-    return [
-        value
-        for name, value in os.environ.items()
-        if len(value) >= LEAST_SECRET and SECRET.search(name)
-    ]
+    """List what the environment holds that is nobody's business, the longest first.
+
+    These are the values of variables with names such as HF_TOKEN, and, of any variable with an
+    address in it (https://user:password@host), the password.
+    """
+    found = set()
+    for name, value in os.environ.items():
+        if SECRET.search(name) and name not in WORKING_FOLDER:
+            found.add(value)
+        if "://" in value:
+            found |= {password for _, password in WITH_PASSWORD.findall(value)}
+    return sorted((value for value in found if len(value) >= LEAST_SECRET), key=len, reverse=True)
 
 
 @contextmanager
@@ -47,17 +61,34 @@ def replacing(path: Path) -> Iterator[Path]:
         ends, and is removed if the block raises.
 
     Raises:
-        OSError: if it cannot be written; `path` then keeps its old content.
+        OSError: if it cannot be written; it names `path`, which keeps its old content.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming(path):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # such as a folder that is gone: the first error says more
+            temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system name a file: that of a write says none, that of a rename two.
+
+    Raises:
+        OSError: of the same kind.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -165,9 +196,21 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not JSON in UTF-8.
+        ValueError: if it is not JSON in UTF-8, or nested deeper than Python reads.
     """
-    return json.loads(path.read_bytes().decode("utf-8"))
+    return parse_json(path.read_bytes().decode("utf-8"))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Read JSON from a text.
+
+    Raises:
+        ValueError: if it is not JSON, or nested deeper than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 def append_line(path: Path, obj: dict[str, Any]) -> None:
@@ -180,8 +223,9 @@ def append_line(path: Path, obj: dict[str, Any]) -> None:
     line = (json.dumps(obj) + "\n").encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        if (written := os.write(descriptor, line)) < len(line):
-            raise OSError(f"{path}: only {written} of {len(line)} bytes were written; disk full?")
+        with naming(path):
+            if os.write(descriptor, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(descriptor)
 
@@ -201,15 +245,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a whole line is not JSON.
+        ValueError: if a whole line is not JSON, or no object.
     """
     *lines, _torn = path.read_bytes().split(b"\n")
     objects = []
     for number, line in enumerate(lines, start=1):
         try:
-            objects.append(json.loads(line))
+            objects.append(parse_json(line))
         except ValueError as error:
             raise ValueError(f"{path}:{number} is not JSON ({error}); delete that line") from error
+        if not isinstance(objects[-1], dict):
+            raise ValueError(f"{path}:{number} is no object of JSON; delete that line")
     return objects
 
 

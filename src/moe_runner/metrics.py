@@ -6,6 +6,8 @@ command line reads specs.
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -164,6 +166,15 @@ def shown(value: float, names: Sequence[str]) -> str:
 def scaled(value: float, names: Iterable[str]) -> float:
     """Turn the primary value of a task into the number that people read: percent, or as it is."""
     return value if set(names) & set(RAW) else 100 * value
+
+
+def spread(values: Sequence[float]) -> float:
+    """Return the population standard deviation; NaN if a value (a perplexity) is not finite.
+
+    Args:
+        values: at least one.
+    """
+    return statistics.pstdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def lower_is_better(names: Sequence[str]) -> bool:

@@ -14,7 +14,7 @@ from moe_runner.files import masked
 def logged_to(file: Path) -> Iterator[None]:
     """Copy the log to a file while the block runs."""
     handler = logging.FileHandler(file, encoding="utf-8")
-    handler.setFormatter(_Masked("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(Masked("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
         yield
@@ -23,8 +23,9 @@ def logged_to(file: Path) -> Iterator[None]:
         handler.close()
 
 
-class _Masked(logging.Formatter):
-    """Leave secrets out, see `files.masked`."""
+class Masked(logging.Formatter):
+    """Leave secrets out, see `files.masked`; also of what is shown, which schedulers keep."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Write a record."""
         return masked(super().format(record))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from transformers import Trainer
 
+from moe_runner.files import masked
 from moe_runner.options.settings import Logger
 from moe_runner.runs import processes
 from moe_runner.runs.result import Scored
@@ -83,18 +85,40 @@ def tracker(run: Run, folder: RunFolder, options: Logger) -> Iterator[Tracker]:
 
     os.environ["WANDB_DATA_DIR"] = str(folder.path / "wandb")  # else tables are staged in the home
     settings: dict[str, Any] = {**run.axes(), **run.settings()}
-    wandb.init(
-        project=options.project,
-        group=options.group,
-        name=run.label,
-        id=run.id,
-        dir=folder.path,
-        mode=options.mode,
-        config=settings,
-        resume="allow",
-        settings=wandb.Settings(silent=True),
-    )
+    with masked_arguments():
+        wandb.init(
+            project=masked(options.project),
+            group=None if options.group is None else masked(options.group),
+            name=run.label,
+            id=run.id,
+            dir=folder.path,
+            mode=options.mode,
+            config=settings,
+            resume="allow",
+            # no git: it is that of the working folder, not this project's, with its addresses
+            settings=wandb.Settings(silent=True, disable_git=True),
+        )
     try:
         yield Wandb()
     finally:
         wandb.finish()
+        share_staged(folder)
+
+
+@contextmanager
+def masked_arguments() -> Iterator[None]:
+    """Keep secrets out of the command line, which wandb takes down when it starts."""
+    words = sys.argv
+    sys.argv = [masked(word) for word in words]
+    try:
+        yield
+    finally:
+        sys.argv = words
+
+
+def share_staged(folder: RunFolder) -> None:
+    """Give the files that wait for `wandb sync` the mode of the others; wandb makes them 0400."""
+    mode = (folder.path / "status.json").stat().st_mode & 0o777
+    for file in (folder.path / "wandb" / "artifacts").rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)
