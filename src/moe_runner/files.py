@@ -112,13 +112,16 @@ def unfinished(folder: Path) -> list[Path]:
 
 @contextmanager
 def writing_tensors(folder: Path) -> Iterator[None]:
-    """Name the folder where torch's or safetensors' writer fails, whose errors name no file.
+    """Name the folder where torch's or safetensors' writer fails, and share what is written.
+
+    The errors of these writers name no file, and safetensors makes files for their owner alone.
 
     Raises:
         OSError: in their place.
     """
     try:
         yield
+        share(folder, "*.safetensors")
     except (RuntimeError, SafetensorError) as error:
         if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):
             raise
@@ -126,6 +129,25 @@ def writing_tensors(folder: Path) -> Iterator[None]:
         raise OSError(
             f"{folder} cannot be written; is the disk full? ({reason}); {KEPT}"
         ) from error
+
+
+def share(folder: Path, pattern: str) -> None:
+    """Give files the mode that any new file has here, by the umask or the folder's own list.
+
+    Args:
+        folder: that they are in.
+        pattern: of `Path.glob`; links are left alone.
+    """
+    files = [path for path in folder.glob(pattern) if path.is_file() and not path.is_symlink()]
+    if files:
+        probe = folder / f".mode.{uuid.uuid4().hex}.tmp"
+        try:
+            probe.touch(exist_ok=False)
+            mode = probe.stat().st_mode & 0o666
+        finally:
+            probe.unlink(missing_ok=True)
+        for file in files:
+            file.chmod(mode)
 
 
 def one_line(error: Exception) -> str:

@@ -283,8 +283,8 @@ def read_result(file: Path) -> Result | None:
         words = f"no {error}" if isinstance(error, KeyError) else str(error)
         words = words.replace(".__init__()", "")  # of our dataclasses: "Axes got an unexpected ..."
         raise StoreError(f"{file} is damaged: {words}; {_remedy(file)}") from error
-    if (words := mismatch(result, Result, "")) is not None:
-        raise StoreError(f"{file} is damaged: {words}; {_remedy(file)}")
+    if (wrong := mismatch(result, Result, "")) is not None:
+        raise StoreError(f"{file} is damaged: {wrong}; {_remedy(file)}")
     _check(file, result)
     return result
 

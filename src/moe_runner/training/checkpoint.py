@@ -16,6 +16,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
+from moe_runner.files import writing_tensors
+
 WEIGHTS = "trained.safetensors"
 STATE = "trainer_state.json"  # of the Trainer; written last
 
@@ -71,7 +73,8 @@ def save_trained(model: nn.Module, folder: Path) -> None:
 
 def save_state(state: dict[str, Tensor], folder: Path) -> None:
     """Write what `trained_state` found."""
-    save_file(state, folder / WEIGHTS)
+    with writing_tensors(folder):
+        save_file(state, folder / WEIGHTS)
 
 
 def load_trained(model: nn.Module, folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import Trainer
 
-from moe_runner.files import masked
+from moe_runner.files import masked, share
 from moe_runner.options.settings import Logger
 from moe_runner.runs import processes
 from moe_runner.runs.result import Scored
@@ -81,6 +81,10 @@ def tracker(run: Run, folder: RunFolder, options: Logger) -> Iterator[Tracker]:
     if options.name == "none" or not processes.is_leader():
         yield Tracker()
         return
+    # wandb reports on itself to its makers unless told before its import, offline too
+    os.environ["WANDB_MODE"] = options.mode
+    if options.mode == "offline":
+        os.environ["WANDB_ERROR_REPORTING"] = "false"
     import wandb  # slow to import, and only wanted here
 
     os.environ["WANDB_DATA_DIR"] = str(folder.path / "wandb")  # else tables are staged in the home
@@ -102,7 +106,7 @@ def tracker(run: Run, folder: RunFolder, options: Logger) -> Iterator[Tracker]:
         yield Wandb()
     finally:
         wandb.finish()
-        share_staged(folder)
+        share(folder.path / "wandb", "**/*")  # some are for their owner alone
 
 
 @contextmanager
@@ -114,11 +118,3 @@ def masked_arguments() -> Iterator[None]:
         yield
     finally:
         sys.argv = words
-
-
-def share_staged(folder: RunFolder) -> None:
-    """Give the files that wait for `wandb sync` the mode of the others; wandb makes them 0400."""
-    mode = (folder.path / "status.json").stat().st_mode & 0o777
-    for file in (folder.path / "wandb" / "artifacts").rglob("*"):
-        if file.is_file() and not file.is_symlink():
-            file.chmod(mode)
