@@ -20,6 +20,7 @@ SECRET = re.compile(  # names of environment variables; PWD alone is the working
 WORKING_FOLDER = ("PWD", "OLDPWD")
 WITH_PASSWORD = re.compile(r"(://[^\s/:@]*:)([^\s/@]+)@")  # scheme://user:password@host
 KEPT = "what is finished is kept: free some space, and the same command goes on"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 TORCH_WRITER = "inline_container"  # its file, in the text of its errors
 LEAST_SECRET = 8  # letters: a shorter value occurs by chance
 
@@ -65,7 +66,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with naming(path):
+        with naming(path, temporary):
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
@@ -77,18 +78,38 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let an error of the system name a file: that of a write says none, that of a rename two.
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Let an error of writing name the file that the user knows.
+
+    That of a write names none, that of a rename two, and libraries that tidy up on a full disk hide
+    it behind another one.
+
+    Args:
+        path: the file.
+        temporary: what is written in its place.
 
     Raises:
-        OSError: of the same kind.
+        OSError: with `path` as its file name.
     """
     try:
         yield
-    except OSError as error:
-        if error.errno is None:
+    except Exception as error:
+        found = _full(error)
+        if found is None and isinstance(error, OSError) and error.errno is not None:
+            own = (None, str(path), str(temporary))
+            found = error if error.filename in own else None
+        if found is None:
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise OSError(found.errno, os.strerror(found.errno or 0), str(path)) from error
+
+
+def _full(error: BaseException | None) -> OSError | None:
+    """Find the error of a full disk among those that an error came from."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -154,8 +175,7 @@ def one_line(error: Exception) -> str:
     """Word an error in a line; of a file that is out of reach, its name and the system's reason."""
     if not isinstance(error, OSError) or error.filename is None:
         return str(error)
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return f"{error.filename}: {error.strerror}{f'; {KEPT}' if full else ''}"
+    return f"{error.filename}: {error.strerror}{f'; {KEPT}' if error.errno in FULL else ''}"
 
 
 def no_place(key: str, place: str) -> str | None:
