@@ -7,32 +7,47 @@ import re
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS)$", re.IGNORECASE)
+SECRET = re.compile(  # names of environment variables; PWD alone is the working directory
+    r"(TOKEN|KEY|PASSWD|PASSPHRASE|CREDENTIAL)S?(_?\d+)?$|SECRET|PASSWORD|.(_PASS|_?PWD|_PAT|_AUTH)$",
+    re.IGNORECASE,
+)
+WORKING_FOLDER = ("PWD", "OLDPWD")
+WITH_PASSWORD = re.compile(r"(://[^\s/:@]*:)([^\s/@]+)@")  # scheme://user:password@host
 KEPT = "what is finished is kept: free some space, and the same command goes on"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 TORCH_WRITER = "inline_container"  # its file, in the text of its errors
 LEAST_SECRET = 8  # letters: a shorter value occurs by chance
 
 
 def masked(text: str) -> str:
-    """Put *** in place of secrets in a text that people read; see `secrets`."""
+    """Put *** in place of secrets in a text that people read; see `secrets`.
+
+    Passwords in addresses (https://user:password@host) are left out, whoever gave them.
+    """
     for secret in secrets():
         text = text.replace(secret, "***")
-    return text
+    return WITH_PASSWORD.sub(r"\1***@", text)
 
 
 def secrets() -> list[str]:
-    """List the values of environment variables with names such as HF_TOKEN."""
-    return [
-        value
-        for name, value in os.environ.items()
-        if len(value) >= LEAST_SECRET and SECRET.search(name)
-    ]
+    """List what the environment holds that is nobody's business, the longest first.
+
+    These are the values of variables with names such as HF_TOKEN, and, of any variable with an
+    address in it (https://user:password@host), the password.
+    """
+    found = set()
+    for name, value in os.environ.items():
+        if SECRET.search(name) and name not in WORKING_FOLDER:
+            found.add(value)
+        if "://" in value:
+            found |= {password for _, password in WITH_PASSWORD.findall(value)}
+    return sorted((value for value in found if len(value) >= LEAST_SECRET), key=len, reverse=True)
 
 
 @contextmanager
@@ -47,17 +62,54 @@ def replacing(path: Path) -> Iterator[Path]:
         ends, and is removed if the block raises.
 
     Raises:
-        OSError: if it cannot be written; `path` then keeps its old content.
+        OSError: if it cannot be written; it names `path`, which keeps its old content.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming(path, temporary):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # such as a folder that is gone: the first error says more
+            temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Let an error of writing name the file that the user knows.
+
+    That of a write names none, that of a rename two, and libraries that tidy up on a full disk hide
+    it behind another one.
+
+    Args:
+        path: the file.
+        temporary: what is written in its place.
+
+    Raises:
+        OSError: with `path` as its file name.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = _full(error)
+        if found is None and isinstance(error, OSError) and error.errno is not None:
+            own = (None, str(path), str(temporary))
+            found = error if error.filename in own else None
+        if found is None:
+            raise
+        raise OSError(found.errno, os.strerror(found.errno or 0), str(path)) from error
+
+
+def _full(error: BaseException | None) -> OSError | None:
+    """Find the error of a full disk among those that an error came from."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -81,13 +133,16 @@ def unfinished(folder: Path) -> list[Path]:
 
 @contextmanager
 def writing_tensors(folder: Path) -> Iterator[None]:
-    """Name the folder where torch's or safetensors' writer fails, whose errors name no file.
+    """Name the folder where torch's or safetensors' writer fails, and share what is written.
+
+    The errors of these writers name no file, and safetensors makes files for their owner alone.
 
     Raises:
         OSError: in their place.
     """
     try:
         yield
+        share(folder, "*.safetensors")
     except (RuntimeError, SafetensorError) as error:
         if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):
             raise
@@ -97,12 +152,30 @@ def writing_tensors(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def share(folder: Path, pattern: str) -> None:
+    """Give files the mode that any new file has here, by the umask or the folder's own list.
+
+    Args:
+        folder: that they are in.
+        pattern: of `Path.glob`; links are left alone.
+    """
+    files = [path for path in folder.glob(pattern) if path.is_file() and not path.is_symlink()]
+    if files:
+        probe = folder / f".mode.{uuid.uuid4().hex}.tmp"
+        try:
+            probe.touch(exist_ok=False)
+            mode = probe.stat().st_mode & 0o666
+        finally:
+            probe.unlink(missing_ok=True)
+        for file in files:
+            file.chmod(mode)
+
+
 def one_line(error: Exception) -> str:
     """Word an error in a line; of a file that is out of reach, its name and the system's reason."""
     if not isinstance(error, OSError) or error.filename is None:
         return str(error)
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return f"{error.filename}: {error.strerror}{f'; {KEPT}' if full else ''}"
+    return f"{error.filename}: {error.strerror}{f'; {KEPT}' if error.errno in FULL else ''}"
 
 
 def no_place(key: str, place: str) -> str | None:
@@ -165,9 +238,21 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not JSON in UTF-8.
+        ValueError: if it is not JSON in UTF-8, or nested deeper than Python reads.
     """
-    return json.loads(path.read_bytes().decode("utf-8"))
+    return parse_json(path.read_bytes().decode("utf-8"))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Read JSON from a text.
+
+    Raises:
+        ValueError: if it is not JSON, or nested deeper than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 def append_line(path: Path, obj: dict[str, Any]) -> None:
@@ -180,8 +265,9 @@ def append_line(path: Path, obj: dict[str, Any]) -> None:
     line = (json.dumps(obj) + "\n").encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        if (written := os.write(descriptor, line)) < len(line):
-            raise OSError(f"{path}: only {written} of {len(line)} bytes were written; disk full?")
+        with naming(path):
+            if os.write(descriptor, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(descriptor)
 
@@ -201,15 +287,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a whole line is not JSON.
+        ValueError: if a whole line is not JSON, or no object.
     """
     *lines, _torn = path.read_bytes().split(b"\n")
     objects = []
     for number, line in enumerate(lines, start=1):
         try:
-            objects.append(json.loads(line))
+            objects.append(parse_json(line))
         except ValueError as error:
             raise ValueError(f"{path}:{number} is not JSON ({error}); delete that line") from error
+        if not isinstance(objects[-1], dict):
+            raise ValueError(f"{path}:{number} is no object of JSON; delete that line")
     return objects
 
 

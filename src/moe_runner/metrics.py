@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 
-def population_std(values: Sequence[float]) -> float:
-    """Return the population standard deviation; NaN where a value is infinite or NaN."""
-    return statistics.pstdev(values) if all(map(math.isfinite, values)) else math.nan
-
-
 def matthews(predicted: ndarray, labels: ndarray) -> float:
     """Correlate two sets of classes; 0 if one is constant. -1 to 1."""
     from sklearn.metrics import matthews_corrcoef
@@ -171,6 +166,15 @@ def shown(value: float, names: Sequence[str]) -> str:
 def scaled(value: float, names: Iterable[str]) -> float:
     """Turn the primary value of a task into the number that people read: percent, or as it is."""
     return value if set(names) & set(RAW) else 100 * value
+
+
+def spread(values: Sequence[float]) -> float:
+    """Return the population standard deviation; NaN if a value (a perplexity) is not finite.
+
+    Args:
+        values: at least one.
+    """
+    return statistics.pstdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def lower_is_better(names: Sequence[str]) -> bool:

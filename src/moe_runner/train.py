@@ -33,7 +33,7 @@ from moe_runner.cli.launching import (
     one_of_many_jobs,
 )
 from moe_runner.cli.values import parse_config
-from moe_runner.files import one_line
+from moe_runner.files import masked, one_line
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import CONF
 from moe_runner.options.settings import Settings
@@ -86,9 +86,9 @@ def around_jobs(error: Exception) -> str:
 
 
 def say(*words: str, **kwargs: Any) -> None:
-    """Print, if this process is the leader."""
+    """Print, if this process is the leader; secrets are left out."""
     if processes.is_leader():
-        print(*words, **kwargs)
+        print(*map(masked, words), **kwargs)
 
 
 def run_job(cfg: DictConfig, command: Command) -> float:
@@ -159,6 +159,12 @@ def evaluate_stored(settings: Settings) -> float:
     store = Store(Path(settings.paths.output))
     run_id = store.find(settings.evaluate)
     stored = read_run(store.folder(run_id) / "config.yaml")
+    if stored.id != run_id:
+        raise ConfigError(
+            f"evaluate={run_id}: its config.yaml is of the run {stored.id}; it was changed, or "
+            "another version wrote it, or a secret in it is not written down (***): run its "
+            "command again with keep_model=best"
+        )
     from moe_runner.training.evaluate import evaluate_kept  # torch: seconds
 
     found = evaluate_kept(stored, settings, store, find_resources(settings))

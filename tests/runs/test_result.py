@@ -143,8 +143,8 @@ DAMAGE = {  # what is wrong -> the change of a good file, and what is said of it
     "foreign": (lambda t: {**t, "id": "f" * 16}, "is the result of the run ffffffffffffffff"),
     "no primary": (lambda t: without(t, "primary"), "missing 1 required .* 'primary'"),
     "NaN": (lambda t: {**t, "primary": math.nan}, "has primary=nan, which is no number"),
-    "text": (lambda t: {**t, "primary": "0.5"}, "has primary=0.5, which is no number"),
-    "true": (lambda t: {**t, "primary": True}, "has primary=True, which is no number"),
+    "text": (lambda t: {**t, "primary": "0.5"}, "is damaged: primary is '0.5', not a number"),
+    "true": (lambda t: {**t, "primary": True}, "is damaged: primary is True, not a number"),
     "NaN of a set": (
         lambda t: {**t, "ood_metrics": {"a": {"primary": math.nan, "loss": 1, "examples": 1}}},
         "has a/primary=nan, which is no number",

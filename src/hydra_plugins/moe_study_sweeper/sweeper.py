@@ -7,6 +7,7 @@ Without a study it is Hydra's basic sweeper.
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -47,8 +48,9 @@ class MoEStudySweeper(BasicSweeper):
         warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
         if study is None:
             from moe_runner.cli.handover import Handover
-            from moe_runner.cli.launching import runs_here
+            from moe_runner.cli.launching import Cleaned, runs_here
 
+            self.launcher = Cleaned(self.launcher, Path(self.config.hydra.sweep.dir))
             if runs_here(self.config.hydra):
                 return super().sweep(arguments)
             self.launcher = handover = Handover(self.launcher, self.compose)

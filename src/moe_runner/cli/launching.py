@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from moe_runner import tasks
+from moe_runner.files import masked, write_atomic
 from moe_runner.metrics import lower_is_better, named
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import Folders, option_folders
@@ -69,6 +71,26 @@ def runs_here(node: Any) -> bool:
         node: Hydra's own config.
     """
     return str(node.launcher.get("_target_", "")).endswith("BasicLauncher")
+
+
+class Cleaned:
+    """Stands before a launcher: takes secrets out of what Hydra has written about the sweep.
+
+    Args:
+        launcher: of Hydra.
+        folder: of the sweep.
+    """
+
+    def __init__(self, launcher: Any, folder: Path) -> None:
+        self.launcher, self.file = launcher, folder / "multirun.yaml"
+
+    def launch(self, batch: Sequence[Sequence[str]], initial_job_idx: int) -> Any:
+        """Launch the jobs."""
+        if self.file.is_file():
+            text = self.file.read_text(encoding="utf-8")
+            if (clean := masked(text)) != text:
+                write_atomic(self.file, clean)
+        return self.launcher.launch(batch, initial_job_idx=initial_job_idx)
 
 
 def one_of_many_jobs() -> bool:

@@ -25,7 +25,7 @@ from moe_runner.backbones.loaded import some
 from moe_runner.backbones.sites import FFNSite
 from moe_runner.conversion.convert import convert
 from moe_runner.conversion.record import Conversion, conversion_of
-from moe_runner.files import write_json
+from moe_runner.files import write_json, writing_tensors
 from moe_runner.options.build import build
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.protocol import Protocol
@@ -55,11 +55,12 @@ def save_pretrained(
         raise ValueError("the model is not converted; use its own save_pretrained")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if conversion.method.not_mergeable is None:
-        state = dense_state_dict(model)
-        model.save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size)
-    else:
-        save_converted(model, folder, max_shard_size)
+    with writing_tensors(folder):
+        if conversion.method.not_mergeable is None:
+            state = dense_state_dict(model)
+            model.save_pretrained(folder, state_dict=state, max_shard_size=max_shard_size)
+        else:
+            save_converted(model, folder, max_shard_size)
     write_json(
         folder / FILE,
         {

@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from moe_runner.metrics import population_std
+from moe_runner.metrics import spread
 from moe_runner.report.sheet import NOT_AVAILABLE, Entry, Sheet
 from moe_runner.runs.result import Checkpoint, Result
 
@@ -185,7 +185,7 @@ def select(results: Sequence[Result], rule: str) -> dict[str, dict[int, Choice]]
 
 def score(values: Sequence[float]) -> Score:
     """Average over trials; at least one."""
-    error = population_std(values) / math.sqrt(len(values))
+    error = spread(values) / math.sqrt(len(values))
     return Score(statistics.fmean(values), error, len(values))
 
 

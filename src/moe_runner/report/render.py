@@ -12,6 +12,7 @@ from moe_runner.files import unfinished, write_atomic
 from moe_runner.report.page import Section, write_page
 from moe_runner.report.sheet import Sheet, to_csv, to_latex, to_markdown
 from moe_runner.report.study_sheet import sheets
+from moe_runner.runs.objects import StoreError
 from moe_runner.runs.store import RunFolder, Store
 from moe_runner.sweeps.study_plan import StudyPlan
 
@@ -42,7 +43,8 @@ def render(
         The files that were written: tables.md, tables.tex, <study>.csv, plots/, index.html.
 
     Raises:
-        StoreError: if a result is damaged.
+        StoreError: with a line for every result that is damaged.
+        OSError: if a file cannot be written; it is named.
     """
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / ".lock"):
@@ -57,8 +59,7 @@ def render(
 def _render(
     plans: Sequence[StudyPlan], store: Store, out: Path, formats: Sequence[str]
 ) -> list[Path]:
-    ids = dict.fromkeys(job.run.id for plan in plans for job in plan.jobs)
-    results = {run_id: found for run_id in ids if (found := store.result(run_id)) is not None}
+    results = store.results_of(job.run.id for plan in plans for job in plan.jobs)
     laid = {plan.study.name: sheets(plan, results) for plan in plans}
     every = [sheet for found in laid.values() for sheet in found]
     files: list[Path] = []
@@ -103,7 +104,26 @@ def fitted(sheet: Sheet) -> str:
 
 
 def loads_of(plan: StudyPlan, store: Store) -> Mapping[str, list[dict[str, Any]]]:
-    """Read the evaluations of a study that draws the load of its experts."""
+    """Read the evaluations of a study that draws the load of its experts.
+
+    Raises:
+        StoreError: if a metrics.jsonl is damaged.
+    """
     if plan.study.plot != "heatmap":
         return {}
-    return {job.run.id: RunFolder(store.folder(job.run.id)).metrics() for job in plan.jobs}
+    found = {}
+    for job in plan.jobs:
+        folder = store.folder(job.run.id)
+        try:
+            found[job.run.id] = lines = RunFolder(folder).metrics()
+        except ValueError as error:  # it names file and line
+            raise StoreError(str(error)) from error
+        for line in lines:
+            try:
+                [float(n) for n in (line.get("load") or [[]])[0]]
+            except (TypeError, ValueError, LookupError) as error:
+                raise StoreError(
+                    f"{folder}/metrics.jsonl has a load of experts that is no list of numbers "
+                    f"({error}); delete that line"
+                ) from error
+    return found

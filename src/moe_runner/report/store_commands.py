@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from moe_runner.files import blocked, no_place
+from moe_runner.files import blocked, no_place, one_line
 from moe_runner.options.errors import ConfigError, not_an_option
 from moe_runner.options.folders import option_folders
 from moe_runner.report.render import FORMATS, render
@@ -24,6 +24,7 @@ from moe_runner.sweeps.study import ONLY, PROFILES, read_study, study_names
 from moe_runner.sweeps.study_plan import StudyPlan, plan_study, restrict
 
 STATES: tuple[State, ...] = ("done", "running", "failed", "interrupted", "pending")
+DAMAGED = "damaged"  # of files of a run that cannot be read; no state of its own
 PLAN_KEYS = {"config_dir": "", **{f"study.only.{axis}": "" for axis in ONLY}}
 
 
@@ -52,9 +53,10 @@ def tables(words: Sequence[str]) -> None:
     if wrong := [name for name in formats if name not in FORMATS]:
         raise ConfigError(not_an_option(f"format={wrong[0]}", "", wrong[0], [*FORMATS, "none"]))
     plans, store = plans_of(given)
+    results = store.results_of(job.run.id for plan in plans for job in plan.jobs)
     for plan in plans:
-        results = {job.run.id: store.result(job.run.id) for job in plan.jobs}
-        print_study(plan, {key: value for key, value in results.items() if value is not None})
+        own = [job.run.id for job in plan.jobs if job.run.id in results]
+        print_study(plan, {run_id: results[run_id] for run_id in own})
     if formats:
         usual = report_folder(Path(given["output"]), given["profile"], only_of(given))
         for file in render(plans, store, Path(given["to"] or usual), formats):
@@ -63,6 +65,8 @@ def tables(words: Sequence[str]) -> None:
 
 def status(words: Sequence[str]) -> None:
     """Show how far studies are: how many runs are done, running, failed.
+
+    What is damaged in the store is counted and named, each with what to do.
 
     study=all        or names of conf/study, separated by commas
     profile=mini     or paper
@@ -78,18 +82,26 @@ def status(words: Sequence[str]) -> None:
     """
     given = read_words("status", words, study="all", profile="mini", output="outputs", **PLAN_KEYS)
     plans, store = plans_of(given)
-    states = {job.run.id: store.status(job.run.id).state for plan in plans for job in plan.jobs}
+    labels = {job.run.id: job.run.label for plan in plans for job in plan.jobs}
+    states: dict[str, str] = {}
+    damaged: dict[str, str] = {}
+    for run_id in labels:
+        try:
+            states[run_id] = store.status(run_id).state
+            store.result(run_id)
+        except (StoreError, OSError) as error:
+            states[run_id], damaged[run_id] = DAMAGED, one_line(error)
+    columns = (*STATES, *([DAMAGED] if damaged else []))
     table = Table()
-    for name in ("study", *STATES):
+    for name in ("study", *columns):
         table.add_column(name, justify="left" if name == "study" else "right")
     for plan in plans:
         counts = Counter(states[job.run.id] for job in plan.jobs)
-        table.add_row(plan.study.name, *(str(counts[state] or "") for state in STATES))
+        table.add_row(plan.study.name, *(str(counts[state] or "") for state in columns))
     table.add_section()
     counts = Counter(states.values())
-    table.add_row("distinct runs", *(str(counts[state] or "") for state in STATES))
+    table.add_row("distinct runs", *(str(counts[state] or "") for state in columns))
     Console(markup=False).print(table)
-    labels = {job.run.id: job.run.label for plan in plans for job in plan.jobs}
     for run_id, state in states.items():
         if state == "running":
             found = store.status(run_id)
@@ -97,6 +109,8 @@ def status(words: Sequence[str]) -> None:
             print(f"running: {labels[run_id]} ({run_id}), {place}")
         elif state == "failed":
             print(f"failed: {labels[run_id]} ({run_id}): {last_line(store, run_id)}")
+        elif state == DAMAGED:
+            print(f"damaged: {labels[run_id]} ({run_id}): {damaged[run_id]}")
 
 
 def clean(words: Sequence[str]) -> None:
@@ -121,8 +135,8 @@ def clean(words: Sequence[str]) -> None:
     for run_id in store.ids():
         try:
             left = store.left_over(run_id)
-        except StoreError as error:
-            print(f"left alone: {error}")
+        except (StoreError, OSError) as error:
+            print(f"left alone: {one_line(error)}")
             continue
         if left:
             found[run_id] = left, sum(map(size_of, left))
@@ -141,7 +155,7 @@ def clean(words: Sequence[str]) -> None:
         try:
             store.remove_left_over(run_id, left)
         except (StoreError, OSError) as error:
-            print(f"left alone: {run_id}: {error}")
+            print(f"left alone: {run_id}: {one_line(error)}")
         else:
             freed += size
     print(f"{freed / 2**20:.1f} MiB removed")
@@ -239,5 +253,8 @@ def report_folder(
 def last_line(store: Store, run_id: str) -> str:
     """Give the last line of a run's error.txt: the error itself."""
     file = store.folder(run_id) / "error.txt"
-    lines = file.read_text(encoding="utf-8").strip().splitlines() if file.is_file() else []
-    return lines[-1] if lines else "no error.txt"
+    try:
+        lines = file.read_text(encoding="utf-8", errors="backslashreplace").strip().splitlines()
+    except OSError as error:  # none, a folder, no permission
+        return "no error.txt" if isinstance(error, FileNotFoundError) else one_line(error)
+    return lines[-1] if lines else f"{file} is empty"

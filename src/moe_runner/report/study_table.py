@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from moe_runner.metrics import lower_is_better, population_std
+from moe_runner.metrics import lower_is_better, spread
 from moe_runner.options.errors import show
 from moe_runner.report import domainbed
 from moe_runner.report.summary import Cell, aggregate, mean_ranks
@@ -165,7 +165,7 @@ def combine(results: Sequence[Result], rule: str) -> Cell | None:
     named = list(zip(tasks, cells, strict=True))
     return Cell(
         statistics.fmean(means),
-        population_std(means),
+        spread(means),
         len(means),
         None,
         {f"{task} > {name}": v for task, cell in named for name, v in cell.ood.items()},

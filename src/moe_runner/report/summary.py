@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from rich.table import Table
 
 from moe_runner.console import wide_console
-from moe_runner.metrics import lower_is_better, named, population_std, shown
+from moe_runner.metrics import lower_is_better, named, shown, spread
 from moe_runner.report import domainbed
 from moe_runner.report.sheet import NOT_AVAILABLE, to_rich
 from moe_runner.runs.result import Axes, Result, Scored
@@ -101,7 +101,7 @@ def aggregate(results: Sequence[Result]) -> Cell:
     scores = [result.primary for result in chosen]
     return Cell(
         statistics.fmean(scores),
-        population_std(scores),
+        spread(scores),
         len(scores),
         rate,
         means([result.ood_metrics for result in chosen]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 from moe_runner.files import write_json
 from moe_runner.metrics import is_known
 from moe_runner.runs.objects import StoreError, read_object
+from moe_runner.runs.types import mismatch
 
 SCHEMA = 1  # of result.json: raise it, and extend `upgrade`, when the file changes
 
@@ -263,9 +265,9 @@ def read_result(file: Path) -> Result | None:
         The result; None if there is no file.
 
     Raises:
-        StoreError: if it is not JSON, its schema is none of ours, something is missing in it or
-            unknown, a primary score is not a number, or it is another run's: one line, with the
-            remedy.
+        StoreError: if it is not JSON, its schema is none of ours, something is missing in it,
+            unknown or of another type, a primary score is not a number, or it is another
+            run's: one line, with the remedy.
     """
     tree = read_object(file, _remedy(file))
     if tree is None:
@@ -277,10 +279,12 @@ def read_result(file: Path) -> Result | None:
         )
     try:
         result = _result(upgrade(tree))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         words = f"no {error}" if isinstance(error, KeyError) else str(error)
         words = words.replace(".__init__()", "")  # of our dataclasses: "Axes got an unexpected ..."
         raise StoreError(f"{file} is damaged: {words}; {_remedy(file)}") from error
+    if (wrong := mismatch(result, Result, "")) is not None:
+        raise StoreError(f"{file} is damaged: {wrong}; {_remedy(file)}")
     _check(file, result)
     return result
 
@@ -386,7 +390,7 @@ def _check(file: Path, result: Result) -> None:
             primaries[f"{name}/primary"] = scores.primary
             names += scores.metrics
     for name, primary in primaries.items():
-        if type(primary) not in (float, int) or primary != primary:  # NaN
+        if type(primary) not in (float, int) or math.isnan(primary):
             raise StoreError(f"{file} has {name}={primary}, which is no number; {_remedy(file)}")
     for name in names:
         if not is_known(name):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from moe_runner.files import secrets
+from moe_runner.files import masked
 from moe_runner.hub import COMMIT
 from moe_runner.options.build import build
 from moe_runner.options.errors import ConfigError
@@ -24,6 +24,7 @@ from moe_runner.options.task import FormName, Task
 from moe_runner.options.training import Trainer, Tuning
 from moe_runner.registry import METHODS, SUITES
 from moe_runner.runs.identity import canonical_json, identifying, run_id
+from moe_runner.runs.types import hints, mismatch
 
 DIGITS = 12  # of a hash that tells two data sets of one name apart
 
@@ -77,20 +78,20 @@ class Run:
     def label(self) -> str:
         """A short line for people."""
         tuning = "" if self.tuning.name == "full" else f" {self.tuning.name}"
-        return (
+        return masked(
             f"{self.method.name} {self.model.label}{tuning} {self.task.suite}/{self.task.title} "
             f"lr {self.trainer.learning_rate:g} seed {self.seed}"
         )
 
     def axes(self) -> dict[str, Any]:
-        """Say what distinguishes the run, for tables."""
+        """Say what distinguishes the run, for tables; names of the user's without secrets."""
         return {
             "method": self.method.name,
-            "model": self.model.label,
+            "model": masked(self.model.label),
             "tuning": self.tuning.name,
             "protocol": self.protocol.name,
             "suite": self.task.suite,
-            "task": self.task.title,
+            "task": masked(self.task.title),
             "learning_rate": self.trainer.learning_rate,
             "seed": self.seed,
         }
@@ -109,11 +110,11 @@ class Run:
         if self.task.own_data:
             own = {split: of for split, of in self.data.items() if not split.startswith("ood/")}
             flat["task.data"] = sha256(canonical_json(own).encode()).hexdigest()[:DIGITS]
-        return flat
+        return hidden(flat)
 
     def to_yaml(self) -> str:
-        """Write the whole run as YAML, the text of config.yaml; a value that is a secret is ***."""
-        tree = without({"id": self.id, **plain(dataclasses.asdict(self))}, frozenset(secrets()))
+        """Write the whole run as YAML, the text of config.yaml; secrets in it are ***."""
+        tree = hidden({"id": self.id, **plain(dataclasses.asdict(self))})
         return yaml.safe_dump(tree, sort_keys=False)
 
 
@@ -124,34 +125,70 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def without(value: Any, hidden: Set[str]) -> Any:
-    """Put *** in place of texts that are secrets."""
+def hidden(value: Any) -> Any:
+    """Put *** in place of secrets in every text of a plain value, see `files.masked`."""
     if isinstance(value, dict):
-        return {key: without(item, hidden) for key, item in value.items()}
+        return {key: hidden(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [without(item, hidden) for item in value]
-    return "***" if isinstance(value, str) and value in hidden else value
+        return [hidden(item) for item in value]
+    return masked(value) if isinstance(value, str) else value
 
 
 def read_run(file: Path) -> Run:
     """Read a run back from its config.yaml.
 
     Raises:
-        ConfigError: if an option in it is not known to this version.
+        ConfigError: if it is not there, cannot be read, is damaged, or of a version with other
+            options: with the remedy.
     """
-    tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    problems: list[str] = []
-    if tree["method"]["name"] not in METHODS:
-        raise ConfigError(f"{file} has method={tree['method']['name']}, unknown to this version")
-    if tree["task"]["suite"] not in SUITES:
-        raise ConfigError(f"{file} has task={tree['task']['suite']}, unknown to this version")
+    remedy = "run its command again, with rerun=true"
+    tree = read_tree(file, remedy)
     groups: dict[str, Any] = {"protocol": Protocol, "model": Model, "tuning": Tuning}
-    groups |= {"trainer": Trainer, "method": METHODS[tree["method"]["name"]]}
-    groups |= {"task": SUITES[tree["task"]["suite"]].options}
+    groups |= {"trainer": Trainer, "method": None, "task": None}
+    rest: dict[str, Any] = {name: tree.get(name) for name in ("seed", "form", "data", "weights")}
+    rest["form"] = tree.get("form", "classification")
+    wrong = [f"no {name}" for name in groups if not isinstance(tree.get(name), Mapping)]
+    wrong += [
+        line for name, value in rest.items() if (line := mismatch(value, hints(Run)[name], name))
+    ]
+    if wrong:
+        raise ConfigError(f"{file} is damaged ({wrong[0]}); {remedy}")
+    method, suite = str(tree["method"].get("name")), str(tree["task"].get("suite"))
+    if method not in METHODS:
+        raise ConfigError(f"{file} has method={method}, unknown to this version")
+    if suite not in SUITES:
+        raise ConfigError(f"{file} has task={suite}, unknown to this version")
+    groups |= {"method": METHODS[method], "task": SUITES[suite].options}
+    problems: list[str] = []
     parts: dict[str, Any] = {
         name: build(cls, tree[name], name, problems) for name, cls in groups.items()
     }
     if problems:
         raise ConfigError(*(f"{file}: {problem}" for problem in problems))
-    rest = {name: tree[name] for name in ("seed", "form", "data", "weights")}
     return Run(**rest, **parts)
+
+
+def read_tree(file: Path, remedy: str) -> dict[str, Any]:
+    """Read a config.yaml.
+
+    Args:
+        file: in a run's folder.
+        remedy: what to do if that fails.
+
+    Raises:
+        ConfigError: if it is not there, cannot be read, or holds no mapping.
+    """
+    try:
+        tree = yaml.safe_load(file.read_bytes().decode("utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{file.parent} has no config.yaml, which says what was run; {remedy}"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read ({error.strerror}); {remedy}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{file} is damaged ({reason}); {remedy}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file} is damaged (it holds no mapping); {remedy}")
+    return tree

@@ -13,7 +13,7 @@ import socket
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -33,6 +33,7 @@ from moe_runner.files import (
 )
 from moe_runner.runs.objects import StoreError, read_object
 from moe_runner.runs.result import Result, read_result, write_result
+from moe_runner.runs.types import mismatch
 
 log = logging.getLogger(__name__)
 
@@ -177,10 +178,11 @@ class Store:
 
     def ids(self) -> list[str]:
         """Return the ids of all runs that were ever claimed, sorted."""
-        if not self.root.exists():
+        try:
+            with os.scandir(self.root) as entries:
+                return sorted(entry.name for entry in entries if _is_folder(entry))
+        except FileNotFoundError:
             return []
-        with os.scandir(self.root) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir())
 
     def result(self, run_id: str) -> Result | None:
         """Return the result of a run, or None if it is not done.
@@ -199,6 +201,23 @@ class Store:
         for run_id in self.ids():
             if (result := self.result(run_id)) is not None:
                 yield result
+
+    def results_of(self, run_ids: Iterable[str]) -> dict[str, Result]:
+        """Return the results of those of some runs that are done, by id.
+
+        Raises:
+            StoreError: with a line for every one that is damaged.
+        """
+        found, problems = {}, []
+        for run_id in dict.fromkeys(run_ids):
+            try:
+                if (result := self.result(run_id)) is not None:
+                    found[run_id] = result
+            except StoreError as error:
+                problems.append(str(error))
+        if problems:
+            raise StoreError("\n".join(problems))
+        return found
 
     def find(self, prefix: str) -> str:
         """Return the one run whose id starts with the given digits.
@@ -415,12 +434,22 @@ class Store:
         path = self.folder(run_id) / "status.json"
         remedy = "delete it; the run is kept"
         try:
-            return Status(**(read_object(path, remedy) or {}))
-        except (TypeError, OSError) as error:  # a key of another version, a loop of links
+            status = Status(**(read_object(path, remedy) or {}))
+        except TypeError as error:  # a key of another version
             raise StoreError(f"{path} cannot be understood ({error}); {remedy}") from error
+        if (words := mismatch(status, Status, "")) is not None:
+            raise StoreError(f"{path} cannot be understood ({words}); {remedy}")
+        return status
 
     def _write_status(self, run_id: str, status: Status) -> None:
         write_json(self.folder(run_id) / "status.json", asdict(status))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links: whoever reads it says so
+        return True
 
 
 def _remove(path: Path) -> None:

@@ -120,11 +120,11 @@ class Monitor:
         file = self.store.folder(run_id) / "metrics.jsonl"
         try:
             lines = read_lines(file)
-        except (FileNotFoundError, ValueError):  # none yet, or a line is being written
+        except (OSError, ValueError):  # none yet, or a line is being written
             lines = []
         run = self.runs[run_id]
         name = f"{run.label} ({run_id[:8]})" if self.labels[run.label] > 1 else run.label
-        if not lines:
+        if not lines or not {"epoch", "step", "loss"} <= lines[-1].keys():
             return f"{name}: started"
         steps, last = run.trainer.max_steps, lines[-1]
         length = f"epoch {last['epoch']:g} of {run.trainer.epochs}"

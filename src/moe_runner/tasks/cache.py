@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from moe_runner.files import read_json, write_json
+from moe_runner.files import naming, read_json, write_json
 from moe_runner.runs.identity import canonical_json
 
 if TYPE_CHECKING:
@@ -134,7 +134,8 @@ def cached(key: Mapping[str, Any], write: Callable[[Path], None], cache: Path) -
         shutil.rmtree(temporary.parent, ignore_errors=True)  # of a process that was killed
         temporary.parent.mkdir()
         try:
-            write(temporary)
+            with naming(file, temporary):
+                write(temporary)
             size = temporary.stat().st_size
             os.replace(temporary, file)
         finally:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_runner.files import read_json, write_json
+from moe_runner.files import naming, read_json, write_json
 from moe_runner.options.task import DomainBedTask
 from moe_runner.runs.identity import content_hash
 from moe_runner.tasks.records import is_clutter
@@ -280,6 +280,7 @@ def decode(domain: Domain, size: int, file: Path) -> list[str]:
 
     shape = (len(domain.labels), 3, size, size)
     array = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+    reserve(file)
 
     def one(index: int) -> str:
         try:
@@ -295,6 +296,24 @@ def decode(domain: Domain, size: int, file: Path) -> list[str]:
         digests = list(pool.map(one, range(len(domain.labels))))
     array.flush()
     return digests
+
+
+def reserve(file: Path) -> None:
+    """Take the disk space that a file of holes will need: writing to a map of it can't say no.
+
+    On a full disk the system kills the process (SIGBUS) instead.
+
+    Raises:
+        OSError: if there is not enough; it names the file, which is removed.
+    """
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    try:
+        with naming(file), file.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+    except OSError:
+        file.unlink()
+        raise
 
 
 def to_rgb(image: Image) -> Image:

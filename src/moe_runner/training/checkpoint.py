@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 
 from moe_runner.backbones.integrity import file_problem
+from moe_runner.files import writing_tensors
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,8 @@ def save_trained(model: nn.Module, folder: Path) -> None:
 
 def save_state(state: dict[str, Tensor], folder: Path) -> None:
     """Write what `trained_state` found."""
-    save_file(state, folder / WEIGHTS)
+    with writing_tensors(folder):
+        save_file(state, folder / WEIGHTS)
 
 
 def load_trained(model: nn.Module, folder: Path) -> None:

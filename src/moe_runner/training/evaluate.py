@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from safetensors import SafetensorError
+
 from moe_runner.backbones.weights import find_weights
-from moe_runner.files import read_json, write_json
+from moe_runner.files import one_line, write_json
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.settings import Settings
+from moe_runner.runs.objects import read_object
 from moe_runner.runs.result import Scores, figures_by_set
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import RunFolder, Store
@@ -37,8 +40,9 @@ def evaluate_kept(
         Scores by set; they are also added to `ood.json` in the run's folder.
 
     Raises:
-        ConfigError: if the run is not done, its weights were not kept, the backbone's files have
-            changed since, or no set is named.
+        ConfigError: if the run is not done, its weights were not kept or cannot be loaded, the
+            backbone's files have changed since, or no set is named.
+        StoreError: if ood.json or the result is damaged.
     """
     folder = RunFolder(store.folder(run.id))
     if store.result(run.id) is None:
@@ -47,6 +51,8 @@ def evaluate_kept(
         raise ConfigError(
             f"evaluate={run.id} was not kept; run its command again with keep_model=best rerun=true"
         )
+    file = folder.path / "ood.json"
+    known = read_object(file, "delete it") or {}  # now: evaluating takes long
     found_weights = find_weights(run.model)
     if found_weights.problem is None and found_weights.fingerprint() != run.weights:
         raise ConfigError(
@@ -64,7 +70,13 @@ def evaluate_kept(
         data_dir=settings.task.data_dir or run.task.data_dir,
     )
     ready = build(replace(run, task=task), resources)
-    checkpoint.load_trained(ready.backbone.model, folder.best)
+    try:
+        checkpoint.load_trained(ready.backbone.model, folder.best)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(
+            f"evaluate={run.id}: {folder.best} cannot be loaded ({one_line(error)}); run its "
+            "command again with keep_model=best rerun=true"
+        ) from error
     take_final_form(ready, run, resources)
     ready.backbone.model.eval()
     spec = ready.data.spec
@@ -79,6 +91,5 @@ def evaluate_kept(
         ShowProgress(run.label, spec.metrics),
     )
     found = evaluate_ood(trainer, ready, run)
-    file = folder.path / "ood.json"
-    write_json(file, {**(read_json(file) if file.exists() else {}), **figures_by_set(found)})
+    write_json(file, {**known, **figures_by_set(found)})
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -317,6 +318,12 @@ def speed(trainer: RunTrainer, run: Run, resumed_at: int, seconds: float) -> Spe
     )
 
 
+def start_plain_processes() -> None:
+    """Let data loaders start their workers in a process of joblib, whose own kind refuses them."""
+    if multiprocessing.get_start_method(allow_none=True) == "loky":
+        multiprocessing.set_start_method(None, force=True)
+
+
 def make_trainer(
     run: Run,
     folder: RunFolder,
@@ -329,6 +336,8 @@ def make_trainer(
     """Make the Trainer of a run."""
     options, device = run.trainer, resources.device
     assert options.batch_size is not None  # resolved
+    if options.workers:
+        start_plain_processes()
     callbacks: list[Any] = [progress]
     if options.patience:
         callbacks.append(EarlyStoppingCallback(options.patience))

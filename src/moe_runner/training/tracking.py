@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from transformers import Trainer
 
+from moe_runner.files import masked, share
 from moe_runner.options.settings import Logger
 from moe_runner.runs import processes
 from moe_runner.runs.result import Scored
@@ -79,22 +81,40 @@ def tracker(run: Run, folder: RunFolder, options: Logger) -> Iterator[Tracker]:
     if options.name == "none" or not processes.is_leader():
         yield Tracker()
         return
+    # wandb reports on itself to its makers unless told before its import, offline too
+    os.environ["WANDB_MODE"] = options.mode
+    if options.mode == "offline":
+        os.environ["WANDB_ERROR_REPORTING"] = "false"
     import wandb  # slow to import, and only wanted here
 
     os.environ["WANDB_DATA_DIR"] = str(folder.path / "wandb")  # else tables are staged in the home
     settings: dict[str, Any] = {**run.axes(), **run.settings()}
-    wandb.init(
-        project=options.project,
-        group=options.group,
-        name=run.label,
-        id=run.id,
-        dir=folder.path,
-        mode=options.mode,
-        config=settings,
-        resume="allow",
-        settings=wandb.Settings(silent=True),
-    )
+    with masked_arguments():
+        wandb.init(
+            project=masked(options.project),
+            group=None if options.group is None else masked(options.group),
+            name=run.label,
+            id=run.id,
+            dir=folder.path,
+            mode=options.mode,
+            config=settings,
+            resume="allow",
+            # no git: it is that of the working folder, not this project's, with its addresses
+            settings=wandb.Settings(silent=True, disable_git=True),
+        )
     try:
         yield Wandb()
     finally:
         wandb.finish()
+        share(folder.path / "wandb", "**/*")  # some are for their owner alone
+
+
+@contextmanager
+def masked_arguments() -> Iterator[None]:
+    """Keep secrets out of the command line, which wandb takes down when it starts."""
+    words = sys.argv
+    sys.argv = [masked(word) for word in words]
+    try:
+        yield
+    finally:
+        sys.argv = words
