@@ -158,6 +158,7 @@ class HyperExpert(nn.Module):
         self.embeddings = nn.Embedding(num_experts, embedding_dim)
         self.first = nn.Linear(embedding_dim, embedding_dim)
         self.second = nn.Linear(embedding_dim, embedding_dim)
+        self.lr_scale = 1.0  # of its parameters, for whoever makes an optimizer
 
     def forward(self, x_TD: Tensor, index_TK: Tensor, masked: bool = False) -> Tensor:
         """Compute the HyperExpert of each token's selection.
@@ -191,6 +192,35 @@ class HyperExpert(nn.Module):
         if self.aggregate == "mean":
             unselected_SE = unselected_SE / unselected_SE.sum(1, keepdim=True).clamp(min=1)
         return self.second(torch.relu(self.first(unselected_SE @ self.embeddings.weight)))
+
+
+def lr_scale(hyper_experts: Sequence[HyperExpert], top_k: int) -> float:
+    """Derive what to multiply a learning rate by, so that it suits the generated weights.
+
+    Adam moves every parameter by about the rate r, so a generated weight, sum_j w_j z_j + c, moves
+    by up to r (1 + sum |z|), and so much faster than a weight that is a parameter. Divided by
+    1 + sum |z| the step is r at most.
+
+    Args:
+        hyper_experts: those that share a hypernetwork, before training.
+        top_k: selected experts of a token.
+
+    Returns:
+        1 / (1 + sum |z|), above 0 and at most 1; sum |z| is the mean over the layers and over the
+        selections of top_k experts in a row, where each expert is selected equally often.
+
+    Source: ours.
+    """
+    sums = []
+    with torch.no_grad():
+        for own in hyper_experts:
+            num_experts = own.embeddings.num_embeddings
+            chosen_EE = torch.eye(num_experts, dtype=torch.bool)
+            selected_EE = torch.stack([chosen_EE.roll(i, 1) for i in range(top_k)]).any(0)
+            selected_EE = selected_EE.to(own.embeddings.weight.device)
+            z_EZ = own.hypernet(own.embed(selected_EE), own.layer)
+            sums.append(float(z_EZ.abs().sum(1).float().mean()))
+    return 1 / (1 + sum(sums) / len(sums))
 
 
 def distinct_selections(index_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:

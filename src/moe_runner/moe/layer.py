@@ -19,6 +19,7 @@ from moe_runner.moe.losses import (
     load_by_probabilities,
     smooth_load,
     switch_balance_loss,
+    total,
     z_loss,
 )
 from moe_runner.moe.routing import (
@@ -41,12 +42,14 @@ class Routing:
         mask: bool (T,), False for padding; None when the model was given no mask.
         losses: unscaled auxiliary losses by name, scalars with a gradient.
         differentiable: False if the pass ran in training mode and without gradients.
+        norms: see `output_norms`; None if nothing stands beside the experts.
     """
 
     index: Tensor
     mask: Tensor | None
     losses: dict[str, Tensor] = field(default_factory=dict)
     differentiable: bool = True
+    norms: Tensor | None = None
 
     def load(self, num_experts: int) -> Tensor:
         """Count the tokens of each expert, padding left out, int64 (E,)."""
@@ -198,6 +201,8 @@ class MoEFeedForward(nn.Module):
         if weights_TK is not None and self.scale != 1.0:
             weights_TK = weights_TK * self.scale
         kept_TK = self.kept(scores.noisy, index_TK, x.shape[:-1])
+        if not torch.is_autocast_enabled(x.device.type):
+            x_TD = x_TD.to(self.experts.keys.dtype)  # wider where an FFN had two: `of_one_dtype`
         used_TK = weights_TK
         if kept_TK is not None:
             used_TK = kept_TK.to(x_TD.dtype) if weights_TK is None else weights_TK * kept_TK
@@ -213,6 +218,8 @@ class MoEFeedForward(nn.Module):
             beside_TD = self.beside(x_TD, index_TK, masked=backend == "masked")
             if self.beside_weighted and weights_TK is not None:
                 beside_TD = beside_TD * weights_TK.sum(1, True)
+            if self.routing is not None and not torch.compiler.is_compiling():
+                self.routing.norms = output_norms(output_TD, beside_TD, mask_T)
             output_TD = output_TD + beside_TD.to(output_TD.dtype)
         return output_TD.reshape(x.shape)
 
@@ -306,6 +313,24 @@ class MoEFeedForward(nn.Module):
             f"top_k={self.top_k}, select={self.select}, weighting={self.weighting}, "
             f"backend={self.backend}"
         )
+
+
+@torch.no_grad()
+def output_norms(experts_TD: Tensor, beside_TD: Tensor, counted_T: Tensor | None) -> Tensor:
+    """Measure how large the experts' output is, and that of what stands beside them.
+
+    Args:
+        experts_TD: weighted sum of the selected experts, float (T, D).
+        beside_TD: what is added to it, float (T, D).
+        counted_T: bool (T,), False for padding; None: all count.
+
+    Returns:
+        Sums over the counted tokens, float32 (3,): lengths of the experts' output, lengths of the
+        other, 1 each.
+    """
+    lengths = [t.float().norm(dim=1) for t in (experts_TD, beside_TD)]
+    rows_T3 = torch.stack([*lengths, torch.ones_like(lengths[0])], 1)
+    return total(rows_T3, counted_T)
 
 
 def compute(

@@ -133,6 +133,16 @@ def without(value: Any, hidden: Set[str]) -> Any:
     return "***" if isinstance(value, str) and value in hidden else value
 
 
+def before(cls: type) -> dict[str, Any]:
+    """Say what the options mean that a stored run may not name yet: their neutral values.
+
+    Args:
+        cls: a dataclass of options.
+    """
+    fields = dataclasses.fields(cls)
+    return {f.name: f.metadata["neutral"] for f in fields if "neutral" in f.metadata}
+
+
 def read_run(file: Path) -> Run:
     """Read a run back from its config.yaml.
 
@@ -149,7 +159,8 @@ def read_run(file: Path) -> Run:
     groups |= {"trainer": Trainer, "method": METHODS[tree["method"]["name"]]}
     groups |= {"task": SUITES[tree["task"]["suite"]].options}
     parts: dict[str, Any] = {
-        name: build(cls, tree[name], name, problems) for name, cls in groups.items()
+        name: build(cls, {**before(cls), **tree[name]}, name, problems)
+        for name, cls in groups.items()
     }
     if problems:
         raise ConfigError(*(f"{file}: {problem}" for problem in problems))
