@@ -116,8 +116,8 @@ def convert(
 def open_site(model: PreTrainedModel, site: Site) -> OpenSite:
     """Read the weights of a site."""
     if isinstance(site, FFNSite):
-        return OpenSite(site.key, site.family, site.stack, site.read(model))
-    experts = site.read(model)
+        return OpenSite(site.key, site.family, site.stack, site.read(model).of_one_dtype())
+    experts = [expert.of_one_dtype() for expert in site.read(model)]
     mixture = PretrainedMixture(experts, site.router_weight(model), router_losses(model.config))
     return OpenSite(site.key, site.family, site.stack, experts[0], mixture)
 

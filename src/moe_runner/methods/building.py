@@ -14,12 +14,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
+from typing import TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_runner.moe.experts import FFN
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.method import Method
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,19 @@ class OpenSite:
     stack: str
     ffn: FFN
     mixture: PretrainedMixture | None = None
+
+
+def as_site(module: Module, site: OpenSite) -> Module:
+    """Give a new module the device and dtype of the network whose place it takes.
+
+    Args:
+        module: made in fp32 on the CPU, so that its initial values are the same everywhere.
+        site: where it goes.
+
+    Returns:
+        The module itself.
+    """
+    return module.to(site.ffn.keys)
 
 
 def layers_module(method: Method) -> ModuleType:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from moe_runner.methods.building import OpenSite, PretrainedMixture, check_top_k
+from moe_runner.methods.building import OpenSite, PretrainedMixture, as_site, check_top_k
 from moe_runner.methods.moe.options import NUM_EXPERTS, MoE
 from moe_runner.methods.neurons import Neurons
 from moe_runner.moe.experts import Experts
@@ -72,7 +72,7 @@ def upcycle(
         num_experts = copies if site.mixture is None else len(site.mixture.experts)
         common = {
             "top_k": method.top_k,
-            "beside": None if beside is None else beside(site, num_experts),
+            "beside": None if beside is None else as_site(beside(site, num_experts), site),
             "backend": method.backend,
             **settings,
         }
@@ -99,7 +99,7 @@ def copied_layer(
     balance = BALANCE if method.balance_loss is None else method.balance_loss
     return MoEFeedForward(
         Experts.stack([ffn] * num_experts),
-        NoisyTopKRouter(ffn.keys.shape[1], num_experts).to(ffn.keys.device),
+        as_site(NoisyTopKRouter(ffn.keys.shape[1], num_experts), site),
         weighting="softmax",
         straight_through=protocol.straight_through,
         losses=AuxiliaryLosses({"balance": balance}, "selected", protocol.load_threshold),
