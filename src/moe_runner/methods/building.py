@@ -49,6 +49,8 @@ class OpenSite:
         family: of the backbone.
         stack: `encoder` or `decoder`.
         ffn: the dense network; of a mixture its first expert.
+        residual_dropout: of the FFN's output, where `protocol.residual_dropout` takes it out of the
+            block, for the layer to apply where the authors' code does; else 0.
         mixture: set for a layer that is a mixture of experts already; only methods with
             `takes_sparse` meet one.
     """
@@ -57,6 +59,7 @@ class OpenSite:
     family: str
     stack: str
     ffn: FFN
+    residual_dropout: float = 0.0
     mixture: PretrainedMixture | None = None
 
 

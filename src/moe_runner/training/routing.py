@@ -157,6 +157,26 @@ def is_near_collapse(model: nn.Module, figures: Mapping[str, float], step: int) 
     return True
 
 
+@contextmanager
+def same_noise(model: nn.Module, seed: int = 0) -> Iterator[None]:
+    """Draw the same noise in every evaluation, where there is any (`jitter_in_evaluation`).
+
+    So the figures do not depend on whether training was killed and went on before, and training
+    does not depend on how often it is evaluated.
+
+    Args:
+        model: converted or dense; without such noise nothing is done.
+        seed: of the noise.
+    """
+    noisy = any(getattr(module, "jitter_in_evaluation", False) for module in model.modules())
+    if not noisy:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
 @torch.no_grad()
 def choices(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> list[Tensor]:
     """Record which experts some tokens choose, in evaluation mode.
@@ -173,14 +193,15 @@ def choices(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> list[Tens
         return []
     model.eval()
     seen: list[list[Tensor]] = [[] for _ in layers]
-    for batch in batches:
-        model(**batch)
-        for layer, found in zip(layers, seen, strict=True):
-            routing = layer.routing
-            assert routing is not None
-            index_TK = routing.index if routing.mask is None else routing.index[routing.mask]
-            chosen_TE = torch.zeros(len(index_TK), layer.experts.num_experts, dtype=torch.bool)
-            found.append(chosen_TE.scatter(1, index_TK.cpu(), True))
+    with same_noise(model):
+        for batch in batches:
+            model(**batch)
+            for layer, found in zip(layers, seen, strict=True):
+                routing = layer.routing
+                assert routing is not None
+                index_TK = routing.index if routing.mask is None else routing.index[routing.mask]
+                chosen_TE = torch.zeros(len(index_TK), layer.experts.num_experts, dtype=torch.bool)
+                found.append(chosen_TE.scatter(1, index_TK.cpu(), True))
     model.train(training)
     return [torch.cat(found) for found in seen]
 

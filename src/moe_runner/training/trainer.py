@@ -31,6 +31,7 @@ from moe_runner.training.routing import (
     count_load,
     is_near_collapse,
     last_norms,
+    same_noise,
     sum_norms,
     summarise,
 )
@@ -143,6 +144,11 @@ class RunTrainer(Trainer):
         """Warn, once, if a HyperExpert outgrows the experts; see `is_near_collapse`."""
         if not self.warned and self.is_world_process_zero():
             self.warned = is_near_collapse(self.model, figures, self.state.global_step)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate with the same noise each time, see `same_noise`."""
+        with same_noise(self.model, self.args.seed):
+            return super().evaluation_loop(*args, **kwargs)
 
     def further_figures(self) -> dict[str, Any]:
         """Measure what an evaluation is to record besides; nothing, unless a form has more."""

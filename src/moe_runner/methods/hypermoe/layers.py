@@ -14,7 +14,7 @@ from moe_runner.methods.building import OpenSite
 from moe_runner.methods.hypermoe.options import HyperMoE
 from moe_runner.methods.moe.layers import upcycle
 from moe_runner.methods.neurons import Neurons
-from moe_runner.moe.hypernet import HyperExpert, HyperNetwork, lr_scale
+from moe_runner.moe.hypernet import HyperExpert, HyperNetwork, lr_scale, start_as_gpt2
 from moe_runner.moe.layer import MoEFeedForward
 from moe_runner.options.protocol import Protocol
 
@@ -41,6 +41,7 @@ def build(
                 selection_dim=method.embedding_dim,
                 layer_dim=method.layer_dim,
                 hidden_dim=method.embedding_dim,
+                bias_fan=protocol.hypernet_start == "paper",
             )
         others = made.setdefault(own, [])
         hyper_expert = HyperExpert(
@@ -50,6 +51,8 @@ def build(
             embedding_dim=method.embedding_dim,
             aggregate=method.aggregate,
         )
+        if protocol.hypernet_start == "authors" and site.mixture is None:  # not their Switch code
+            start_as_gpt2(hyper_expert)
         others.append(hyper_expert)
         return hyper_expert
 

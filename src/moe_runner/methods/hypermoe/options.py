@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from moe_runner.methods.moe.options import MoE
 from moe_runner.options.fields import Count, Positive, later
+from moe_runner.options.model import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,10 @@ class HyperMoE(MoE):
     hypernet_lr_scale: Positive | Literal["auto"] = later("auto", neutral=1.0)
 
     not_standard: ClassVar[str | None] = "a HyperExpert beside the experts"
+
+    def later_protocol(self, model: Model) -> frozenset[str]:
+        """See `Method`."""
+        return super().later_protocol(model) | {"hypernet_start"}
 
 
 METHOD = HyperMoE

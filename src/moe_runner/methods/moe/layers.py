@@ -79,7 +79,7 @@ def upcycle(
         if site.mixture is None:
             layers.append(copied_layer(site, num_experts, method, protocol, common))
         else:
-            layers.append(switch_layer(site.mixture, method, protocol, common))
+            layers.append(switch_layer(site, site.mixture, method, protocol, common))
     return layers
 
 
@@ -103,17 +103,23 @@ def copied_layer(
         weighting="softmax",
         straight_through=protocol.straight_through,
         losses=AuxiliaryLosses({"balance": balance}, "selected", protocol.load_threshold),
+        output_dropout=site.residual_dropout,
         **common,
     )
 
 
 def switch_layer(
-    mixture: PretrainedMixture, method: MoE, protocol: Protocol, common: dict[str, Any]
+    site: OpenSite,
+    mixture: PretrainedMixture,
+    method: MoE,
+    protocol: Protocol,
+    common: dict[str, Any],
 ) -> MoEFeedForward:
     """Build the MoE layer of a sparse layer of a Switch Transformer: its experts, its router.
 
     Args:
-        mixture: the sparse layer.
+        site: of the layer.
+        mixture: what it consists of.
         method: its coefficient of the balance loss is used.
         protocol: what HyperMoE's reference code does.
         common: settings that all layers share.
@@ -126,7 +132,10 @@ def switch_layer(
         LinearRouter(mixture.router_weight),
         weighting="probability",
         capacity=Capacity(per_sequence=protocol.sequence_capacity, dropped=protocol.dropped_tokens),
-        losses=AuxiliaryLosses(losses),
+        losses=AuxiliaryLosses(
+            losses, stack=site.stack if protocol.switch_losses == "stack" else None
+        ),
         jitter=protocol.jitter,
+        jitter_in_evaluation=protocol.jitter_in_evaluation,
         **common,
     )
