@@ -5,7 +5,9 @@ the ids that `moe-run <command> dry_run=true` lists, in their order; for each st
 many distinct runs it has, the first one's id, and the SHA-256 of all, sorted, a line each.
 `stored/` holds four runs that the same code carried out; their host and machine are made up.
 Neither is ever made again to make a test pass: an id that differs orphans the results that people
-have. A command may be added, with the ids that the code before a change gives it.
+have. A command may be added, with the ids that the code before a change gives it. Where a default
+has changed by intention (HyperMoE's rate, what is new in `protocol=reference`), the ids stand with
+the command that still means them, and the command without it, and the studies, have new ones.
 
 Nothing here depends on the machine: the Hugging Face caches are empty and the Hub is not asked,
 lm-evaluation-harness counts as installed and the package of `model=minilm` as absent.
@@ -29,6 +31,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import moe_runner
 from moe_runner.options.folders import CONF, option_folders
+from moe_runner.runs.run import read_run
 from moe_runner.sweeps.compose import compose_settings
 from moe_runner.sweeps.plan import Inventory, list_runs
 from moe_runner.sweeps.study import read_study
@@ -145,8 +148,8 @@ BEFORE = {  # a run in stored/ -> its command, what is shown of it
         ],  # the last: f95ea6796b3a8dea, dense
     ),
     "1603032da48b7882": (
-        "method=hypermoe model=gpt2_tiny task=wikitext_mini tuning=lora trainer.max_steps=2 "
-        "task.block_size=64 trainer.batch_size=4",
+        "method=hypermoe method.hypernet_lr_scale=1.0 model=gpt2_tiny task=wikitext_mini "
+        "tuning=lora trainer.max_steps=2 task.block_size=64 trainer.batch_size=4",
         ["done before: perplexity 7.23", "dialogue 6.84", "test 8.17"],
     ),
     "82f7c2768f2b74e7": (
@@ -173,6 +176,14 @@ def test_a_run_that_was_stored_before_is_done_and_shown(run_id, tmp_path):
     output = done.stderr + done.stdout
     assert [text for text in [f"({run_id})", *shown] if text not in output] == []
     assert contents(tmp_path / "runs") == contents(STORED)
+
+
+@pytest.mark.parametrize("folder", sorted(STORED.iterdir()), ids=lambda folder: folder.name)
+def test_a_stored_configuration_is_the_run_that_it_was(folder):
+    """Options that came later have their neutral value there, whatever the default is now."""
+    run = read_run(folder / "config.yaml")
+    assert run.id == folder.name
+    assert getattr(run.method, "hypernet_lr_scale", 1.0) == 1.0
 
 
 def contents(folder: Path) -> dict[str, bytes]:

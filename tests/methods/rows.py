@@ -30,6 +30,7 @@ class Row:
         router: names of the router's parameters.
         beside: names of the parameters that stand beside the experts; "experts" stands for those
             of a whole FFN.
+        beside_lr_scale: what the learning rate of these is multiplied by, beside all else.
         code: whose reference code has extras for it when tuning.
         starts_within: of the dense model's output.
     """
@@ -40,6 +41,7 @@ class Row:
     keeps_switch: bool = False
     router: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
+    beside_lr_scale: float = 1.0
     code: Literal["emoe", "hypermoe", "none"] = "none"
     starts_within: float = 1e-6
 
@@ -73,13 +75,20 @@ ALL_ROWS = {
         code="hypermoe",
     ),
     "hypermoe": Row(
-        options={"num_experts": 4, "width": 3, "embedding_dim": 6, "layer_dim": 2},
+        options={
+            "num_experts": 4,
+            "width": 3,
+            "embedding_dim": 6,
+            "layer_dim": 2,
+            "hypernet_lr_scale": 0.25,
+        },
         keeps_switch=True,
         router=NOISY,
         beside=HYPER,
+        beside_lr_scale=0.25,
         code="hypermoe",
         starts_within=1e-2,
-    ),
+    ),  # fmt: skip
     "toy": Row(options={"num_experts": 4, "layers": "all"}, router=("weight",)),  # tests/extending
 }
 ROWS = {name: row for name, row in ALL_ROWS.items() if name in METHODS}  # what is installed

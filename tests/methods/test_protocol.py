@@ -20,6 +20,7 @@ from torch.nn import functional
 from moe_runner import auxiliary_loss, convert, merge
 from moe_runner.conversion.counts import moe_layers
 from moe_runner.methods.building import OpenSite
+from moe_runner.methods.dense.options import Dense
 from moe_runner.methods.emoe.layers import emoe_layer
 from moe_runner.methods.emoe.options import EMoE
 from moe_runner.methods.emoe_learn.options import EMoELearn
@@ -28,9 +29,14 @@ from moe_runner.methods.hypermoe.options import HyperMoE
 from moe_runner.methods.moe.options import MoE
 from moe_runner.moe.experts import FFN
 from moe_runner.moe.layer import MoEFeedForward
+from moe_runner.moe.losses import stack_losses
 from moe_runner.options.build import build
+from moe_runner.options.model import Model
 from moe_runner.options.protocol import Protocol
 from moe_runner.options.training import Tuning
+from moe_runner.registry import METHODS
+from moe_runner.runs.identity import identifying
+from moe_runner.training.routing import same_noise
 from moe_runner.training.tuning import apply_tuning
 from tests.reference import naive_capacity, naive_load, naive_selection, naive_squared_cv
 
@@ -664,3 +670,268 @@ def mixed_up_load(clean, noisy, std, top_k: int) -> list[torch.Tensor]:
             z = (clean[t, i] - threshold) / std[t, i]
             loads[i] = loads[i] + 0.5 * (1 + torch.erf(z / math.sqrt(2)))
     return loads
+
+
+def naive_parameters(hyper_expert) -> dict[str, torch.Tensor]:
+    return {n: p.detach() for n, p in hyper_expert.named_parameters()}
+
+
+def sum_z(hyper_expert) -> float:
+    """Compute sum |z| where expert 0 is selected, from the equations."""
+    p = naive_parameters(hyper_expert)
+    s = p["embeddings.weight"][1:].sum(0)
+    hidden = torch.relu(p["first.weight"] @ s + p["first.bias"])
+    q = p["second.weight"] @ hidden + p["second.bias"]
+    joined = torch.cat([q, p["hypernet.layers.weight"][hyper_expert.layer]])
+    z = torch.relu(p["hypernet.hidden.weight"] @ joined + p["hypernet.hidden.bias"])
+    return float(z.abs().sum())
+
+
+@proves("hypernet_start")
+@pytest.mark.parametrize("family", ["gpt2", "bert", "switch"])
+def test_the_hypernetwork_starts_small_or_as_in_the_authors_code(family, tiny_model):
+    """At the sizes of HyperMoE's scripts: sum |z| is 22.8 or 0.08 (PROTOCOL, III item 3)."""
+    own = {"num_experts": None} if family == "switch" else {"num_experts": 8}
+    found = {}
+    for name, protocol in (("paper", Protocol()), ("authors", reference("hypernet_start"))):
+        torch.manual_seed(3)
+        model = tiny_model(family)
+        convert(model, HyperMoE(**own), protocol=protocol)
+        found[name] = moe_layers(model)[0].beside
+    paper, authors = found["paper"], found["authors"]
+    dense = family != "switch"
+    for part, biases in (("down", "down_bias"), ("up", "up_bias")):
+        fan = 16 if part == "down" else 64  # inputs of the generated matrix
+        for layer, bound_of_bias in ((paper, 3 / (128 * fan)), (authors, 3 / 128)):
+            linear = getattr(layer.hypernet, part)
+            of_bias = getattr(layer.hypernet, biases)
+            assert not linear.bias.any()
+            assert not of_bias.bias.any()
+            if layer is authors and dense:
+                assert linear.weight.std().item() == pytest.approx(0.02, rel=0.05)
+                assert of_bias.weight.std().item() == pytest.approx(0.02, rel=0.1)
+            else:
+                largest = linear.weight.abs().max().item()
+                assert largest == pytest.approx(1e-3 * math.sqrt(3 / (128 * fan)), rel=0.01)
+                largest = of_bias.weight.abs().max().item()
+                assert largest == pytest.approx(1e-3 * math.sqrt(bound_of_bias), rel=0.02)
+    linears = (authors.first, authors.second, authors.hypernet.hidden)
+    for linear in linears:
+        assert (linear.weight.std().item() == pytest.approx(0.02, rel=0.05)) == dense
+        assert bool(linear.bias.any()) != dense
+    tables = (authors.embeddings.weight, authors.hypernet.layers.weight)
+    for table in tables:
+        assert table.std().item() == pytest.approx(0.02 if dense else 1.0, rel=0.4)
+    assert 10 < sum_z(paper) < 40
+    if dense:
+        assert 0.04 < sum_z(authors) < 0.16
+        assert authors.lr_scale > 0.85 > 0.1 > paper.lr_scale  # nothing to slow down there
+    else:
+        assert 10 < sum_z(authors) < 40
+
+
+def switch_batch(**more: torch.Tensor) -> dict[str, torch.Tensor]:
+    batch = long_batch()
+    return {**batch, "labels": batch["decoder_input_ids"].roll(-1, 1), **more}
+
+
+@proves("switch_losses")
+@pytest.mark.parametrize(
+    "method", [MoE(), hypermoe(num_experts=None), Dense()], ids=lambda m: m.name
+)
+def test_router_losses_per_stack_are_the_library_s(method, tiny_model):
+    """transformers adds one loss per stack to the task's if it is asked for the routers' output.
+
+    Without capacity: version 5 books a dropped choice on its expert, 4.30.2 did on expert 0.
+    """
+    library, batch = tiny_model("switch"), switch_batch()
+    assert library.config.expert_capacity == 64  # more than a sequence has
+    plain = library(**batch).loss
+    expected = library(**batch, output_router_logits=True).loss - plain
+    library.zero_grad()
+    expected.backward()
+    name = "encoder.block.1.layer.1.mlp.router.classifier.weight"
+    gradient = library.get_parameter(name).grad
+    values = []
+    for on in (("switch_losses",), ()):
+        model = tiny_model("switch")
+        torch.manual_seed(3)
+        convert(model, method, protocol=reference(*on))
+        model(**batch)
+        extra = auxiliary_loss(model)
+        values.append(float(extra.detach()))
+        if on:
+            torch.testing.assert_close(extra, expected, rtol=1e-3, atol=1e-6)
+            extra.backward()
+            router = model.encoder.block[1].layer[1].mlp.router
+            found = getattr(router, "weight", None)
+            found = router.classifier.weight if found is None else found
+            torch.testing.assert_close(found.grad, gradient, rtol=1e-3, atol=2e-6)
+    assert values[1] > 1.5 * values[0]  # two sparse layers in each stack: each has its own
+
+
+@proves("switch_losses")
+def test_dropped_choices_count_for_expert_0_and_padding_counts(tiny_model):
+    model, batch = tiny_model("switch"), switch_batch()
+    protocol = dataclasses.replace(reference("switch_losses"), sequence_capacity=2)
+    convert(model, MoE(), protocol=protocol)
+    routers: dict[int, torch.Tensor] = {}
+    layers = [layer for layer in moe_layers(model.encoder)]
+    for i, layer in enumerate(layers):
+        layer.router.register_forward_hook(lambda m, a, out, i=i: routers.update({i: out.clean}))
+    model(**batch)
+    num_experts, length = 4, 24
+    total = z = 0.0
+    for row in range(3):
+        share, probability = [0.0] * num_experts, [0.0] * num_experts
+        for i in range(len(layers)):
+            room = [2] * num_experts
+            for token in range(length):  # padding, too: it has no mask here
+                scores = routers[i][row * length + token].detach()
+                best = int(scores.argmax())
+                booked = best if room[best] > 0 else 0
+                room[best] -= 1
+                share[booked] += 1 / (length * len(layers))
+                for e in range(num_experts):
+                    probability[e] += float(scores.softmax(0)[e]) / (length * len(layers))
+                z += float(torch.logsumexp(scores, 0)) ** 2 / (3 * length * len(layers))
+        total += num_experts * sum(s * p for s, p in zip(share, probability, strict=True)) / 3
+    joint = [layer.routing.joint for layer in layers]
+    losses = stack_losses([scores for scores, _ in joint], [chosen for _, chosen in joint])
+    assert float(losses["switch_balance"].detach()) == pytest.approx(total, rel=1e-4)
+    assert float(losses["z"].detach()) == pytest.approx(z, rel=1e-4)
+
+
+@proves("jitter_in_evaluation")
+@pytest.mark.parametrize(
+    "method", [MoE(), hypermoe(num_experts=None), Dense()], ids=lambda m: m.name
+)
+def test_jitter_is_in_evaluation_too_and_the_same_in_converted_and_kept_layers(method, tiny_model):
+    batch = long_batch()
+
+    def logits(protocol: Protocol, training: bool, seed: int, how=method) -> torch.Tensor:
+        model = tiny_model("switch")
+        torch.manual_seed(3)
+        convert(model, how, protocol=protocol)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return model.train(training)(**batch).logits
+
+    off, on = reference("jitter"), reference("jitter", "jitter_in_evaluation")
+    assert torch.equal(logits(off, False, 1), logits(off, False, 2))
+    assert not torch.allclose(logits(on, False, 1), logits(on, False, 2), atol=1e-5)
+    # without dropout, evaluation with noise is the training pass
+    near = {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(logits(on, False, 1), logits(off, True, 1), **near)
+    if method.name == "moe":
+        near = {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(logits(on, False, 1), logits(on, False, 1, Dense()), **near)
+
+
+@proves("jitter_in_evaluation")
+def test_the_noise_of_evaluations_is_the_same_each_time_and_leaves_training_alone(tiny_model):
+    model, batch = tiny_model("switch"), long_batch()
+    convert(model, MoE(), protocol=reference("jitter", "jitter_in_evaluation"))
+    state = torch.get_rng_state()
+    found = []
+    for _ in range(2):
+        with same_noise(model, seed=5), torch.no_grad():
+            found.append(model(**batch).logits)
+    assert torch.equal(*found)
+    assert torch.equal(torch.get_rng_state(), state)
+    quiet = tiny_model("switch")
+    convert(quiet, MoE())
+    with same_noise(quiet):
+        torch.rand(1)
+    assert not torch.equal(torch.get_rng_state(), state)  # nothing is held back without noise
+
+
+@proves("residual_dropout")
+@pytest.mark.parametrize(
+    "protocol", [Protocol(), reference("residual_dropout")], ids=lambda p: p.residual_dropout
+)
+@pytest.mark.parametrize(
+    "method",
+    [hypermoe(), MoE(num_experts=4), emoe(layers="all"), gmoe(layers="all")],
+    ids=lambda m: m.name,
+)
+def test_dropout_falls_on_the_layer_s_output_on_the_experts_alone_or_on_nothing(
+    method, protocol, tiny_model
+):
+    model = tiny_model("gpt2", dropout=0.5)
+    layer = layer_of(model, method, protocol)
+    if layer.beside is not None:
+        with torch.no_grad():
+            layer.beside.hypernet.up_bias.bias.fill_(2.0)
+    block = model.transformer.h[0 if layer is model.transformer.h[0].mlp.c_fc else 1]
+    x = torch.randn(40, 16)
+    with torch.no_grad():
+        torch.manual_seed(5)
+        y = block.mlp.train()(x)
+        index = layer.routing.index
+        alone = torch.zeros(()) if layer.beside is None else layer.beside(x, index)
+        layer.output_dropout, beside, layer.beside = 0.0, layer.beside, None
+        torch.manual_seed(5)
+        experts = layer(x)  # the same noise of the router
+        layer.beside = beside
+    of_emoe = method.name in ("emoe", "gmoe")
+    if protocol.residual_dropout == "output":
+        whole = (experts + alone) * 2  # what is kept is scaled by 1 / (1 - p)
+        dropped = y == 0
+        torch.testing.assert_close(y[~dropped], whole[~dropped], rtol=1e-4, atol=1e-5)
+    elif of_emoe:
+        dropped = torch.zeros_like(y, dtype=torch.bool)
+        torch.testing.assert_close(y, experts, rtol=1e-4, atol=1e-5)
+    else:
+        dropped = (y - alone).abs() < 1e-6
+        expected = torch.where(dropped, alone.expand_as(y), 2 * experts + alone)
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    if not (of_emoe and protocol.residual_dropout == "experts"):
+        assert 0.35 < dropped.float().mean() < 0.65
+    with torch.no_grad():
+        torch.testing.assert_close(block.mlp.eval()(x), layer.eval()(x))
+
+
+@proves("residual_dropout")
+def test_merging_gives_the_block_its_dropout_back(tiny_model):
+    model = tiny_model("gpt2", dropout=0.5)
+    layer_of(model, emoe(), reference("residual_dropout"))
+    found = [block.mlp.dropout.p for block in model.transformer.h]
+    assert found == [0.5, 0.0, 0.5, 0.5]  # layer 1 is converted
+    merge(model)
+    assert [block.mlp.dropout.p for block in model.transformer.h] == [0.5] * 4
+    model = tiny_model("bert", dropout=0.5)  # no code of the authors has it elsewhere there
+    layer_of(model, emoe(), reference("residual_dropout"))
+    assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "acting"),
+    [
+        ("hypermoe", "bert_tiny", {"hypernet_start"}),
+        ("hypermoe", "gpt2_tiny", {"hypernet_start", "residual_dropout"}),
+        ("moe", "gpt2_tiny", {"residual_dropout"}),
+        ("emoe", "gpt2_tiny", {"residual_dropout"}),
+        ("dense", "gpt2_tiny", set()),
+        ("emoe", "bert_tiny", set()),
+        ("dense", "switch_tiny", {"switch_losses", "jitter_in_evaluation"}),
+        (
+            "hypermoe",
+            "switch_tiny",
+            {"hypernet_start", "switch_losses", "jitter_in_evaluation"},
+        ),
+    ],
+)
+def test_later_options_are_in_the_id_where_they_act_only(method, model, acting):
+    tree = yaml.safe_load((CONF.parent / "model" / f"{model}.yaml").read_text())
+    problems: list[str] = []
+    options = build(Model, tree, "model", problems)
+    assert problems == []
+    found = METHODS[method]().later_protocol(options)
+    assert found == acting
+    limited = Protocol(**read("reference")).limited_to(found)
+    on = {f.name for f in identifying(limited)} & Protocol.LATER
+    assert on == acting
+    everything = Protocol(**read("reference"))
+    others = OPTIONS.keys() - Protocol.LATER
+    assert all(getattr(limited, n) == getattr(everything, n) for n in others)

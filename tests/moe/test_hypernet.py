@@ -15,6 +15,7 @@ from moe_runner.moe.hypernet import (
     distinct_selections,
     generated_linear,
     group_tokens,
+    lr_scale,
 )
 from tests.reference import naive_hyper_expert
 
@@ -229,3 +230,45 @@ def test_selections_with_similar_numbers_of_tokens_share_a_group():
         [[6, 7, 8, 9, 10, 11], [0, 2, 4, 12, 12, 12]],
         [[1, 3], [5, 12]],
     ]
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_the_derived_scale_is_one_over_one_plus_sum_of_z(top_k):
+    layers = [make_layer(4), make_layer(4)]
+    layers[1].hypernet = layers[0].hypernet
+    layers[1].layer = 0
+    sums = []
+    for layer in layers:
+        p = layer.state_dict()
+        for i in range(4):
+            rest = [e for e in range(4) if e not in {i, (i + top_k - 1) % 4}]
+            s = sum(p["embeddings.weight"][e] for e in rest)
+            hidden = torch.relu(p["first.weight"] @ s + p["first.bias"])
+            q = p["second.weight"] @ hidden + p["second.bias"]
+            joined = torch.cat([q, p["hypernet.layers.weight"][layer.layer]])
+            z = torch.relu(p["hypernet.hidden.weight"] @ joined + p["hypernet.hidden.bias"])
+            sums.append(z.sum())
+    assert lr_scale(layers, top_k) == pytest.approx(float(1 / (1 + sum(sums) / len(sums))))
+
+
+@pytest.mark.parametrize("derived", [False, True])
+def test_with_the_derived_scale_an_adam_step_moves_generated_weights_by_its_rate(derived):
+    """Of the size that HyperMoE has by default; without the scale it is 20 times the rate."""
+    torch.manual_seed(0)
+    rate = 1e-3
+    layer = HyperExpert(HyperNetwork(16, 1, width=8), 0, 8)
+    x, index = torch.randn(400, 16), random_index(400, 8, 1)
+
+    def weights() -> torch.Tensor:
+        chosen = torch.eye(8, dtype=torch.bool)
+        with torch.no_grad():
+            return layer.hypernet.up(layer.hypernet(layer.embed(chosen), 0))
+
+    scale = lr_scale([layer], 1) if derived else 1.0
+    generator = [layer.hypernet.up.weight, layer.hypernet.up.bias]
+    optimizer = torch.optim.Adam(generator, lr=rate * scale)
+    before = weights()
+    (layer(x, index) * torch.randn(16)).sum().backward()
+    optimizer.step()
+    step = (weights() - before).abs().mean() / rate
+    assert 0.5 < step <= 1.05 if derived else step > 15

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
+import random
+from fractions import Fraction
 
 import pytest
 from rich.console import Console
 
-from moe_runner.report.summary import aggregate, build_table, headline, mean_ranks
+from moe_runner.report.summary import aggregate, build_table, headline, mean_ranks, ranks_of
 from moe_runner.runs.result import Result
 from tests.results import make_result, scores
 
@@ -69,6 +72,64 @@ def test_mean_ranks_share_ties_and_skip_sets_that_one_system_lacks():
     # a: 1 and 2; b: tied at 1.5; c is not ranked
     assert mean_ranks(cells) == {"x": 1.25, "y": 1.75}
     assert mean_ranks({("cola", "x"): cells["cola", "x"]}) == {}
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_ranks_of_simulated_ties_are_those_of_exact_fractions(lower):
+    """Accuracies of some examples over seeds: many means are equal as fractions, not as floats."""
+    rng = random.Random(0)
+    split_by_floats = ties = 0
+    for _ in range(2000):
+        examples = rng.choice([3, 7, 49, 200, 277, 408, 1043, 5463])
+        seeds = rng.choice([2, 3, 5, 9])
+        rights: dict[str, list[int]] = {}
+        total = rng.randrange(examples)
+        for name in "abcde":
+            own = [rng.randrange(examples + 1) for _ in range(seeds)]
+            if rng.random() < 0.5:  # the same sum in another way
+                own = split(rng, total, seeds, examples)
+            rights[name] = own
+        exact = {n: Fraction(sum(own), seeds * examples) for n, own in rights.items()}
+        floats = {n: sum(k / examples for k in own) / seeds for n, own in rights.items()}
+        for one, other in itertools.combinations("abcde", 2):
+            ties += exact[one] == exact[other]
+            split_by_floats += exact[one] == exact[other] and floats[one] != floats[other]
+        expected = {}
+        for name, score in exact.items():
+            better = sum(s < score if lower else s > score for s in exact.values())
+            equal = sum(s == score for s in exact.values())
+            expected[name] = better + (equal + 1) / 2
+        assert ranks_of(floats, lower=lower) == expected
+    assert ties > 1000
+    assert split_by_floats > 50  # so comparing floats would not do
+
+
+def split(rng: random.Random, total: int, parts: int, most: int) -> list[int]:
+    """Split a whole number into parts of at most so much."""
+    own = []
+    for left in range(parts, 0, -1):
+        part = rng.randint(max(0, total - most * (left - 1)), min(most, total))
+        part = total if left == 1 else part
+        own.append(part)
+        total -= part
+    return own
+
+
+@pytest.mark.parametrize(
+    ("scores", "ranks"),
+    [
+        ([0.1 + 0.2, 0.3, 0.2], [1.5, 1.5, 3]),
+        ([1e4 / 3, 1e4 / 3 + 1e-11, 7.0], [1.5, 1.5, 3]),  # perplexities
+        ([0.5, 0.5 - 1e-7, 0.5 - 2e-7], [1, 2, 3]),  # one example of ten million
+        ([0.0, 5e-17, -5e-17], [2, 2, 2]),
+        ([-0.2], [1]),
+    ],
+)
+def test_ranks_by_hand(scores, ranks):
+    names = [str(i) for i in range(len(scores))]
+    assert list(ranks_of(dict(zip(names, scores, strict=True)), lower=False)[n] for n in names) == (
+        ranks
+    )
 
 
 def test_the_table_has_averages_for_systems_with_all_tasks_only():

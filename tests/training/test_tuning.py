@@ -72,6 +72,12 @@ def new_names(name: str, family: str) -> set[str]:
     return {f"{LAYER[family].format(1)}.{SLOT[family]}.{n}" for n in own}
 
 
+def new_scales(name: str, family: str) -> dict[str, float]:
+    """Give the rate of each of them: a tenth, times their own."""
+    own = {True: 0.1 * ROWS[name].beside_lr_scale, False: 0.1}
+    return {n: own[".beside." in n] for n in new_names(name, family)}
+
+
 def lora_names(family: str) -> set[str]:
     return {
         f"{LAYER[family].format(i)}.{module}.lora_{part}.default.weight"
@@ -124,7 +130,7 @@ def test_lora_trains_lora_and_head_and_new_modules_at_a_tenth(family, name, prot
         if name == "gmoe":
             rest = rest | block_names(name, family)
         expected |= dict.fromkeys(rest, 0.1)
-    expected |= dict.fromkeys(new_names(name, family), 0.1)
+    expected |= new_scales(name, family)
     assert tune(tiny_model(family), family, name, "lora", protocol) == expected
 
 
@@ -136,17 +142,18 @@ def test_lora_block_trains_the_block_whole(family, name, protocol, tiny_model):
     rest = block_names(name, family) | (OUTSIDE[family] if extras else set())
     expected = dict.fromkeys(rest, 0.1 if extras else 1.0)
     expected |= dict.fromkeys(lora_names(family) | HEAD[family], 1.0)
-    expected |= dict.fromkeys(new_names(name, family), 0.1)
+    expected |= new_scales(name, family)
     assert tune(tiny_model(family), family, name, "lora_block", protocol) == expected
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("family", ["bert", "gpt2", "t5", "llama"])
-def test_full_trains_everything_at_one_rate(family, name, protocol, tiny_model):
+def test_full_trains_everything_at_one_rate_but_a_hypernetwork(family, name, protocol, tiny_model):
     model = tiny_model(family)
     scales = tune(model, family, name, "full", protocol)
-    assert scales == dict.fromkeys((n for n, _ in model.named_parameters()), 1.0)
+    own = {True: ROWS[name].beside_lr_scale, False: 1.0}
+    assert scales == {n: own[".beside." in n] for n, _ in model.named_parameters()}
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -177,7 +184,42 @@ def test_the_hypernetwork_of_all_layers_trains_once(tiny_model):
     )  # fmt: skip
     shared = [name for name in scales if ".hypernet.down.weight" in name]
     assert shared == ["bert.encoder.layer.0.intermediate.beside.hypernet.down.weight"]
-    assert scales[shared[0]] == 0.1
+    assert scales[shared[0]] == 0.1 * 0.25
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora", "lora_block"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("family", ["bert", "gpt2", "switch"])
+def test_the_hypernetwork_s_scale_changes_no_other_rate(family, protocol, tuning, tiny_model):
+    found = []
+    for scale in (1.0, 0.03, "auto"):
+        torch.manual_seed(3)
+        model = tiny_model(family)
+        conversion = convert(
+            model,
+            small("hypermoe", family, hypernet_lr_scale=scale),
+            protocol=PROTOCOLS[protocol],
+        )
+        found.append(
+            apply_tuning(
+                model, read_tuning(tuning), {**TARGETS, "switch": ("q", "v")}[family], head=set(),
+                conversion=conversion, protocol=PROTOCOLS[protocol],
+            )
+        )  # fmt: skip
+    plain, fixed, derived = found
+    assert plain.keys() == fixed.keys() == derived.keys()
+    hyper = {n for n in plain if ".beside." in n}
+    assert {n.partition(".beside.")[2] for n in hyper} == set(ROWS["hypermoe"].beside)
+    assert (
+        {n: plain[n] for n in plain if n not in hyper}
+        == ({n: fixed[n] for n in plain if n not in hyper})
+        == {n: derived[n] for n in plain if n not in hyper}
+    )
+    assert {round(fixed[n] / plain[n], 9) for n in hyper} == {0.03}
+    stacks = {derived[n] / plain[n] for n in hyper}
+    apart = protocol == "reference" and family == "switch"  # a hypernetwork per stack
+    assert len({round(scale, 9) for scale in stacks}) == (2 if apart else 1)
+    assert all(0 < scale < 1 for scale in stacks)
 
 
 @pytest.mark.parametrize("name", ["moe", "moe_share", "moe_adapter", "hypermoe"])
@@ -196,7 +238,9 @@ def test_experts_and_router_of_a_switch_are_pretrained_and_not_new(name, tiny_mo
         assert pretrained <= {n for n, _ in model.named_parameters()}
         assert {scales.get(n) for n in pretrained} == {rate}  # None: frozen
         beside = {n: scale for n, scale in scales.items() if ".beside." in n}
-        assert set(beside.values()) == (set() if name == "moe" else {0.1})
+        assert set(beside.values()) == (
+            set() if name == "moe" else {0.1 * ROWS[name].beside_lr_scale}
+        )
         assert not {n for n, scale in scales.items() if scale == 0.1} - beside.keys()
 
 
@@ -256,7 +300,8 @@ def test_an_update_moves_exactly_what_trains_at_lr_and_a_tenth(
     rates = {names[id(p)]: g["lr"] for g in optimizer.param_groups for p in g["params"]}
     lr = run.trainer.learning_rate
     assert rates == {n: lr * scale for n, scale in scales.items()}
-    assert {round(rate / lr, 6) for rate in rates.values()} <= {1.0, 0.1}
+    known = {1.0, 0.1, round(0.1 * ROWS[name].beside_lr_scale, 6)}
+    assert {round(rate / lr, 6) for rate in rates.values()} <= known
     assert {rates[n] for n in ready.backbone.head} == {lr}
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     ids = torch.tensor([[2, 8, 9, 10, 3, 5], [2, 11, 12, 13, 14, 3]])

@@ -70,6 +70,8 @@ class Family:
         reference_extras: EMoE's code has its extras for this family (its Llama code has none).
         dropout_after_activation: where EMoE's code drops neurons: vision after, language before.
         reads_experts: its pretrained experts become those of `moe` and its like (Switch).
+        residual_dropout: the module of a block that drops the FFN's output, where the authors' code
+            has it elsewhere (`protocol.residual_dropout`); None: it has not.
         sparse_every: every so many layers is a mixture of experts already; 0: none, or the library
             keeps it.
         top_k: pretrained experts of a token, where the modules do not say it.
@@ -95,6 +97,7 @@ class Family:
     reference_extras: bool = True
     dropout_after_activation: bool = False
     reads_experts: bool = False
+    residual_dropout: str | None = None
     sparse_every: int = 0
     top_k: int | None = None
     counts_after_padding: bool = False
@@ -183,8 +186,7 @@ TABLE = (
     bert_like("bert", bundled="bert_tiny", has_options=True),
     Family(
         name="gpt2", sizes=GPT2, d_ff_times=4, forms=DECODER, lora_targets=("c_attn",),
-        bundled="gpt2_tiny",
-        has_options=True,
+        bundled="gpt2_tiny", has_options=True, residual_dropout="mlp.dropout",
     ),
     llama_like("llama", bundled="llama_tiny", has_options=True),
     Family(

@@ -167,13 +167,17 @@ class FFNSite:
             rows[self.key] = torch.cat([ffn.keys, ffn.ups])
             if ffn.key_bias is not None and ffn.up_bias is not None:
                 biases[self.key] = torch.cat([ffn.key_bias, ffn.up_bias])
+        modules = {name: self.module(model, name) for name in rows}
+        dtypes = {name: projection(module)[0].dtype for name, module in modules.items()}
+        mixed = len(set(dtypes.values())) > 1
         tensors: dict[str, Tensor] = {}
         for name, weight in rows.items():
-            transposed = isinstance(self.module(model, name), Conv1D)
-            tensors[f"{name}.weight"] = (weight.T if transposed else weight).contiguous()
-            bias = biases[name]
-            if bias is not None:
-                tensors[f"{name}.bias"] = bias.contiguous()
+            transposed = isinstance(modules[name], Conv1D)
+            own = {"weight": weight.T if transposed else weight, "bias": biases[name]}
+            for kind, tensor in own.items():
+                if tensor is not None:  # each of its own dtype again, see `FFN.of_one_dtype`
+                    tensor = tensor.to(dtypes[name]) if mixed else tensor
+                    tensors[f"{name}.{kind}"] = tensor.contiguous()
         return tensors
 
     def module(self, model: nn.Module, name: str) -> nn.Module:

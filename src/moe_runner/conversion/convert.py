@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -29,6 +30,7 @@ from moe_runner.options.errors import ConfigError, show
 from moe_runner.options.layers import select_layers
 from moe_runner.options.method import Method
 from moe_runner.options.protocol import Protocol
+from moe_runner.registry import FAMILIES
 
 
 def convert(
@@ -80,7 +82,10 @@ def convert(
                 f"{model.config.model_type}, whose layers are mixtures of experts already; use "
                 "method=dense"
             )
-        opened = [open_site(model, site) for site in sites]
+        dropouts = [0.0] * len(sites)
+        if protocol.residual_dropout == "experts":
+            sites, dropouts = take_out_residual_dropout(model, sites)
+        opened = [open_site(model, site, p) for site, p in zip(sites, dropouts, strict=True)]
         neurons = Neurons(ClusterCache(cache), assignments)
         layers = layers_module(method).build(opened, method, protocol, neurons)
         if assignments is None:
@@ -91,7 +96,8 @@ def convert(
     replaced = {site.slot for site in sites}
     kept = [site for site in all_sparse if site.slot not in replaced]
     for site in kept:
-        keep(model, follow_protocol(model, site, protocol))
+        for handle in follow_protocol(model, site, protocol):
+            keep(model, handle)
     if sites or kept:
         hand_over_masks(model)
     touch_idle_experts(model)
@@ -113,13 +119,45 @@ def convert(
     return conversion
 
 
-def open_site(model: PreTrainedModel, site: Site) -> OpenSite:
-    """Read the weights of a site."""
+def take_out_residual_dropout(
+    model: PreTrainedModel, sites: Sequence[Site]
+) -> tuple[list[Site], list[float]]:
+    """Switch off what drops the output of FFNs, where the authors' code has it elsewhere: GPT-2.
+
+    HyperMoE's code drops the output of the experts, not that of the HyperExpert; EMoE's converted
+    layer drops neither.
+
+    Args:
+        model: unchanged by this.
+        sites: those to be converted.
+
+    Returns:
+        The sites, which switch it off while they are replaced; the probability of each, 0 where
+        there is none.
+    """
+    changed: list[Site] = []
+    dropouts = []
+    for site in sites:
+        row = FAMILIES.get(site.family)
+        place = None if row is None else row.residual_dropout
+        probability = 0.0
+        if isinstance(site, FFNSite) and place is not None:
+            name = f"{site.block}.{place}"
+            probability = float(model.get_submodule(name).p)
+            site = replace(site, settings=(*site.settings, (f"{name}.p", 0.0)))
+        changed.append(site)
+        dropouts.append(probability)
+    return changed, dropouts
+
+
+def open_site(model: PreTrainedModel, site: Site, residual_dropout: float = 0.0) -> OpenSite:
+    """Read the weights of a site; `residual_dropout` see `OpenSite`."""
     if isinstance(site, FFNSite):
-        return OpenSite(site.key, site.family, site.stack, site.read(model))
-    experts = site.read(model)
+        ffn = site.read(model).of_one_dtype()
+        return OpenSite(site.key, site.family, site.stack, ffn, residual_dropout)
+    experts = [expert.of_one_dtype() for expert in site.read(model)]
     mixture = PretrainedMixture(experts, site.router_weight(model), router_losses(model.config))
-    return OpenSite(site.key, site.family, site.stack, experts[0], mixture)
+    return OpenSite(site.key, site.family, site.stack, experts[0], mixture=mixture)
 
 
 def mean_inertia(

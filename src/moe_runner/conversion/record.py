@@ -66,6 +66,18 @@ class Conversion:
                         found.add(name)
         return found
 
+    def own_lr_scales(self, model: nn.Module) -> dict[str, float]:
+        """Name the parameters that learn at another rate than their like, and the factor.
+
+        They are those of modules with an attribute `lr_scale`: of HyperExperts.
+        """
+        found: dict[str, float] = {}
+        for name, module in model.named_modules():
+            if isinstance(scale := getattr(module, "lr_scale", None), float):
+                found |= {f"{name}.{own}": scale for own, _ in module.named_parameters()}
+        names = {name for name, _ in model.named_parameters()}  # a shared parameter is there once
+        return {name: scale for name, scale in found.items() if name in names}
+
     def converted_blocks(self) -> list[str]:
         """Name the transformer blocks that have an MoE layer."""
         return list(dict.fromkeys(site.block for site in self.sites))

@@ -14,12 +14,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
+from typing import TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_runner.moe.experts import FFN
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.method import Method
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class OpenSite:
         family: of the backbone.
         stack: `encoder` or `decoder`.
         ffn: the dense network; of a mixture its first expert.
+        residual_dropout: of the FFN's output, where `protocol.residual_dropout` takes it out of the
+            block, for the layer to apply where the authors' code does; else 0.
         mixture: set for a layer that is a mixture of experts already; only methods with
             `takes_sparse` meet one.
     """
@@ -54,7 +59,21 @@ class OpenSite:
     family: str
     stack: str
     ffn: FFN
+    residual_dropout: float = 0.0
     mixture: PretrainedMixture | None = None
+
+
+def as_site(module: Module, site: OpenSite) -> Module:
+    """Give a new module the device and dtype of the network whose place it takes.
+
+    Args:
+        module: made in fp32 on the CPU, so that its initial values are the same everywhere.
+        site: where it goes.
+
+    Returns:
+        The module itself.
+    """
+    return module.to(site.ffn.keys)
 
 
 def layers_module(method: Method) -> ModuleType:

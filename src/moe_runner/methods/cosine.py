@@ -40,7 +40,7 @@ def cosine_layer(
     router = CosineRouter(d_model, num_experts, router_dim, protocol.gate_noise)
     return MoEFeedForward(
         experts,
-        router.to(experts.keys.device),
+        router.to(experts.keys),
         top_k=top_k,
         weighting="softmax",
         scale=scale,

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -45,6 +46,16 @@ class FFN:
         """Compute the dense network on tokens (..., D): what converted layers start from."""
         hidden = neurons(x, self.keys, self.key_bias, self.ups, self.up_bias, self.activation)
         return functional.linear(hidden, self.values.T, self.output_bias)
+
+    def of_one_dtype(self) -> Self:
+        """Give the same network with all tensors of the widest dtype among them; exact.
+
+        transformers keeps the second projection of a T5 in fp32 where the rest is fp16.
+        """
+        names = (*NEURON_TENSORS, "output_bias")
+        tensors = {name: t for name in names if (t := getattr(self, name)) is not None}
+        widest = functools.reduce(torch.promote_types, (t.dtype for t in tensors.values()))
+        return replace(self, **{name: t.to(widest) for name, t in tensors.items()})
 
 
 # What an expert consists of; the output bias is apart.

@@ -35,6 +35,7 @@ from moe_runner.moe.backends import BACKENDS
 from moe_runner.moe.experts import Stack
 
 MOST_COMBINATIONS = 32  # up to here every selection is listed, used or not
+GPT2_STD = 0.02  # of GPT-2's initialiser
 FILLED = 0.5  # least tokens of a selection, relative to the one with the most in its group
 
 
@@ -43,7 +44,8 @@ class HyperNetwork(nn.Module):
 
     The output layers start so small that a HyperExpert is close to zero: uniform with the bound
     1e-3 sqrt(3 / (hidden_dim fan)), where fan is the number of inputs of the generated matrix
-    (d_model for D, width for P); biases zero.
+    (d_model for D, width for P); biases zero. The authors' code leaves the fan out for what
+    generates biases.
 
     Args:
         d_model: D.
@@ -52,6 +54,7 @@ class HyperNetwork(nn.Module):
         selection_dim: of the selection embedding.
         layer_dim: of the layer embedding.
         hidden_dim: Z.
+        bias_fan: whether the fan counts for what generates biases.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class HyperNetwork(nn.Module):
         selection_dim: int = 128,
         layer_dim: int = 10,
         hidden_dim: int = 128,
+        bias_fan: bool = True,
     ) -> None:
         super().__init__()
         self.d_model, self.width = d_model, width
@@ -72,7 +76,8 @@ class HyperNetwork(nn.Module):
         self.down_bias = nn.Linear(hidden_dim, width)
         self.up = nn.Linear(hidden_dim, width * d_model)  # rows of P
         self.up_bias = nn.Linear(hidden_dim, d_model)
-        fans = {self.down: d_model, self.down_bias: d_model, self.up: width, self.up_bias: width}
+        fans = {self.down: d_model, self.up: width}
+        fans |= {self.down_bias: d_model if bias_fan else 1, self.up_bias: width if bias_fan else 1}
         for linear, fan in fans.items():
             bound = 1e-3 * math.sqrt(3 / (hidden_dim * fan))
             nn.init.uniform_(linear.weight, -bound, bound)
@@ -158,6 +163,7 @@ class HyperExpert(nn.Module):
         self.embeddings = nn.Embedding(num_experts, embedding_dim)
         self.first = nn.Linear(embedding_dim, embedding_dim)
         self.second = nn.Linear(embedding_dim, embedding_dim)
+        self.lr_scale = 1.0  # of its parameters, for whoever makes an optimizer
 
     def forward(self, x_TD: Tensor, index_TK: Tensor, masked: bool = False) -> Tensor:
         """Compute the HyperExpert of each token's selection.
@@ -191,6 +197,51 @@ class HyperExpert(nn.Module):
         if self.aggregate == "mean":
             unselected_SE = unselected_SE / unselected_SE.sum(1, keepdim=True).clamp(min=1)
         return self.second(torch.relu(self.first(unselected_SE @ self.embeddings.weight)))
+
+
+def start_as_gpt2(hyper_expert: HyperExpert) -> None:
+    """Draw the weights anew as GPT-2 does: N(0, 0.02), biases 0.
+
+    So the authors' GPT-2 code starts, whose initialiser overwrites that of `HyperNetwork`. sum |z|
+    is then near 0, and a HyperExpert grows slowly.
+
+    Args:
+        hyper_expert: with its hypernetwork; calling this for each that shares it draws it again.
+    """
+    for module in hyper_expert.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=GPT2_STD)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+
+def lr_scale(hyper_experts: Sequence[HyperExpert], top_k: int) -> float:
+    """Derive what to multiply a learning rate by, so that it suits the generated weights.
+
+    Adam moves every parameter by about the rate r, so a generated weight, sum_j w_j z_j + c, moves
+    by up to r (1 + sum |z|), and so much faster than a weight that is a parameter. Divided by
+    1 + sum |z| the step is r at most.
+
+    Args:
+        hyper_experts: those that share a hypernetwork, before training.
+        top_k: selected experts of a token.
+
+    Returns:
+        1 / (1 + sum |z|), above 0 and at most 1; sum |z| is the mean over the layers and over the
+        selections of top_k experts in a row, where each expert is selected equally often.
+
+    Source: ours.
+    """
+    sums = []
+    with torch.no_grad():
+        for own in hyper_experts:
+            num_experts = own.embeddings.num_embeddings
+            chosen_EE = torch.eye(num_experts, dtype=torch.bool)
+            selected_EE = torch.stack([chosen_EE.roll(i, 1) for i in range(top_k)]).any(0)
+            selected_EE = selected_EE.to(own.embeddings.weight.device)
+            z_EZ = own.hypernet(own.embed(selected_EE), own.layer)
+            sums.append(float(z_EZ.abs().sum(1).float().mean()))
+    return 1 / (1 + sum(sums) / len(sums))
 
 
 def distinct_selections(index_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from moe_runner.moe.backends import BACKENDS, choose_backend
 from moe_runner.moe.experts import Experts, combine_matrix
@@ -18,7 +19,9 @@ from moe_runner.moe.losses import (
     importance_and_load_loss,
     load_by_probabilities,
     smooth_load,
+    stack_losses,
     switch_balance_loss,
+    total,
     z_loss,
 )
 from moe_runner.moe.routing import (
@@ -41,12 +44,17 @@ class Routing:
         mask: bool (T,), False for padding; None when the model was given no mask.
         losses: unscaled auxiliary losses by name, scalars with a gradient.
         differentiable: False if the pass ran in training mode and without gradients.
+        norms: see `output_norms`; None if nothing stands beside the experts.
+        joint: where layers share their losses: scores, float (B, L, E) with a gradient, and first
+            choices, int64 (B, L), of `stack_losses`.
     """
 
     index: Tensor
     mask: Tensor | None
     losses: dict[str, Tensor] = field(default_factory=dict)
     differentiable: bool = True
+    norms: Tensor | None = None
+    joint: tuple[Tensor, Tensor] | None = None
 
     def load(self, num_experts: int) -> Tensor:
         """Count the tokens of each expert, padding left out, int64 (E,)."""
@@ -80,11 +88,14 @@ class AuxiliaryLosses:
             `probabilities` of all.
         load_threshold: `scores`: the published load, see `smooth_load`. `probabilities`: that of
             HyperMoE's reference code, see `load_by_probabilities`.
+        stack: layers that name the same one share one loss of each kind, see `stack_losses`; None:
+            every layer has its own.
     """
 
     coefficients: Mapping[str, float] = field(default_factory=dict)
     importance: Literal["selected", "probabilities"] = "selected"
     load_threshold: Literal["scores", "probabilities"] = "scores"
+    stack: str | None = None
 
 
 class SideExperts(nn.Module):
@@ -131,6 +142,8 @@ class MoEFeedForward(nn.Module):
         capacity: None limits: dropless.
         losses: auxiliary losses to record.
         jitter: in training the input is multiplied by uniform noise in 1 - jitter .. 1 + jitter.
+        jitter_in_evaluation: there too.
+        output_dropout: of the experts' output alone, in training.
         beside: side experts or a HyperExpert, added to the output.
         beside_weighted: multiply what is beside by the sum of the weights.
         backend: `auto`, or a name of `BACKENDS`.
@@ -151,6 +164,8 @@ class MoEFeedForward(nn.Module):
         capacity: Capacity | None = None,
         losses: AuxiliaryLosses | None = None,
         jitter: float = 0.0,
+        jitter_in_evaluation: bool = False,
+        output_dropout: float = 0.0,
         beside: SideExperts | HyperExpert | None = None,
         beside_weighted: bool = False,
         backend: str = "auto",
@@ -167,6 +182,8 @@ class MoEFeedForward(nn.Module):
         self.capacity = capacity or Capacity()
         self.losses = losses or AuxiliaryLosses()
         self.jitter = jitter
+        self.jitter_in_evaluation = jitter_in_evaluation
+        self.output_dropout = output_dropout
         self.beside_weighted = beside_weighted
         self.backend = backend
         self.attention_mask: Tensor | None = None  # handed over by the model's pre-hook, (B, L)
@@ -181,7 +198,7 @@ class MoEFeedForward(nn.Module):
         Returns:
             float (..., D).
         """
-        if self.jitter and self.training:
+        if self.jitter and (self.training or self.jitter_in_evaluation):
             x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
         x_TD = x.reshape(-1, x.shape[-1])
         scores: Scores = self.router(x_TD, self.experts)
@@ -198,6 +215,12 @@ class MoEFeedForward(nn.Module):
         if weights_TK is not None and self.scale != 1.0:
             weights_TK = weights_TK * self.scale
         kept_TK = self.kept(scores.noisy, index_TK, x.shape[:-1])
+        if self.losses.stack is not None and not torch.compiler.is_compiling():
+            assert self.routing is not None
+            first_T = index_TK[:, 0] if kept_TK is None else index_TK[:, 0] * kept_TK[:, 0]
+            self.routing.joint = (scores.clean.view(*x.shape[:-1], -1), first_T.view(x.shape[:-1]))
+        if not torch.is_autocast_enabled(x.device.type):
+            x_TD = x_TD.to(self.experts.keys.dtype)  # wider where an FFN had two: `of_one_dtype`
         used_TK = weights_TK
         if kept_TK is not None:
             used_TK = kept_TK.to(x_TD.dtype) if weights_TK is None else weights_TK * kept_TK
@@ -209,10 +232,14 @@ class MoEFeedForward(nn.Module):
             lost_TK = (~kept_TK).to(x_TD.dtype)
             lost_T1 = (lost_TK if weights_TK is None else weights_TK * lost_TK).sum(1, True)
             output_TD = output_TD + (x_TD * lost_T1).to(output_TD.dtype)
+        if self.output_dropout and self.training:
+            output_TD = functional.dropout(output_TD, self.output_dropout)
         if self.beside is not None:
             beside_TD = self.beside(x_TD, index_TK, masked=backend == "masked")
             if self.beside_weighted and weights_TK is not None:
                 beside_TD = beside_TD * weights_TK.sum(1, True)
+            if self.routing is not None and not torch.compiler.is_compiling():
+                self.routing.norms = output_norms(output_TD, beside_TD, mask_T)
             output_TD = output_TD + beside_TD.to(output_TD.dtype)
         return output_TD.reshape(x.shape)
 
@@ -222,7 +249,7 @@ class MoEFeedForward(nn.Module):
         """Compute the losses that have a coefficient, padding left out."""
         wanted = self.losses.coefficients
         found: dict[str, Tensor] = {}
-        if not wanted:
+        if not wanted or self.losses.stack is not None:
             return found
         probs_TE = scores.noisy.softmax(-1)
         if "balance" in wanted:
@@ -308,6 +335,24 @@ class MoEFeedForward(nn.Module):
         )
 
 
+@torch.no_grad()
+def output_norms(experts_TD: Tensor, beside_TD: Tensor, counted_T: Tensor | None) -> Tensor:
+    """Measure how large the experts' output is, and that of what stands beside them.
+
+    Args:
+        experts_TD: weighted sum of the selected experts, float (T, D).
+        beside_TD: what is added to it, float (T, D).
+        counted_T: bool (T,), False for padding; None: all count.
+
+    Returns:
+        Sums over the counted tokens, float32 (3,): lengths of the experts' output, lengths of the
+        other, 1 each.
+    """
+    lengths = [t.float().norm(dim=1) for t in (experts_TD, beside_TD)]
+    rows_T3 = torch.stack([*lengths, torch.ones_like(lengths[0])], 1)
+    return total(rows_T3, counted_T)
+
+
 def compute(
     x_TD: Tensor, index_TK: Tensor, weights_TK: Tensor | None, experts: Experts, backend: str
 ) -> Tensor:
@@ -343,19 +388,25 @@ def auxiliary_loss(model: nn.Module) -> Tensor | None:
             backward pass is connected to its outputs only.
     """
     layers: list[Any] = list(model.modules())  # MoEFeedForward, and routers of the library
-    routings: list[tuple[Mapping[str, float], Routing]] = [
-        (layer.losses.coefficients, routing)
+    routings: list[tuple[AuxiliaryLosses, Routing]] = [
+        (layer.losses, routing)
         for layer in layers
-        if isinstance(routing := getattr(layer, "routing", None), Routing) and routing.losses
+        if isinstance(routing := getattr(layer, "routing", None), Routing)
+        and (routing.losses or routing.joint)
     ]
     if torch.is_grad_enabled() and not all(routing.differentiable for _, routing in routings):
         raise RuntimeError(
             "the auxiliary losses have no gradient: activation checkpointing with "
             "use_reentrant=True computes them without; use use_reentrant=False"
         )
-    terms = [
-        coefficients[name] * loss
-        for coefficients, routing in routings
-        for name, loss in routing.losses.items()
-    ]
+    found = [(own.coefficients, routing.losses) for own, routing in routings]
+    stacks: dict[str, list[tuple[AuxiliaryLosses, tuple[Tensor, Tensor]]]] = {}
+    for own, routing in routings:
+        if routing.joint is not None and own.stack is not None:
+            stacks.setdefault(own.stack, []).append((own, routing.joint))
+    for stack in stacks.values():
+        joint = [each for _, each in stack]
+        losses = stack_losses([scores for scores, _ in joint], [chosen for _, chosen in joint])
+        found.append((stack[0][0].coefficients, losses))
+    terms = [coefficients[name] * loss for coefficients, own in found for name, loss in own.items()]
     return torch.stack(terms).sum() if terms else None

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -137,6 +139,35 @@ def z_loss(scores_TE: Tensor, counted_T: Tensor | None) -> Tensor:
     squared_T1 = scores_TE.float().logsumexp(1, keepdim=True) ** 2
     tokens = over_processes(count(scores_TE, counted_T)).clamp(min=1)
     return (over_processes(total(squared_T1, counted_T)) / tokens).squeeze()
+
+
+def stack_losses(scores: Sequence[Tensor], chosen: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Compute one loss of each kind for the Switch layers of a stack, as the authors' code does.
+
+    The layers' tokens count as if they followed each other in longer sequences, padding included.
+    The balance is that within each sequence, E * sum over i of (fraction of its choices for i) *
+    (its mean probability of i), and its mean over the sequences is taken.
+
+    Args:
+        scores: router output before softmax of each layer, float (B, L, E).
+        chosen: the first choice of each token, int64 (B, L); 0 where it found no room.
+
+    Returns:
+        `switch_balance` and `z`: scalars, unscaled, of this process alone.
+
+    Source: transformers 4.30.2, on which HyperMoE's code is built; see `switch_balance_loss` and
+    `z_loss` for the losses of a layer.
+    """
+    scores_BME = torch.cat(list(scores), 1)
+    scores_BME = scores_BME.to(torch.promote_types(scores_BME.dtype, torch.float32))
+    num_experts = scores_BME.shape[-1]
+    chosen_BME = functional.one_hot(torch.cat(list(chosen), 1), num_experts)
+    share_BE = chosen_BME.to(scores_BME.dtype).mean(1)
+    prob_BE = scores_BME.softmax(-1).mean(1)
+    return {
+        "switch_balance": num_experts * (share_BE * prob_BE).sum(1).mean(),
+        "z": (scores_BME.logsumexp(-1) ** 2).mean(),
+    }
 
 
 def total(values_TX: Tensor, counted_T: Tensor | None) -> Tensor:

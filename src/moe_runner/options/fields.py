@@ -4,6 +4,7 @@ num_experts: Count = 64
 rates: tuple[Positive, ...] = ()                  # a range holds for every element
 backend: Backend = runtime("auto")                # stays out of the id
 normalize: bool = later(False)                    # in the id only where it is not the default
+rate: Positive = later(0.1, neutral=1.0)          # in the id also at its default
 """
 
 from __future__ import annotations
@@ -26,9 +27,16 @@ def runtime(default: Any) -> Any:
     return field(default=default, metadata={"identity": False})
 
 
-def later(default: Any) -> Any:
-    """Declare an option that came after the first results: at its default it is not in the id."""
-    return field(default=default, metadata={"neutral": default})
+def later(default: Any, neutral: Any = dataclasses.MISSING) -> Any:
+    """Declare an option that came after the first results: it is not in the id while neutral.
+
+    Args:
+        default: of the option.
+        neutral: what the program did before there was the option, and what a stored run without
+            it means; the default, unless given.
+    """
+    neutral = default if neutral is dataclasses.MISSING else neutral
+    return field(default=default, metadata={"neutral": neutral})
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from moe_runner.options.model import Model
 from moe_runner.options.protocol import Protocol
+from moe_runner.registry import FAMILIES
 
 Backend = Literal["auto", "masked", "sorted", "grouped_mm"]
 Phase = Literal["train", "eval", "both"]
@@ -71,6 +72,18 @@ class Method:
             One line per problem: what was given, what is allowed.
         """
         return []
+
+    def later_protocol(self, model: Model) -> frozenset[str]:
+        """Name those options of `Protocol.LATER` that can change a number.
+
+        Args:
+            model: the backbone's options.
+        """
+        family = FAMILIES[model.family]
+        found = {"switch_losses", "jitter_in_evaluation"} if family.reads_experts else set()
+        if self.converts and family.residual_dropout is not None:
+            found.add("residual_dropout")
+        return frozenset(found)
 
     def protocol_problems(self, protocol: Protocol) -> list[str]:
         """Check values of the protocol that the method cannot follow; see `problems`."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Set
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from moe_runner.options.fields import Count, Fraction, NotNegative, Positive, later
 
@@ -36,3 +38,28 @@ class Protocol:
     jitter: Fraction = later(0.0)  # Switch: noise on the layer's input in training
     straight_through: bool = later(True)  # top_k=1: the router learns from the task's loss
     load_threshold: Literal["scores", "probabilities"] = later("scores")  # of the balance loss
+    hypernet_start: Literal["paper", "authors"] = later(
+        "paper"
+    )  # initial values, see `HyperNetwork`
+    switch_losses: Literal["layer", "stack"] = later("layer")  # Switch: what shares router losses
+    jitter_in_evaluation: bool = later(False)  # Switch: the noise is on there too
+    residual_dropout: Literal["output", "experts"] = later("output")  # GPT-2: what it falls on
+
+    # Options that came after runs with `protocol=reference` were stored: they are in a run's id
+    # only if its method and backbone have what they act on, see `Method.later_protocol`.
+    LATER: ClassVar[frozenset[str]] = frozenset(
+        {"hypernet_start", "switch_losses", "jitter_in_evaluation", "residual_dropout"}
+    )
+
+    def limited_to(self, acting: Set[str]) -> Protocol:
+        """Switch off those of `LATER` that do not act: they change no number.
+
+        Args:
+            acting: those that do.
+        """
+        idle: dict[str, Any] = {
+            field.name: field.metadata["neutral"]
+            for field in dataclasses.fields(self)
+            if field.name in self.LATER - acting
+        }
+        return dataclasses.replace(self, **idle)

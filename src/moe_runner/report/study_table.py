@@ -127,8 +127,8 @@ def label(run: Run, keys: Sequence[str]) -> str:
         group, _, name = key.partition(".")
         if not name:
             words.append(str(axes[key]))
-        elif hasattr(getattr(run, group), name):
-            words.append(f"{name}={show(getattr(getattr(run, group), name))}")
+        elif (value := getattr(getattr(run, group), name, None)) is not None:  # null: the usual
+            words.append(f"{name}={show(value)}")
     return " ".join(words)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.table import Table
@@ -13,6 +13,8 @@ from moe_runner.metrics import lower_is_better, named, shown, spread
 from moe_runner.report import domainbed
 from moe_runner.report.sheet import NOT_AVAILABLE, to_rich
 from moe_runner.runs.result import Axes, Result, Scored
+
+EQUAL = 1e-9  # least difference of two scores, see `ranks_of`
 
 
 @dataclass(frozen=True)
@@ -153,11 +155,36 @@ def mean_ranks(cells: dict[tuple[str, str], Cell]) -> dict[str, float]:
             if len(known) < len(rows):
                 continue
             lower = any(lower_is_better(cell.set_metrics.get(ood, ())) for cell in rows.values())
-            for name, score in known.items():
-                better = sum(other < score if lower else other > score for other in known.values())
-                equal = sum(other == score for other in known.values())
-                ranks[name].append(better + (equal + 1) / 2)
+            for name, rank in ranks_of(known, lower=lower).items():
+                ranks[name].append(rank)
     return {name: statistics.fmean(values) for name, values in ranks.items() if values}
+
+
+def ranks_of(scores: Mapping[str, float], *, lower: bool) -> dict[str, float]:
+    """Rank some scores, 1 is best; equal ones share the mean of their ranks.
+
+    Means of the same sum differ in the last digit of a float by the order of what was added, so
+    scores are equal if they differ by less than EQUAL, relative to the largest number there is (at
+    least 1): far below what one example makes of a metric.
+
+    Args:
+        scores: finite, by name.
+        lower: the smallest is best.
+
+    Returns:
+        Rank by name.
+    """
+    tolerance = EQUAL * max(1.0, *(abs(score) for score in scores.values()))
+    ordered = sorted(scores, key=scores.__getitem__, reverse=not lower)
+    ranks: dict[str, float] = {}
+    tied: list[str] = []
+    for place, name in enumerate(ordered):
+        tied.append(name)
+        following = ordered[place + 1 : place + 2]
+        if not following or abs(scores[following[0]] - scores[name]) > tolerance:
+            ranks |= dict.fromkeys(tied, place + 1 - (len(tied) - 1) / 2)
+            tied = []
+    return ranks
 
 
 def build_table(results: Sequence[Result], gaps: dict[str, str], title: str = "") -> Table:

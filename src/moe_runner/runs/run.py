@@ -134,6 +134,16 @@ def hidden(value: Any) -> Any:
     return masked(value) if isinstance(value, str) else value
 
 
+def before(cls: type) -> dict[str, Any]:
+    """Say what the options mean that a stored run may not name yet: their neutral values.
+
+    Args:
+        cls: a dataclass of options.
+    """
+    fields = dataclasses.fields(cls)
+    return {f.name: f.metadata["neutral"] for f in fields if "neutral" in f.metadata}
+
+
 def read_run(file: Path) -> Run:
     """Read a run back from its config.yaml.
 
@@ -161,7 +171,8 @@ def read_run(file: Path) -> Run:
     groups |= {"method": METHODS[method], "task": SUITES[suite].options}
     problems: list[str] = []
     parts: dict[str, Any] = {
-        name: build(cls, tree[name], name, problems) for name, cls in groups.items()
+        name: build(cls, {**before(cls), **tree[name]}, name, problems)
+        for name, cls in groups.items()
     }
     if problems:
         raise ConfigError(*(f"{file}: {problem}" for problem in problems))

@@ -155,7 +155,7 @@ def runs_of_task(
     return [
         Run(
             method=settings.method,
-            protocol=settings.protocol,
+            protocol=settings.protocol.limited_to(settings.method.later_protocol(settings.model)),
             model=replace(settings.model, path=absolute(settings.model.path)),
             tuning=tuning,
             task=replace(
@@ -280,7 +280,15 @@ def stored_baselines(plan: Plan, store: Store) -> tuple[list[Result], str]:
     Returns:
         Their results, and a line that says how to make them if one is missing.
     """
-    twins = [replace(run, method=Dense()) for run in plan.runs if run.method != Dense()]
+    twins = [
+        replace(
+            run,
+            method=Dense(),
+            protocol=run.protocol.limited_to(Dense().later_protocol(run.model)),
+        )
+        for run in plan.runs
+        if run.method != Dense()
+    ]
     found = [store.result(twin.id) for twin in twins]
     if not twins or all(result is not None for result in found):
         return [result for result in found if result is not None], ""

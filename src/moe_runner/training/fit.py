@@ -50,7 +50,14 @@ from moe_runner.training.callbacks import EvaluateAtEnd, SaveEvery, ShowProgress
 from moe_runner.training.device import check_precision, peak_memory, prepare
 from moe_runner.training.forms import FORMS, Form
 from moe_runner.training.forms.base import Collator
-from moe_runner.training.routing import changed, choices, count_load, summarise
+from moe_runner.training.routing import (
+    changed,
+    choices,
+    compare_norms,
+    count_load,
+    sum_norms,
+    summarise,
+)
 from moe_runner.training.tracking import tracker
 from moe_runner.training.trainer import RunTrainer, training_arguments
 from moe_runner.training.tuning import apply_tuning
@@ -411,7 +418,7 @@ def evaluate_ood(trainer: RunTrainer, ready: Prepared, run: Run) -> dict[str, Sc
 def predict(trainer: RunTrainer, dataset: Dataset, names: tuple[str, ...]) -> Scores:
     """Compute metrics and routing figures on a data set."""
     trainer.metric_names = names
-    with count_load(trainer.model) as loads:
+    with count_load(trainer.model) as loads, sum_norms(trainer.model) as norms:
         found = trainer.predict(dataset, metric_key_prefix="").metrics
     own = {name: float(found[f"_{name}"]) for name in names}
     parts = {key[1:]: float(value) for key, value in found.items() if "/" in key}
@@ -420,7 +427,7 @@ def predict(trainer: RunTrainer, dataset: Dataset, names: tuple[str, ...]) -> Sc
         primary=float(found["_primary"]),
         loss=float(found["_loss"]),
         examples=int(found.get("_examples", len(dataset))),
-        routing=summarise(loads),
+        routing={**summarise(loads), **compare_norms(norms)},
     )
 
 

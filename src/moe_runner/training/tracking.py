@@ -26,7 +26,7 @@ class Tracker:
 
         Args:
             step: updates done.
-            figures: between 0 and 1, by name: "routing/entropy".
+            figures: by name: "routing/entropy".
         """
 
     def trained(self, trainer: Trainer) -> None:

@@ -26,7 +26,15 @@ from moe_runner.training.checkpoint import (
     save_state,
     trained_state,
 )
-from moe_runner.training.routing import count_load, summarise
+from moe_runner.training.routing import (
+    compare_norms,
+    count_load,
+    is_near_collapse,
+    last_norms,
+    same_noise,
+    sum_norms,
+    summarise,
+)
 from moe_runner.training.tracking import Tracker
 
 
@@ -58,6 +66,7 @@ class RunTrainer(Trainer):
         self.evaluation_seconds = 0.0  # within training
         self.data_seconds = 0.0  # in which training waited for a batch
         self.auxiliary: list[Tensor] = []  # losses of the micro-batches since the last log
+        self.warned = False  # of a HyperExpert that outgrows the experts
         # The losses are means over a micro-batch: the Trainer must divide by their number. It
         # infers otherwise from the **kwargs of the models' signatures. A form with answers of
         # different lengths says True: the loss is then a mean over all tokens of an update.
@@ -110,8 +119,10 @@ class RunTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate, and write the figures and the load of every layer into metrics.jsonl."""
         started = time.monotonic()
-        with count_load(self.model) as loads:
+        with count_load(self.model) as loads, sum_norms(self.model) as norms:
             found = super().evaluate(*args, **kwargs)
+        routing = {**summarise(loads), **compare_norms(norms)}
+        self.watch(routing)
         further = self.further_figures()
         self.evaluation_seconds += time.monotonic() - started
         line = {
@@ -120,14 +131,24 @@ class RunTrainer(Trainer):
             "split": kwargs.get("metric_key_prefix", "eval"),
             **{name: float(found[f"eval_{name}"]) for name in (*self.metric_names, "primary")},
             "loss": float(found["eval_loss"]),
-            **summarise(loads),
+            **routing,
             **further,
             "load": [load.tolist() for load in loads],
         }
         if self.is_world_process_zero():
             self.folder.log_metrics(line)
-            self.tracker.evaluated(self.state.global_step, summarise(loads))
+            self.tracker.evaluated(self.state.global_step, routing)
         return found
+
+    def watch(self, figures: Mapping[str, float]) -> None:
+        """Warn, once, if a HyperExpert outgrows the experts; see `is_near_collapse`."""
+        if not self.warned and self.is_world_process_zero():
+            self.warned = is_near_collapse(self.model, figures, self.state.global_step)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate with the same noise each time, see `same_noise`."""
+        with same_noise(self.model, self.args.seed):
+            return super().evaluation_loop(*args, **kwargs)
 
     def further_figures(self) -> dict[str, Any]:
         """Measure what an evaluation is to record besides; nothing, unless a form has more."""
@@ -155,9 +176,13 @@ class RunTrainer(Trainer):
                 f"the loss is {logs['loss']} at update {self.state.global_step}; "
                 "use a smaller trainer.learning_rate"
             )
-        if self.auxiliary and "loss" in logs:  # not the logs of an evaluation
-            logs = {**logs, "aux/loss": float(torch.stack(self.auxiliary).mean())}
-            self.auxiliary = []
+        if "loss" in logs:  # not the logs of an evaluation
+            norms = last_norms(self.model)
+            self.watch(norms)
+            logs = {**logs, **norms}
+            if self.auxiliary:
+                logs["aux/loss"] = float(torch.stack(self.auxiliary).mean())
+                self.auxiliary = []
         super().log(logs, start_time)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:

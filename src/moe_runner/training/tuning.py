@@ -65,6 +65,8 @@ def apply_tuning(
         scales = dict.fromkeys(rest, protocol.rest_lr_scale)
         scales |= dict.fromkeys(lora | head, 1.0)
     scales |= dict.fromkeys(new, options.new_modules_lr_scale)
+    for name, own in conversion.own_lr_scales(model).items():
+        scales[name] *= own
     set_trainable(model, set(scales))
     return scales
 

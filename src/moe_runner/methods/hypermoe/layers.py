@@ -14,7 +14,7 @@ from moe_runner.methods.building import OpenSite
 from moe_runner.methods.hypermoe.options import HyperMoE
 from moe_runner.methods.moe.layers import upcycle
 from moe_runner.methods.neurons import Neurons
-from moe_runner.moe.hypernet import HyperExpert, HyperNetwork
+from moe_runner.moe.hypernet import HyperExpert, HyperNetwork, lr_scale, start_as_gpt2
 from moe_runner.moe.layer import MoEFeedForward
 from moe_runner.options.protocol import Protocol
 
@@ -29,9 +29,9 @@ def build(
 
     sharing = Counter(map(owner, sites))
     hypernets: dict[str, HyperNetwork] = {}
-    made: Counter[str] = Counter()
+    made: dict[str, list[HyperExpert]] = {}
 
-    def hyper_expert(site: OpenSite, num_experts: int) -> HyperExpert:
+    def hyper_expert_of(site: OpenSite, num_experts: int) -> HyperExpert:
         keys, own = site.ffn.keys, owner(site)
         if own not in hypernets:
             hypernets[own] = HyperNetwork(
@@ -41,14 +41,25 @@ def build(
                 selection_dim=method.embedding_dim,
                 layer_dim=method.layer_dim,
                 hidden_dim=method.embedding_dim,
+                bias_fan=protocol.hypernet_start == "paper",
             )
-        made[own] += 1
-        return HyperExpert(
+        others = made.setdefault(own, [])
+        hyper_expert = HyperExpert(
             hypernets[own],
-            made[own] - 1,  # index among the layers that share it
+            len(others),  # index among the layers that share it
             num_experts,
             embedding_dim=method.embedding_dim,
             aggregate=method.aggregate,
-        ).to(keys.device)
+        )
+        if protocol.hypernet_start == "authors" and site.mixture is None:  # not their Switch code
+            start_as_gpt2(hyper_expert)
+        others.append(hyper_expert)
+        return hyper_expert
 
-    return upcycle(sites, method, protocol, hyper_expert, beside_weighted=method.inside)
+    layers = upcycle(sites, method, protocol, hyper_expert_of, beside_weighted=method.inside)
+    for hyper_experts in made.values():
+        scale = method.hypernet_lr_scale
+        scale = lr_scale(hyper_experts, method.top_k) if scale == "auto" else scale
+        for hyper_expert in hyper_experts:
+            hyper_expert.lr_scale = scale
+    return layers

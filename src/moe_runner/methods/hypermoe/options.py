@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from moe_runner.methods.moe.options import MoE
-from moe_runner.options.fields import Count
+from moe_runner.options.fields import Count, Positive, later
+from moe_runner.options.model import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +23,14 @@ class HyperMoE(MoE):
     layer_dim: Count = 10  # of the layer embedding
     aggregate: Literal["sum", "mean"] = "sum"  # over the unselected experts
     inside: bool = False  # multiply the HyperExpert by the router's weights
+    # Of all that the HyperExperts are made from; auto: see `moe.hypernet.lr_scale`
+    hypernet_lr_scale: Positive | Literal["auto"] = later("auto", neutral=1.0)
 
     not_standard: ClassVar[str | None] = "a HyperExpert beside the experts"
+
+    def later_protocol(self, model: Model) -> frozenset[str]:
+        """See `Method`."""
+        return super().later_protocol(model) | {"hypernet_start"}
 
 
 METHOD = HyperMoE

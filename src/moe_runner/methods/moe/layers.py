@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from moe_runner.methods.building import OpenSite, PretrainedMixture, check_top_k
+from moe_runner.methods.building import OpenSite, PretrainedMixture, as_site, check_top_k
 from moe_runner.methods.moe.options import NUM_EXPERTS, MoE
 from moe_runner.methods.neurons import Neurons
 from moe_runner.moe.experts import Experts
@@ -72,14 +72,14 @@ def upcycle(
         num_experts = copies if site.mixture is None else len(site.mixture.experts)
         common = {
             "top_k": method.top_k,
-            "beside": None if beside is None else beside(site, num_experts),
+            "beside": None if beside is None else as_site(beside(site, num_experts), site),
             "backend": method.backend,
             **settings,
         }
         if site.mixture is None:
             layers.append(copied_layer(site, num_experts, method, protocol, common))
         else:
-            layers.append(switch_layer(site.mixture, method, protocol, common))
+            layers.append(switch_layer(site, site.mixture, method, protocol, common))
     return layers
 
 
@@ -99,21 +99,27 @@ def copied_layer(
     balance = BALANCE if method.balance_loss is None else method.balance_loss
     return MoEFeedForward(
         Experts.stack([ffn] * num_experts),
-        NoisyTopKRouter(ffn.keys.shape[1], num_experts).to(ffn.keys.device),
+        as_site(NoisyTopKRouter(ffn.keys.shape[1], num_experts), site),
         weighting="softmax",
         straight_through=protocol.straight_through,
         losses=AuxiliaryLosses({"balance": balance}, "selected", protocol.load_threshold),
+        output_dropout=site.residual_dropout,
         **common,
     )
 
 
 def switch_layer(
-    mixture: PretrainedMixture, method: MoE, protocol: Protocol, common: dict[str, Any]
+    site: OpenSite,
+    mixture: PretrainedMixture,
+    method: MoE,
+    protocol: Protocol,
+    common: dict[str, Any],
 ) -> MoEFeedForward:
     """Build the MoE layer of a sparse layer of a Switch Transformer: its experts, its router.
 
     Args:
-        mixture: the sparse layer.
+        site: of the layer.
+        mixture: what it consists of.
         method: its coefficient of the balance loss is used.
         protocol: what HyperMoE's reference code does.
         common: settings that all layers share.
@@ -126,7 +132,10 @@ def switch_layer(
         LinearRouter(mixture.router_weight),
         weighting="probability",
         capacity=Capacity(per_sequence=protocol.sequence_capacity, dropped=protocol.dropped_tokens),
-        losses=AuxiliaryLosses(losses),
+        losses=AuxiliaryLosses(
+            losses, stack=site.stack if protocol.switch_losses == "stack" else None
+        ),
         jitter=protocol.jitter,
+        jitter_in_evaluation=protocol.jitter_in_evaluation,
         **common,
     )

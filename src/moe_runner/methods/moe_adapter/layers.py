@@ -31,7 +31,7 @@ def build(
         keys = site.ffn.keys
         count = 1 if method.shared else num_experts
         own = [bottleneck(keys.shape[1], method.width) for _ in range(count)]
-        return SideExperts(Experts.stack(own)).to(keys.device)
+        return SideExperts(Experts.stack(own))
 
     return upcycle(sites, method, protocol, adapters)
 
