@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from moe_runner import tasks
@@ -15,6 +17,28 @@ from moe_runner.options.folders import Folders, option_folders
 from moe_runner.options.settings import Settings
 from moe_runner.runs import processes
 from moe_runner.sweeps.plan import Plan
+
+
+class JobLost(Exception):
+    """A job of a sweep came to no end, for a reason that its run does not know."""
+
+
+class LostJob(JobReturn):
+    """What a launcher returns for a job that came to no end.
+
+    Args:
+        overrides: of the job.
+        reason: what became of it.
+    """
+
+    def __init__(self, overrides: Sequence[str], reason: str) -> None:
+        super().__init__(overrides=overrides, status=JobStatus.FAILED)
+        self.reason = reason
+
+    @property
+    def return_value(self) -> Any:
+        """Raise `JobLost`: a sweeper that asks for the value cannot do without it."""
+        raise JobLost(f"failed: {' '.join(self.overrides or ())}: {self.reason}")
 
 
 def check_launch(settings: Settings) -> None:
