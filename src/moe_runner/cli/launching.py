@@ -24,7 +24,7 @@ class JobLost(Exception):
 
 
 class LostJob(JobReturn):
-    """What a launcher returns for a job that came to no end.
+    """What a launcher returns for a job that came to no end; to ask for its value is an error.
 
     Args:
         overrides: of the job.
@@ -34,11 +34,7 @@ class LostJob(JobReturn):
     def __init__(self, overrides: Sequence[str], reason: str) -> None:
         super().__init__(overrides=overrides, status=JobStatus.FAILED)
         self.reason = reason
-
-    @property
-    def return_value(self) -> Any:
-        """Raise `JobLost`: a sweeper that asks for the value cannot do without it."""
-        raise JobLost(f"failed: {' '.join(self.overrides or ())}: {self.reason}")
+        self.return_value = JobLost(f"failed: {' '.join(overrides)}: {reason}")
 
 
 def check_launch(settings: Settings) -> None:

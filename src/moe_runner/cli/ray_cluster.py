@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
 import socket
@@ -16,6 +17,7 @@ from moe_runner.options.errors import ConfigError
 
 MISSING = "hydra/launcher=ray_cluster needs Ray; in a clone of moe-runner: pip install -e '.[ray]'"
 ANSWER_SECONDS = 20.0  # a head that has not answered by then is none; Ray itself waits 5 minutes
+PROBE_SECONDS = 3.0
 OBJECT_STORE = 100_000_000  # bytes of shared memory of a local cluster: runs exchange no tensors
 NODES_SHOWN = 4
 PORTS = 65535
@@ -160,6 +162,13 @@ def check_answers(address: str) -> None:
     raise ConfigError(f"{named}: no Ray cluster answers ({reason}); {remedy}")
 
 
+def end_at_once() -> None:
+    """End this process with the code of runs that failed, and nothing else."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
 class Cluster:
     """The connection to a cluster, as a context; a local one lives as long as that.
 
@@ -173,6 +182,8 @@ class Cluster:
     def __init__(self, address: str) -> None:
         self.address = address
         self.is_local = address == "local"
+        self.head: tuple[str, int] | None = None
+        self.is_lost = False
 
     def __enter__(self) -> Cluster:
         check_installed()
@@ -192,6 +203,8 @@ class Cluster:
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"hydra.launcher.address={self.address}: {reason}") from error
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        self.head = (host, int(port))
         return self
 
     def __exit__(
@@ -202,7 +215,22 @@ class Cluster:
     ) -> None:
         import ray
 
-        ray.shutdown()
+        if not self.is_lost:  # else it waits for the head, and ends this process without a word
+            ray.shutdown()
+
+    def answers(self) -> bool:
+        """Tell whether the head can be reached; without it Ray's own calls wait for long."""
+        assert self.head is not None
+        try:
+            socket.create_connection(self.head, PROBE_SECONDS).close()
+        except OSError:
+            return False
+        return True
+
+    def give_up(self) -> None:
+        """Leave a cluster whose head is gone; at its end this process leaves Ray as it is."""
+        self.is_lost = True
+        atexit.register(end_at_once)  # before Ray's own, which waits for the head
 
     def nodes(self) -> list[Node]:
         """List the nodes that live."""

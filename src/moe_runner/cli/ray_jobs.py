@@ -24,8 +24,10 @@ from moe_runner.files import one_line
 from moe_runner.options.errors import ConfigError
 
 LOOK_SECONDS = 5.0  # between two looks at what the cluster has
+GONE_SECONDS = 40.0  # a head out of reach for so long is gone; after 60 Ray ends this process
 PATIENCE_SECONDS = 30.0  # runs that wait so long while none runs are told
 END_SECONDS = 20.0  # a cancelled run has so long to write its state
+OUT_OF_REACH = "the head of the cluster is out of reach; what runs goes on for now"
 
 # of the command's environment, beside hydra.job.env_set; a node's own hold for the rest
 PASSED_ON = ("HF_", "WANDB_", "TRANSFORMERS_", "OMP_NUM_THREADS")
@@ -58,7 +60,7 @@ def carry_out(
     nodes = cluster.nodes()
     lacking = shortage(request, nodes)
     if lacking and cluster.is_local:
-        raise ConfigError(f"hydra.launcher.address=local: {len(jobs)} runs, {lacking}")
+        raise ConfigError(f"hydra.launcher.address=local: {count(len(jobs))}, {lacking}")
     with seen_by_all(Path(config.hydra.sweep.dir)) as token:
         given = {
             key: value for key, value in os.environ.items() if key.startswith(PASSED_ON)
@@ -70,7 +72,7 @@ def carry_out(
         if not quiet:
             places = sum(request.places(node) for node in nodes)
             tell(
-                f"Ray: {len(jobs)} runs with {request} each, {places} at once on "
+                f"Ray: {count(len(jobs))} with {request} each, {places} at once on "
                 f"{len(nodes)} node{'s'[: len(nodes) != 1]} ({cluster.address})"
             )
         return Tasks(jobs, request, cluster, sweep, quiet=quiet).follow()
@@ -82,6 +84,12 @@ def seen_by_all(folder: Path) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(prefix="ray-", dir=folder) as file:
         yield Path(file.name)
+
+
+def count(number: int, verb: str = "") -> str:
+    """Write "1 run", or "2 runs wait", "1 run waits" with a verb."""
+    runs = f"{number} run{'' if number == 1 else 's'}"
+    return f"{runs} {verb}{'s' if number == 1 else ''}" if verb else runs
 
 
 def tell(line: str) -> None:
@@ -126,9 +134,12 @@ class Tasks:
         self.ray, self.jobs, self.request, self.cluster = ray, jobs, request, cluster
         self.quiet, self.names = quiet, names_of(jobs)
         self.sweep = ray.put(sweep)
+        # a process per run, which frees what it has taken
+        self.remote = ray.remote(max_calls=1)(job_on_node)
         self.open: dict[Any, Attempt] = {}  # by Ray's generator
         self.ended: dict[int, JobReturn] = {}
         self.told, self.idle_since = "", time.monotonic()
+        self.head_seen = time.monotonic()
 
     def follow(self) -> list[JobReturn]:
         """Hand all jobs in and wait for their end; cancel what runs if that is interrupted."""
@@ -139,7 +150,8 @@ class Tasks:
                 ready, _ = self.ray.wait(list(self.open), timeout=LOOK_SECONDS, fetch_local=False)
                 for task in ready:
                     self.take(task)
-                self.tell_waiting()
+                if self.has_head():
+                    self.tell_waiting()
         except BaseException:
             self.cancel()
             raise
@@ -147,14 +159,12 @@ class Tasks:
 
     def hand_in(self, number: int, tries: int) -> None:
         """Give a job to the cluster."""
-        # a process per run, which frees what a run has taken; on nodes that are idle first
-        remote = self.ray.remote(max_calls=1)(job_on_node)
-        options = remote.options(
+        options = self.remote.options(
             name=f"#{number}",
             num_cpus=self.request.num_cpus,
             num_gpus=self.request.num_gpus,
             max_retries=0,
-            scheduling_strategy="SPREAD",
+            scheduling_strategy="SPREAD",  # nodes that are idle first
         )
         task = options.remote(self.sweep, number, list(self.jobs[number]), tries > 1)
         self.open[task] = Attempt(number, tries)
@@ -191,7 +201,10 @@ class Tasks:
 
     def lose(self, attempt: Attempt, error: Exception) -> None:
         """Try a job again whose process is gone, unless that was the last time."""
-        kinds = {"NodeDiedError": "its node died", "OutOfMemoryError": "its node had no memory left"}
+        kinds = {
+            "NodeDiedError": "its node died",
+            "OutOfMemoryError": "its node had no memory left",
+        }
         where = f" on {attempt.place}" if attempt.place else ""
         reason = f"{kinds.get(type(error).__name__, 'its process died')}{where}"
         if attempt.tries > self.request.max_retries:
@@ -207,18 +220,35 @@ class Tasks:
         tell(f"{self.names[attempt.number]}: {reason}")
         self.ended[attempt.number] = LostJob(list(self.jobs[attempt.number]), reason)
 
+    def has_head(self) -> bool:
+        """Tell whether the cluster has its head, and give all jobs up if that is gone for good."""
+        now = time.monotonic()
+        if self.cluster.answers():
+            self.head_seen = now
+            return True
+        if now - self.head_seen > GONE_SECONDS:
+            self.cluster.give_up()
+            for attempt in self.open.values():
+                where = f" while it ran on {attempt.place}" if attempt.place else ""
+                self.give_up(attempt, f"the head of the cluster is gone{where}")
+            self.open.clear()
+        elif self.told != OUT_OF_REACH:
+            tell(OUT_OF_REACH)
+            self.told = OUT_OF_REACH
+        return False
+
     def tell_waiting(self) -> None:
-        """Tell how many jobs wait and for what, when that changes and nothing else is to be seen."""
+        """Tell how many jobs wait for what no node has, or for others, when that changes."""
         waiting = sum(attempt.place is None for attempt in self.open.values())
         running = len(self.open) - waiting
         now, text = time.monotonic(), ""
         if running:
             self.idle_since = now
         if waiting and (lacking := shortage(self.request, self.cluster.nodes())):
-            text = f"{waiting} runs wait: {lacking}"
+            text = f"{count(waiting, 'wait')}: {lacking}"
         elif waiting and not running and now - self.idle_since > PATIENCE_SECONDS:
-            text = f"{waiting} runs wait for {self.request} each: others use the cluster"
-            text += f", {self.cluster.free()} are free"
+            text = f"{count(waiting, 'wait')} for {self.request} each: others use the cluster"
+            text += f" ({self.cluster.free()} free on all nodes together)"
         if text and text != self.told:
             tell(text)
         self.told = text

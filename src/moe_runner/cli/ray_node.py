@@ -135,7 +135,8 @@ def wait_until_free(store: Store, run_id: str, poll: float = 1.0) -> None:
         run_id: of the run.
         poll: seconds between two looks.
     """
-    status_file, beats = store.folder(run_id) / "status.json", set()
+    status_file = store.folder(run_id) / "status.json"
+    beats: set[int] = set()
     while (status := store.status(run_id)).state == "running":
         if not beats:
             log.info("waiting for %s: %s (pid %s) has held it", run_id, status.host, status.pid)

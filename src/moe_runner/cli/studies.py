@@ -104,7 +104,7 @@ def launch_missing(
         ]
         with Monitor({run_id: job.run for run_id, (job, _) in jobs.items()}, store):
             returns = launch(batch, initial_job_idx=0)
-        ended = zip(jobs, returns or (), strict=False)  # a pretended launcher returns nothing
+        ended = zip(jobs, returns, strict=True)
         lost = {run_id: job.reason for run_id, job in ended if isinstance(job, LostJob)}
     return lost
 
@@ -144,9 +144,7 @@ def plan_studies(
     return [noted(plan, " ".join(as_overrides(for_all))) for plan in plans] if for_all else plans
 
 
-def report(
-    plans: Sequence[StudyPlan], store: Store, folder: Path, lost: Mapping[str, str]
-) -> int:
+def report(plans: Sequence[StudyPlan], store: Store, folder: Path, lost: Mapping[str, str]) -> int:
     """Print the tables of studies, render them, say what is not done.
 
     Args:
