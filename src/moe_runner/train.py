@@ -26,6 +26,7 @@ from moe_runner.cli.arguments import check_arguments, for_hydra
 from moe_runner.cli.ending import Command
 from moe_runner.cli.help import register_help
 from moe_runner.cli.launching import (
+    JobLost,
     check_direction,
     check_launch,
     direction,
@@ -67,6 +68,9 @@ def main() -> None:
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+    except JobLost as error:
+        say(error, file=sys.stderr)
+        sys.exit(1)
     except Exception as error:  # around the jobs: in Hydra, its folders, a launcher
         if wants_frames:
             raise
@@ -78,17 +82,17 @@ def main() -> None:
 
 def around_jobs(error: Exception) -> str:
     """Word an error that came before or between the jobs."""
-    if isinstance(error, OSError | HydraException):
+    if isinstance(error, OSError | HydraException | ConfigError):
         return one_line(error)
     causes = [error, *([error.__cause__] if error.__cause__ else [])]
     shown = ": ".join(f"{type(each).__name__}: {each}" for each in causes)
     return f"{shown} (HYDRA_FULL_ERROR=1 shows where)"
 
 
-def say(*words: str, **kwargs: Any) -> None:
+def say(*words: object, **kwargs: Any) -> None:
     """Print, if this process is the leader; secrets are left out."""
     if processes.is_leader():
-        print(*map(masked, words), **kwargs)
+        print(*map(masked, map(str, words)), **kwargs)
 
 
 def run_job(cfg: DictConfig, command: Command) -> float:

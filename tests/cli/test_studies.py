@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from moe_runner.cli import studies
+from moe_runner.cli.launching import LostJob
 from moe_runner.methods.emoe.options import EMoE
 from moe_runner.options import folders
 from moe_runner.options.errors import ConfigError
@@ -109,6 +110,7 @@ def launcher(store: Store, jobs, failing=()):
                     folder.finish(result_of(job.run, 0.5 + 0.1 * job.run.seed))
             except RuntimeError:
                 pass
+        return [None for _ in batch]
 
     return SimpleNamespace(launch=launch, seen=seen)
 
@@ -131,6 +133,19 @@ def test_what_is_done_is_not_handed_over_again(conf, cfg, plan, capsys):
     assert "not done" not in text.err
     assert "55.0 ± 5.0 (2)" in text.out
     assert "84.35" in text.out  # the published table
+
+
+def test_a_job_that_came_to_no_end_is_named_with_its_reason(conf, cfg, plan, capsys):
+    store = Store(conf.parent / "out")
+
+    def launch(batch, initial_job_idx):
+        launcher(store, plan.jobs[1:]).launch(batch, initial_job_idx)
+        return [LostJob(batch[0], "its node died on n1 (pid 7)"), *(None for _ in batch[1:])]
+
+    assert studies.carry_out_study((conf,), "small", cfg, launch) == 1
+    run = plan.jobs[0].run
+    told = f"not done: {run.label} ({run.id}): its node died on n1 (pid 7)"
+    assert [line for line in capsys.readouterr().err.splitlines() if "not done" in line] == [told]
 
 
 def test_a_dry_run_launches_nothing(conf, cfg, plan, capsys):

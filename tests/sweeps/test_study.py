@@ -134,7 +134,7 @@ def test_a_wrong_study_file_is_named_with_its_problem(old, new, problem, tmp_pat
 
 @pytest.mark.parametrize(
     ("launcher", "plugin"),
-    [("slurm", "hydra_submitit_launcher"), ("ray_cluster", "hydra_ray_launcher")],
+    [("slurm", "hydra_submitit_launcher"), ("ray_cluster", "moe_ray_launcher")],
 )
 def test_a_launcher_for_a_cluster_composes(launcher, plugin):
     pytest.importorskip(f"hydra_plugins.{plugin}", reason="an extra, see pyproject.toml")

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from moe_runner.cli.ending import Command
+from moe_runner.cli.launching import LostJob
 from moe_runner.cli.values import parse_config
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.settings import Settings
@@ -39,9 +40,9 @@ class Handover:
             initial_job_idx: number of the first.
 
         Returns:
-            What the launcher returns for the jobs that it got.
+            What the launcher returns for the jobs that it got and that came to their end.
         """
-        rest: list[tuple[Sequence[str], bool]] = []  # overrides; could it be planned here
+        rest: list[tuple[Sequence[str], Plan | None]] = []  # overrides; None: not planned here
         for overrides in batch:
             try:
                 settings = parse_config(self.compose(overrides))
@@ -49,13 +50,20 @@ class Handover:
             except ConfigError:  # the job tells it; what is missing here may be there
                 plan = None
             if plan is None or not self.is_settled(plan, settings):
-                rest.append((overrides, plan is not None))
+                rest.append((overrides, plan))
         if not rest:
             return []
         returns = self.launcher.launch([job for job, _ in rest], initial_job_idx=initial_job_idx)
-        for (_, planned), job in zip(rest, returns, strict=True):
-            self.command.mistakes += not planned and math.isnan(job.return_value)
-        return returns
+        ended = []
+        for (_, plan), job in zip(rest, returns, strict=True):
+            if isinstance(job, LostJob):
+                self.command.mistakes += plan is None
+                runs = plan.runs if plan is not None else ()
+                self.command.reasons.update({run.id: job.reason for run in runs})
+                continue
+            self.command.mistakes += plan is None and math.isnan(job.return_value)
+            ended.append(job)
+        return ended
 
     def is_settled(self, plan: Plan, settings: Settings) -> bool:
         """Note a plan for the end, and tell whether there is nothing to do for it."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from moe_runner import tasks
@@ -17,6 +18,24 @@ from moe_runner.options.folders import Folders, option_folders
 from moe_runner.options.settings import Settings
 from moe_runner.runs import processes
 from moe_runner.sweeps.plan import Plan
+
+
+class JobLost(Exception):
+    """A job of a sweep came to no end, for a reason that its run does not know."""
+
+
+class LostJob(JobReturn):
+    """What a launcher returns for a job that came to no end; to ask for its value is an error.
+
+    Args:
+        overrides: of the job.
+        reason: what became of it.
+    """
+
+    def __init__(self, overrides: Sequence[str], reason: str) -> None:
+        super().__init__(overrides=overrides, status=JobStatus.FAILED)
+        self.reason = reason
+        self.return_value = JobLost(f"failed: {' '.join(overrides)}: {reason}")
 
 
 def check_launch(settings: Settings) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from moe_runner.cli.ending import end
+from moe_runner.cli.launching import LostJob
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import Folders
 from moe_runner.report.render import FORMATS, render
@@ -56,9 +57,9 @@ def carry_out_study(
         if cfg.dry_run:
             show_study_plans(plans, store)
             return 0
-        launch_missing(plans, cfg, launch, store, for_all)
+        lost = launch_missing(plans, cfg, launch, store, for_all)
         place = report_folder(Path(cfg.paths.output), cfg.profile, only, for_all)
-        return report(plans, store, place)
+        return report(plans, store, place, lost)
     except (ConfigError, StoreError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -70,7 +71,7 @@ def launch_missing(
     launch: Launch,
     store: Store,
     for_all: Mapping[str, Any],
-) -> None:
+) -> dict[str, str]:
     """Hand the runs that are not done to the launcher, and show what they do.
 
     Args:
@@ -79,6 +80,9 @@ def launch_missing(
         launch: see `carry_out_study`.
         store: of the results.
         for_all: values for every run, in place of the study's.
+
+    Returns:
+        id -> reason of the runs whose job came to no end.
 
     Raises:
         StoreError: if a stored result is damaged.
@@ -89,6 +93,7 @@ def launch_missing(
         for job in plan.jobs
         if not job.problems and (cfg.rerun or store.result(job.run.id) is None)
     }
+    lost: dict[str, str] = {}
     if jobs:
         own = {key: cfg[key] for key in GLOBAL} | {"quiet": True, **for_all}
         own |= {} if cfg.threads is None else {"threads": cfg.threads}  # else the study's
@@ -98,7 +103,10 @@ def launch_missing(
             for job, study in jobs.values()
         ]
         with Monitor({run_id: job.run for run_id, (job, _) in jobs.items()}, store):
-            launch(batch, initial_job_idx=0)
+            returns = launch(batch, initial_job_idx=0)
+        ended = zip(jobs, returns, strict=True)
+        lost = {run_id: job.reason for run_id, job in ended if isinstance(job, LostJob)}
+    return lost
 
 
 def read_only(cfg: DictConfig) -> dict[str, list[Any]]:
@@ -136,8 +144,18 @@ def plan_studies(
     return [noted(plan, " ".join(as_overrides(for_all))) for plan in plans] if for_all else plans
 
 
-def report(plans: Sequence[StudyPlan], store: Store, folder: Path) -> int:
-    """Print the tables of studies, render them, say what is not done; the exit code: see `end`."""
+def report(plans: Sequence[StudyPlan], store: Store, folder: Path, lost: Mapping[str, str]) -> int:
+    """Print the tables of studies, render them, say what is not done.
+
+    Args:
+        plans: of studies.
+        store: of the results.
+        folder: of the report.
+        lost: id -> reason of the runs whose job came to no end.
+
+    Returns:
+        The exit code: see `end`.
+    """
     jobs = [job for plan in plans for job in plan.jobs]
 
     def show(results: list[Result]) -> None:
@@ -148,5 +166,5 @@ def report(plans: Sequence[StudyPlan], store: Store, folder: Path) -> int:
         render(plans, store, folder, FORMATS)
         print(f"tables, plots and a page of all: {folder}/index.html")
 
-    reasons = {job.run.id: "; ".join(job.problems) for job in jobs if job.problems}
+    reasons = {job.run.id: "; ".join(job.problems) for job in jobs if job.problems} | dict(lost)
     return end([(job.run, store) for job in jobs], show, reasons=reasons, word="not done")

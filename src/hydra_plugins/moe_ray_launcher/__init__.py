@@ -1,0 +1,1 @@
+"""Hydra's launcher of moe-run for a Ray cluster, see `launcher`."""
