@@ -272,3 +272,23 @@ def test_with_the_derived_scale_an_adam_step_moves_generated_weights_by_its_rate
     optimizer.step()
     step = (weights() - before).abs().mean() / rate
     assert 0.5 < step <= 1.05 if derived else step > 15
+
+
+@pytest.mark.parametrize("bias_fan", [True, False])
+def test_initial_values_are_drawn_in_the_order_that_stored_runs_had(bias_fan):
+    """The numbers of every stored run of HyperMoE depend on it."""
+    torch.manual_seed(0)
+    found = HyperNetwork(
+        4, 2, width=3, selection_dim=4, layer_dim=2, hidden_dim=5, bias_fan=bias_fan
+    )
+    torch.manual_seed(0)
+    torch.nn.Embedding(2, 2), torch.nn.Linear(6, 5)
+    for size in (12, 3, 12, 4):
+        torch.nn.Linear(5, size)
+    fans = {"down": 4, "down_bias": 4, "up": 3, "up_bias": 3}
+    for name, fan in fans.items():
+        fan = fan if bias_fan or "bias" not in name else 1
+        bound = 1e-3 * (3 / (5 * fan)) ** 0.5
+        linear = getattr(found, name)
+        expected = torch.empty_like(linear.weight).uniform_(-bound, bound)
+        torch.testing.assert_close(linear.weight.detach(), expected, rtol=1e-6, atol=0)

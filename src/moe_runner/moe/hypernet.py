@@ -76,8 +76,9 @@ class HyperNetwork(nn.Module):
         self.down_bias = nn.Linear(hidden_dim, width)
         self.up = nn.Linear(hidden_dim, width * d_model)  # rows of P
         self.up_bias = nn.Linear(hidden_dim, d_model)
-        fans = {self.down: d_model, self.up: width}
-        fans |= {self.down_bias: d_model if bias_fan else 1, self.up_bias: width if bias_fan else 1}
+        fans = {self.down: d_model, self.down_bias: d_model, self.up: width, self.up_bias: width}
+        if not bias_fan:
+            fans |= {self.down_bias: 1, self.up_bias: 1}
         for linear, fan in fans.items():
             bound = 1e-3 * math.sqrt(3 / (hidden_dim * fan))
             nn.init.uniform_(linear.weight, -bound, bound)
@@ -199,20 +200,20 @@ class HyperExpert(nn.Module):
         return self.second(torch.relu(self.first(unselected_SE @ self.embeddings.weight)))
 
 
-def start_as_gpt2(hyper_expert: HyperExpert) -> None:
+def start_as_gpt2(module: nn.Module) -> None:
     """Draw the weights anew as GPT-2 does: N(0, 0.02), biases 0.
 
     So the authors' GPT-2 code starts, whose initialiser overwrites that of `HyperNetwork`. sum |z|
     is then near 0, and a HyperExpert grows slowly.
 
     Args:
-        hyper_expert: with its hypernetwork; calling this for each that shares it draws it again.
+        module: a hypernetwork, or a part of a HyperExpert.
     """
-    for module in hyper_expert.modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=GPT2_STD)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=GPT2_STD)
+        if isinstance(part, nn.Linear):
+            nn.init.zeros_(part.bias)
 
 
 def lr_scale(hyper_experts: Sequence[HyperExpert], top_k: int) -> float:

@@ -32,10 +32,11 @@ def build(
     made: dict[str, list[HyperExpert]] = {}
 
     def hyper_expert_of(site: OpenSite, num_experts: int) -> HyperExpert:
-        keys, own = site.ffn.keys, owner(site)
+        own = owner(site)
+        as_gpt2 = protocol.hypernet_start == "authors" and site.mixture is None  # not their Switch
         if own not in hypernets:
             hypernets[own] = HyperNetwork(
-                keys.shape[1],
+                site.ffn.keys.shape[1],
                 sharing[own],
                 width=method.width,
                 selection_dim=method.embedding_dim,
@@ -43,6 +44,8 @@ def build(
                 hidden_dim=method.embedding_dim,
                 bias_fan=protocol.hypernet_start == "paper",
             )
+            if as_gpt2:
+                start_as_gpt2(hypernets[own])
         others = made.setdefault(own, [])
         hyper_expert = HyperExpert(
             hypernets[own],
@@ -51,8 +54,9 @@ def build(
             embedding_dim=method.embedding_dim,
             aggregate=method.aggregate,
         )
-        if protocol.hypernet_start == "authors" and site.mixture is None:  # not their Switch code
-            start_as_gpt2(hyper_expert)
+        if as_gpt2:
+            for part in (hyper_expert.embeddings, hyper_expert.first, hyper_expert.second):
+                start_as_gpt2(part)
         others.append(hyper_expert)
         return hyper_expert
 
@@ -61,5 +65,5 @@ def build(
         scale = method.hypernet_lr_scale
         scale = lr_scale(hyper_experts, method.top_k) if scale == "auto" else scale
         for hyper_expert in hyper_experts:
-            hyper_expert.lr_scale = scale
+            hyper_expert.lr_scale = float(scale)
     return layers
