@@ -1,5 +1,6 @@
 import logging
 import os
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +57,49 @@ def test_write_lines_replaces_the_file(tmp_path):
     files.append_line(path, {"step": 1})
     files.write_lines(path, [{"step": 2}, {"step": 3}])
     assert files.read_lines(path) == [{"step": 2}, {"step": 3}]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "OPENAI_APIKEY", "my_password",
+        "MYSQL_PWD", "DB_PASS", "GH_PAT", "SERVICE_TOKENS", "API_KEY_2", "SSH_PASSPHRASE",
+        "NPM_AUTH", "SECRET_KEY_BASE", "GOOGLE_CREDENTIALS",
+    ],
+)  # fmt: skip
+def test_these_names_are_of_secrets(name, monkeypatch):
+    monkeypatch.setenv(name, "12345678")
+    assert files.masked("a12345678b") == "a***b"
+
+
+@pytest.mark.parametrize(
+    "name", ["PWD", "OLDPWD", "TOKENIZERS_PARALLELISM", "PATH", "COMPAT", "KEYBOARD", "BYPASS"]
+)
+def test_these_names_are_of_no_secrets(name, monkeypatch):
+    monkeypatch.setenv(name, "12345678")
+    assert files.masked("a12345678b") == "a12345678b"
+
+
+def test_passwords_in_addresses_are_left_out(monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", "postgres://user:p4ssw0rd!@host/db")
+    assert files.masked("p4ssw0rd! of postgres") == "*** of postgres"
+    assert files.masked("http://proxy:pw@host:1/ and http://host:1/a@b") == (
+        "http://proxy:***@host:1/ and http://host:1/a@b"
+    )
+
+
+def test_of_two_secrets_the_longer_is_left_out_as_a_whole(monkeypatch):
+    monkeypatch.setenv("A_TOKEN", "12345678")
+    monkeypatch.setenv("B_TOKEN", "12345678-and-more")
+    assert files.masked("12345678-and-more") == "***"
+
+
+def test_a_log_that_cannot_be_written_is_told_once_without_a_traceback(tmp_path, capsys):
+    with logged_to(Path("/dev/full")):
+        for _ in range(3):
+            logging.getLogger("x").warning("word")
+    err = capsys.readouterr().err
+    assert err == "/dev/full: No space left on device; the log is not kept\n"
 
 
 def test_secrets_of_the_environment_are_in_no_log(tmp_path, monkeypatch):

@@ -151,7 +151,7 @@ def read_run(file: Path) -> Run:
         ConfigError: if it is not there, cannot be read, is damaged, or of a version with other
             options: with the remedy.
     """
-    remedy = "run its command again, with rerun=true"
+    remedy = "run its command again with keep_model=best rerun=true"
     tree = read_tree(file, remedy)
     groups: dict[str, Any] = {"protocol": Protocol, "model": Model, "tuning": Tuning}
     groups |= {"trainer": Trainer, "method": None, "task": None}

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from zipfile import is_zipfile
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -24,6 +28,15 @@ from moe_runner.files import writing_tensors
 log = logging.getLogger(__name__)
 
 WEIGHTS = "trained.safetensors"
+READING = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    EOFError,
+    UnpicklingError,
+    SafetensorError,
+)
 STATE = "trainer_state.json"  # of the Trainer; written last
 STATES = ("optimizer*", "scheduler.pt", "rng_state*")  # sharded, the optimizer's is a folder
 
@@ -104,6 +117,27 @@ def load_trained(model: nn.Module, folder: Path) -> None:
         return
     with torch.no_grad():
         model.load_state_dict(state, strict=False)
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Say in a line that a checkpoint is damaged, whichever file of it.
+
+    Args:
+        folder: the checkpoint. Its files are tensors and plain values: torch unpickles nothing else
+            (`weights_only`), so one that holds code is damaged too.
+
+    Raises:
+        ValueError: in place of the readers' errors.
+    """
+    try:
+        yield
+    except READING as error:
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+        raise ValueError(
+            f"{folder} is damaged ({reason}); delete it, and the same command goes on from the one "
+            "before, or from the start"
+        ) from error
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, int] | None:

@@ -23,6 +23,7 @@ from moe_runner.runs.store import RunFolder
 from moe_runner.training.checkpoint import (
     is_sharded,
     load_trained,
+    reading,
     save_state,
     trained_state,
 )
@@ -206,7 +207,16 @@ class RunTrainer(Trainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        load_trained(self.model, Path(resume_from_checkpoint))
+        with reading(Path(resume_from_checkpoint)):
+            load_trained(self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading(Path(checkpoint or "")):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(Path(checkpoint or "")):
+            super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
         """Leave it to `load_best`, which goes by the step: the path may be of another folder."""
