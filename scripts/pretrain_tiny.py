@@ -40,6 +40,7 @@ from transformers import (
 from transformers import PreTrainedTokenizerBase as Tokens
 
 from measure_keys import arrays, clustering_table, processor
+from moe_runner.files import share
 from moe_runner.tasks.mini.corpus import documents
 from pretrain_vit import pretrain
 
@@ -746,7 +747,7 @@ def main() -> None:
         tokenizer.model_max_length = sizes["max_positions"]
     tokenizer.save_pretrained(out)
     model.half().save_pretrained(out)
-    (out / "model.safetensors").chmod(0o644)  # safetensors makes it private
+    share(out, "*.safetensors")
     automatic = getattr(transformers, family.automatic)
     model = automatic.from_pretrained(out, dtype=torch.float32)  # what is shipped is measured
     after = {label: mean_loss(model, family, value) for label, value in evaluation.items()}

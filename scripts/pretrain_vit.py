@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from measure_keys import arrays, clustering_table, processor
+from moe_runner.files import share
 from moe_runner.tasks.mini.drawings import BACKGROUNDS, GLYPHS, LABELS, SIZE, draw
 
 PATCH = 8
@@ -175,7 +176,7 @@ def pretrain(out: Path, sizes: dict[str, Any], steps: int | None, seed: int, thr
     cpu_minutes = (time.process_time() - cpu_started) / 60
     out.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(out)
-    (out / "model.safetensors").chmod(0o644)  # safetensors makes it private
+    share(out, "*.safetensors")
     preprocessing = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,

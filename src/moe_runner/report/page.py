@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from moe_runner.console import clear
 from moe_runner.files import write_atomic
 from moe_runner.metrics import shown
 from moe_runner.report.sheet import Sheet
@@ -48,9 +49,13 @@ def write_page(
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["data_uri"] = data_uri
+    environment.filters["clear"] = clear
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     jobs = {job.run.id: job for section in sections for job in section.plan.jobs}
     studies: dict[str, list[str]] = {}
@@ -61,7 +66,7 @@ def write_page(
         {
             "id": run_id,
             "studies": studies[run_id],
-            **job.run.axes(),
+            **{name: clear(str(value)) for name, value in job.run.axes().items()},
             "state": "done" if run_id in results else store.status(run_id).state,
             "primary": "" if run_id not in results else primary(results[run_id]),
             "seconds": round(results[run_id].wall_seconds, 1) if run_id in results else "",

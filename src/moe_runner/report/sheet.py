@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
+from moe_runner.console import clear
+
 NOT_AVAILABLE = "not available"  # what a cell without a number says
 
 
@@ -42,15 +44,15 @@ class Sheet:
 def to_rich(sheet: Sheet) -> Table:
     """Lay out for the terminal; the best of a column is bold."""
     table = Table(
-        title=Text(sheet.title),
+        title=Text(clear(sheet.title)),
         title_justify="left",
-        caption=Text(sheet.caption),
+        caption=Text(clear(sheet.caption)),
         caption_justify="left",
     )
     for number, name in enumerate(sheet.header):
-        table.add_column(Text(name), justify="right" if number else "left")
+        table.add_column(Text(clear(name)), justify="right" if number else "left")
     for row in sheet.rows:
-        table.add_row(*(Text(entry.text, style="bold" if entry.best else "") for entry in row))
+        table.add_row(*(Text(clear(e.text), style="bold" if e.best else "") for e in row))
     return table
 
 
@@ -61,13 +63,18 @@ def to_markdown(sheet: Sheet) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
     body = [
-        line([f"**{entry.text}**" if entry.best else entry.text for entry in row])
+        line([f"**{markdown(e.text)}**" if e.best else markdown(e.text) for e in row])
         for row in sheet.rows
     ]
     rule = line(["---", *["---:"] * (len(sheet.header) - 1)])
-    return "\n".join(
-        [f"**{sheet.title}**", "", line(sheet.header), rule, *body, "", sheet.caption, ""]
-    )
+    header = line([markdown(name) for name in sheet.header])
+    title, caption = markdown(sheet.title), markdown(sheet.caption)
+    return "\n".join([f"**{title}**", "", header, rule, *body, "", caption, ""])
+
+
+def markdown(text: str) -> str:
+    """Escape what Markdown reads as HTML or a link; marks of emphasis do no harm."""
+    return clear(text).replace("<", "&lt;").replace("](", "]\\(")
 
 
 def to_csv(sheet: Sheet) -> str:
@@ -80,9 +87,13 @@ def to_csv(sheet: Sheet) -> str:
 
 
 def no_formula(text: str) -> str:
-    """Keep a spreadsheet from computing a name of the user's: a quote stands before it."""
-    is_formula = text.startswith(("=", "@", "+", "-", "\t")) and not re.match(r"[+-][\d.]", text)
-    return f"'{text}" if is_formula else text
+    """Keep a spreadsheet from computing a name of the user's: a quote stands before it.
+
+    Our own figures with a sign (-25.0 ± 1.5 (3)) have nothing that computes behind it.
+    """
+    text = clear(text)
+    is_figure = re.fullmatch(r"[+-][\d.][\w\s.,±()%]*", text)
+    return f"'{text}" if text.startswith(("=", "@", "+", "-")) and not is_figure else text
 
 
 def to_latex(sheet: Sheet) -> str:
@@ -126,4 +137,4 @@ LATEX = {
 
 def latex(text: str) -> str:
     """Escape what LaTeX reads as a command."""
-    return re.sub(r"[\\±~^<>&%$#_{}]", lambda match: LATEX[match[0]], text)
+    return re.sub(r"[\\±~^<>&%$#_{}]", lambda match: LATEX[match[0]], clear(text))

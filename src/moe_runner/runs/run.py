@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from moe_runner.console import clear
 from moe_runner.files import masked
 from moe_runner.hub import COMMIT
 from moe_runner.options.build import build
@@ -78,7 +79,7 @@ class Run:
     def label(self) -> str:
         """A short line for people."""
         tuning = "" if self.tuning.name == "full" else f" {self.tuning.name}"
-        return masked(
+        return named(
             f"{self.method.name} {self.model.label}{tuning} {self.task.suite}/{self.task.title} "
             f"lr {self.trainer.learning_rate:g} seed {self.seed}"
         )
@@ -87,11 +88,11 @@ class Run:
         """Say what distinguishes the run, for tables; names of the user's without secrets."""
         return {
             "method": self.method.name,
-            "model": masked(self.model.label),
+            "model": named(self.model.label),
             "tuning": self.tuning.name,
             "protocol": self.protocol.name,
             "suite": self.task.suite,
-            "task": masked(self.task.title),
+            "task": named(self.task.title),
             "learning_rate": self.trainer.learning_rate,
             "seed": self.seed,
         }
@@ -116,6 +117,11 @@ class Run:
         """Write the whole run as YAML, the text of config.yaml; secrets in it are ***."""
         tree = hidden({"id": self.id, **plain(dataclasses.asdict(self))})
         return yaml.safe_dump(tree, sort_keys=False)
+
+
+def named(text: str) -> str:
+    """Write a name of the user's for people: in one line, without secrets."""
+    return clear(masked(text))
 
 
 def plain(value: Any) -> Any:
