@@ -1,4 +1,4 @@
-"""A Ray cluster of this machine: nodes on addresses of the loopback, each ended with its group."""
+"""A Ray cluster of this machine: nodes on the loopback, each ended with all that runs there."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def can_name_a_host() -> bool:
 
 
 class RayNode:
-    """A node that was started with `ray start --block`, in a process group of its own.
+    """A node that was started with `ray start --block`.
 
     Args:
         folder: for its log.
@@ -75,10 +75,21 @@ class RayNode:
                 raise RuntimeError(f"no Ray node: {self.log.read_text()[-2000:]}")
             time.sleep(0.5)
 
+    def processes(self) -> set[int]:
+        """All processes of the node; those of its runs have process groups of their own."""
+        words = ["ps", "-eo", "pid=,ppid="]
+        listed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        parents = dict(map(int, line.split()) for line in listed.splitlines())
+        found = {self.process.pid}
+        while more := {pid for pid, parent in parents.items() if parent in found} - found:
+            found |= more
+        return found
+
     def kill(self) -> None:
         """End the node and all that runs there at once, as when a machine loses its power."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        for pid in self.processes() if self.process.poll() is None else ():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
 

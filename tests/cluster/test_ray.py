@@ -174,7 +174,7 @@ def test_the_run_of_a_node_that_dies_goes_on_elsewhere_from_its_checkpoint(
     command = Command(tmp_path, *TINY, *ON_CPUS, f"hydra.launcher.address={address}")
     output, name = tmp_path / "outputs", host or socket.gethostname()
     command.wait_for(lambda: command.text.count(" runs on ") == 2)
-    pids = group_of(node.process.pid)
+    pids = node.processes()
     status = command.wait_for(
         lambda: (run := running_in(output, name, pids)) and read_json(run / "status.json")
     )
@@ -189,13 +189,6 @@ def test_the_run_of_a_node_that_dies_goes_on_elsewhere_from_its_checkpoint(
     assert read_json(moved / "status.json")["pid"] != status["pid"]
     assert read_json(moved / "status.json")["host"] == socket.gethostname()
     assert read_json(moved / "result.json")["resumed_at_update"] >= 5
-
-
-def group_of(leader: int) -> set[int]:
-    """The processes of a node: all of its group."""
-    found = subprocess.run(["ps", "-eo", "pid=,pgid="], capture_output=True, text=True, check=True)
-    pairs = (line.split() for line in found.stdout.splitlines())
-    return {int(pid) for pid, group in pairs if int(group) == leader}
 
 
 def running_in(output: Path, host: str, pids: set[int]) -> Path | None:
