@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROFILE ?= mini
+CAMPAIGNS ?=
 WORKERS ?= $(shell nproc 2>/dev/null || echo 1)
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 1)
 
@@ -36,6 +37,9 @@ test-cluster: install  ## the launchers on a real cluster of this machine's own 
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster
 
+torture: install  ## campaigns of kills, bad inputs, crowds, failing disks, little memory: two hours
+	$(BIN)/python -m tests.torture $(CAMPAIGNS)
+
 reproduce-tables: install  ## run what is missing of every study, then render the tables: PROFILE=mini or paper, WORKERS=2
 	OMP_NUM_THREADS=1 $(BIN)/moe-run study=all profile=$(PROFILE) hydra/launcher=joblib hydra.launcher.n_jobs=$(WORKERS)
 
@@ -55,4 +59,4 @@ clean:  ## remove caches and build products; outputs/ stays
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -exec rm -rf {} +
 
-.PHONY: help install demo test test-long test-slow test-cluster reproduce-tables bench check format clean
+.PHONY: help install demo test test-long test-slow test-cluster torture reproduce-tables bench check format clean

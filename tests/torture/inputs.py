@@ -7,12 +7,13 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from tests.torture import commands, runs
+from tests.torture import commands, generated, runs
 from tests.torture.bad import data, kept, models, options, reports
 from tests.torture.bad.case import Case
 
 SECONDS = 10.0  # to the message, imports included
 NO_HARM = ("outputs/hydra", "outputs/runs", "cache")  # looked at apart; logs; checksums
+MADE_UP = 1000  # command lines
 COLD = 12  # every so many, in a new interpreter
 QUICK = (
     "threads=1", "device=cpu", "trainer.max_steps=2", "trainer.batch_size=4",
@@ -33,7 +34,7 @@ def campaign(folder: Path, *, only: int | None = None, seed: int = 0) -> dict:
     Args:
         folder: an empty one.
         only: so many cases of each kind instead of all.
-        seed: not used; nothing is random but what hypothesis draws in tests/cli.
+        seed: of the command lines that hypothesis makes up.
 
     Returns:
         The figures.
@@ -41,7 +42,6 @@ def campaign(folder: Path, *, only: int | None = None, seed: int = 0) -> dict:
     Raises:
         AssertionError: at the end, with every case that did not go as expected.
     """
-    del seed
     tally: Counter[str] = Counter()
     wrong: list[str] = []
     slowest = 0.0
@@ -63,9 +63,11 @@ def campaign(folder: Path, *, only: int | None = None, seed: int = 0) -> dict:
             shutil.rmtree(there)
         print(f"  {kind}: {tally[kind]}", flush=True)
     assert not wrong, f"{len(wrong)} went wrong:\n" + "\n".join(wrong)
+    made_up = generated.try_many(MADE_UP if only is None else only, seed)
     return {
         "bad inputs": sum(tally.values()),
         **tally,
+        "command lines made up": made_up,
         "seconds to the slowest message": round(slowest, 1),
     }
 
