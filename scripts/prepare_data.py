@@ -89,11 +89,12 @@ def prepare(name: str, folder: Path | None = None) -> int:
     """
     options = read_options(name)
     folder = (folder or Path("data") / options.suite).expanduser()
-    options = replace(options, data_dir=str(folder), ood_dir=str(folder / "ood"))
-    found = look(options)
-    if not found.files and not found.missing and not found.optional:
+    every = [tasks.sources(options, member).values() for member in options.members]
+    if all(source.generated is not None for found in every for source in found):
         print(f"task={name} is generated; there is nothing to prepare")
         return 0
+    options = replace(options, data_dir=str(folder), ood_dir=str(folder / "ood"))
+    found = look(options)
     if found.wanted and hub.reachable():
         download(found.wanted)
         found = look(options)
