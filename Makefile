@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROFILE ?= mini
 CAMPAIGNS ?=
+DATABASE ?= pypi
 WORKERS ?= $(shell nproc 2>/dev/null || echo 1)
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 1)
 
@@ -51,6 +52,12 @@ check: install  ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+audit: install  ## known vulnerabilities and licences of the pinned packages: DATABASE=pypi or osv
+	$(BIN)/python scripts/licences.py
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet pip-audit
+	$(VENV)/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --vulnerability-service $(DATABASE)
+
 format: install  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -59,4 +66,4 @@ clean:  ## remove caches and build products; outputs/ stays
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -exec rm -rf {} +
 
-.PHONY: help install demo test test-long test-slow test-cluster torture reproduce-tables bench check format clean
+.PHONY: help install demo test test-long test-slow test-cluster torture reproduce-tables bench check audit format clean

@@ -101,6 +101,18 @@ def test_a_run_for_a_read_only_store_is_refused_at_once(place, tmp_path):
     )
 
 
+def test_evaluating_a_run_without_its_config_is_one_line(place, tmp_path):
+    run_id = Store(place / "outputs").ids()[0]
+    folder = f"{place}/outputs/runs/{run_id}"
+    words = ["moe-run", f"evaluate='{run_id}'", *outputs("moe-run", place / "outputs")]
+    done = call(words, tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"{folder} has no config.yaml, which says what was run; run its command again with "
+        "keep_model=best rerun=true\n"
+    )
+
+
 @pytest.mark.parametrize("umask", [0o002, 0o077])  # 022 is what the other tests run with
 def test_a_report_has_the_modes_of_the_users_umask(umask, place, tmp_path):
     output = outputs("moe-report", place / "outputs")
