@@ -44,6 +44,16 @@ def temp():
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def home(temp):
+    """A home folder without a token of Ray: who has one starts a cluster that wants it."""
+    (temp / "home").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(temp / "home"))
+        patch.delenv("RAY_AUTH_MODE", raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def start_head(tmp_path_factory, temp):
     """Start a head with one CPU; its address and node."""
@@ -232,6 +242,9 @@ def test_ctrl_c_ends_what_runs(address, tmp_path):
     assert last == "interrupted; the same command goes on from the last checkpoint"
     assert "Traceback" not in command.text
     assert read_json(status)["state"] == "interrupted"
+    end = time.monotonic() + 20
+    while Path(f"/proc/{place[1]}").exists() and time.monotonic() < end:
+        time.sleep(0.2)
     assert not Path(f"/proc/{place[1]}").exists()
 
 
@@ -273,6 +286,29 @@ def test_without_a_cluster_it_is_one_line_and_exit_code_2(tmp_path):
     assert f"address=auto (RAY_ADDRESS={where}): no Ray cluster" in done.stderr
 
 
+def test_a_cluster_that_wants_a_token_is_told_and_gets_it_when_asked(
+    start_head, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"]
+    subprocess.run(made, env=environment(), check=True, capture_output=True)
+    address, node = start_head()
+    one = ["-m", "task=glue_mini/rte", "trainer.max_steps=2", "threads=1", *ON_CPUS]
+    arguments = [*one, f"hydra.launcher.address={address}"]
+    done = moe_run(tmp_path, *arguments)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "the Ray cluster wants a token; RAY_AUTH_MODE=token shows it that of" in line
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    done = moe_run(tmp_path, *arguments, RAY_AUTH_MODE="token", HOME=str(stranger))
+    assert done.returncode == 2, done.stderr
+    assert not list(tmp_path.glob("outputs/runs/*"))
+    done = moe_run(tmp_path, *arguments, RAY_AUTH_MODE="token")
+    assert done.returncode == 0, done.stderr
+    node.kill()
+
+
 def test_what_listens_and_is_no_ray_is_told_within_a_minute(tmp_path):
     with socket.create_server(("127.0.0.2", 0)) as silent:
         where = f"127.0.0.2:{silent.getsockname()[1]}"
@@ -284,10 +320,10 @@ def test_what_listens_and_is_no_ray_is_told_within_a_minute(tmp_path):
 def test_a_cluster_of_this_machine_alone_is_started_and_ended(undisturbed, tmp_path):
     here = "hydra.launcher.address=local"
     asks_too_much = [*TINY, "hydra/launcher=ray_cluster", here, "hydra.launcher.num_cpus=4096"]
-    done = moe_run(tmp_path, *asks_too_much)
+    done = moe_run(tmp_path, *asks_too_much, HOME=str(tmp_path))
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "each asks for 4096 CPUs and 1 GPU, and no node has that" in line
-    done = moe_run(tmp_path, *TINY, *ON_CPUS, here)
+    done = moe_run(tmp_path, *TINY, *ON_CPUS, here, HOME=str(tmp_path))  # Ray leaves a token there
     assert done.returncode == 0, done.stderr
     assert numbers(tmp_path / "outputs") == undisturbed

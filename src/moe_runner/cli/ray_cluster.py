@@ -16,6 +16,10 @@ from typing import Any
 from moe_runner.options.errors import ConfigError
 
 MISSING = "hydra/launcher=ray_cluster needs Ray; in a clone of moe-runner: pip install -e '.[ray]'"
+WANTS_TOKEN = (
+    "the Ray cluster wants a token; RAY_AUTH_MODE=token shows it that of ~/.ray/auth_token, "
+    "which has to be the head's (ray get-auth-token)"
+)
 ANSWER_SECONDS = 20.0  # a head that has not answered by then is none; Ray itself waits 5 minutes
 PROBE_SECONDS = 3.0
 OBJECT_STORE = 100_000_000  # bytes of shared memory of a local cluster: runs exchange no tensors
@@ -147,19 +151,46 @@ def check_answers(address: str) -> None:
         except OSError as error:
             reason = error.strerror or str(error)
             raise ConfigError(f"{named}: no Ray cluster there ({reason}); {remedy}") from None
+    said = health(known)
+    if said is not None and "AuthenticationError" in said:
+        # as ray.init does: the token is shown only to a cluster that this machine is part of
+        if not known and os.environ.get("RAY_AUTH_MODE") is None:
+            said = health(known, RAY_AUTH_MODE="token")
+        if said is not None and "AuthenticationError" in said:
+            raise ConfigError(f"{named}: {WANTS_TOKEN}")
+    if said is not None:
+        raise ConfigError(f"{named}: no Ray cluster answers ({said}); {remedy}")
+
+
+def health(address: str, **environment: str) -> str | None:
+    """Ask a cluster whether it lives, in a process that can be ended.
+
+    Args:
+        address: of the head; empty: the cluster that this machine is part of.
+        environment: variables in place of those of this process.
+
+    Returns:
+        Why it does not answer as it should; None if it does.
+    """
     words = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
-    words += ["--address", known] if known else []
+    words += ["--address", address] if address else []
     try:
-        asked = subprocess.run(words, capture_output=True, text=True, timeout=ANSWER_SECONDS)
+        asked = subprocess.run(
+            words,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=ANSWER_SECONDS,
+        )
     except subprocess.TimeoutExpired:
-        reason = f"no answer within {ANSWER_SECONDS:.0f} s"
-    else:
-        if asked.returncode == 0:
-            return
-        said = (asked.stderr or asked.stdout).strip().splitlines()
-        reason = "none is running" if not known else said[-1] if said else "no answer"
-        reason = said[-1] if said and "ersion" in said[-1] else reason
-    raise ConfigError(f"{named}: no Ray cluster answers ({reason}); {remedy}")
+        return f"no answer within {ANSWER_SECONDS:.0f} s"
+    if asked.returncode == 0:
+        return None
+    lines = (asked.stderr or asked.stdout).strip().splitlines()
+    if any("Could not find any running Ray" in line for line in lines):
+        return "none is running"
+    errors = [line for line in lines if "Error" in line]
+    return (errors or lines or ["no answer"])[-1].strip()
 
 
 def end_at_once() -> None:
