@@ -53,6 +53,7 @@ check: install  ## formatting, lint and types
 	$(BIN)/mypy
 
 audit: install  ## known vulnerabilities and licences of the pinned packages: DATABASE=pypi or osv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
 	$(BIN)/python scripts/licences.py
 	$(PYTHON) -m venv $(VENV)/audit
 	$(VENV)/audit/bin/python -m pip install --quiet pip-audit
