@@ -354,7 +354,9 @@ def test_every_method_trains_on_the_bundled_backbones(tmp_path):
         assert counts["active_per_token"] < counts["total"]
         assert (counts["total"] == counts["dense"]) == (name == "emoe")
         assert (flops["converted"] < flops["dense"]) == (ROWS[name].experts == "groups")
-        figures = ("entropy", "max_share", "active", "changed")
+        figures = {"entropy", "max_share", "active", "changed"}
+        if name in ("hypermoe", "moe_adapter", "moe_share"):
+            figures |= {"experts_norm", "beside_norm", "beside_ratio"}
         assert result["routing"].keys() == {f"routing/{figure}" for figure in figures}
         assert result["converted_layers"]
         if ROWS[name].experts == "groups":
