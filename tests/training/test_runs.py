@@ -102,6 +102,15 @@ def test_an_error_in_the_middle_of_an_epoch_and_a_second_try_give_the_same_numbe
     assert numbers(result) == numbers(whole)
 
 
+def stopped_after_training(settings, run, monkeypatch) -> dict:
+    """Stop a run when training has ended and its results are not written; what the next call gets."""
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "evaluate_ood", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            carry_out(settings, run)
+    return carry_out(settings, run)[0]
+
+
 def elsewhere(settings):
     """The same settings with another store."""
     paths = dataclasses.replace(settings.paths, output=settings.paths.output + "2")
@@ -123,13 +132,7 @@ def test_a_kill_after_training_ended_does_not_train_on(
     settings = make_settings(**trainer)
     run = only_run(settings)
     whole, _ = carry_out(settings, run)
-    settings = elsewhere(settings)
-    original = fit.evaluate_ood
-    monkeypatch.setattr(fit, "evaluate_ood", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        carry_out(settings, run)
-    monkeypatch.setattr(fit, "evaluate_ood", original)
-    result, _ = carry_out(settings, run)
+    result = stopped_after_training(elsewhere(settings), run, monkeypatch)
     assert result["updates"] == whole["updates"]
     assert numbers(result) == numbers(whole)
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -35,21 +35,42 @@ def count_load(model: nn.Module) -> Iterator[list[Tensor]]:
     layers = moe_layers(model)
     loads = [torch.zeros(layer.experts.num_experts, dtype=torch.int64) for layer in layers]
 
-    def add(layer: MoEFeedForward, load: Tensor) -> None:
+    def last(layer: MoEFeedForward) -> Tensor:
         assert layer.routing is not None
-        load += layer.routing.load(len(load)).cpu()
+        return layer.routing.load(layer.experts.num_experts)
+
+    with added_up(layers, loads, last):
+        yield loads
+
+
+@contextmanager
+def added_up(
+    layers: Sequence[MoEFeedForward],
+    sums: Sequence[Tensor],
+    last: Callable[[MoEFeedForward], Tensor],
+) -> Iterator[None]:
+    """Add up a figure of layers over all forward passes within the block, then over all processes.
+
+    Args:
+        layers: of a model.
+        sums: one per layer, zeros on the CPU; filled in place.
+        last: gives the figure of a layer's last forward pass, of the shape of its sum.
+    """
+
+    def add(layer: MoEFeedForward, own: Tensor) -> None:
+        own += last(layer).cpu()
 
     handles = [
-        layer.register_forward_hook(lambda layer, args, output, load=load: add(layer, load))
-        for layer, load in zip(layers, loads, strict=True)
+        layer.register_forward_hook(lambda layer, args, output, own=own: add(layer, own))
+        for layer, own in zip(layers, sums, strict=True)
     ]
     try:
-        yield loads
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    for load in loads:
-        load.copy_(processes.total(load))
+    for own in sums:
+        own.copy_(processes.total(own))
 
 
 def summarise(loads: list[Tensor]) -> dict[str, float]:
@@ -90,22 +111,13 @@ def sum_norms(model: nn.Module) -> Iterator[list[Tensor]]:
     layers = [layer for layer in moe_layers(model) if layer.beside is not None]
     sums = [torch.zeros(3, dtype=torch.float64) for _ in layers]
 
-    def add(layer: MoEFeedForward, own: Tensor) -> None:
+    def last(layer: MoEFeedForward) -> Tensor:
         assert layer.routing is not None
         assert layer.routing.norms is not None
-        own += layer.routing.norms.cpu()
+        return layer.routing.norms
 
-    handles = [
-        layer.register_forward_hook(lambda layer, args, output, own=own: add(layer, own))
-        for layer, own in zip(layers, sums, strict=True)
-    ]
-    try:
+    with added_up(layers, sums, last):
         yield sums
-    finally:
-        for handle in handles:
-            handle.remove()
-    for own in sums:
-        own.copy_(processes.total(own))
 
 
 def compare_norms(sums: Sequence[Tensor]) -> dict[str, float]:
