@@ -103,7 +103,7 @@ def test_an_error_in_the_middle_of_an_epoch_and_a_second_try_give_the_same_numbe
 
 
 def stopped_after_training(settings, run, monkeypatch) -> dict:
-    """Stop a run when training has ended and its results are not written; what the next call gets."""
+    """Stop a run between the end of its training and its result; what the next call finds."""
     with monkeypatch.context() as patch:
         patch.setattr(fit, "evaluate_ood", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
