@@ -240,7 +240,8 @@ class RunTrainer(Trainer):
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         loader = super()._get_dataloader(*args, **kwargs)
         if self.args.dataloader_num_workers:
-            loader.worker_init_fn = partial(outlive_signals, loader.worker_init_fn)
+            base = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
+            base.worker_init_fn = partial(outlive_signals, base.worker_init_fn)
         return loader
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:

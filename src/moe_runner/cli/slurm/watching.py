@@ -11,9 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import JobStatus
+
 from moe_runner.cli.elsewhere import Lost
 from moe_runner.cli.slurm.commands import FINAL, NoAnswer, Place, places, tell
 from moe_runner.cli.slurm.submitting import Job
+from moe_runner.files import one_line
 from moe_runner.runs import stopping
 
 LOOK_SECONDS = 1.0  # between two looks for the files that ended jobs write
@@ -21,6 +24,7 @@ ASK_FIRST, ASK_LAST = 2.0, 30.0  # between two questions to Slurm, at the start 
 TELL_SECONDS = 10.0  # between two lines of progress
 LATE_SECONDS = 10.0  # a file of an ended job may come so late over a network
 LATE_IF_COMPLETED = 90.0  # a job that ended well has written its file: caches of NFS live a minute
+BROKEN = {"FAILED", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL"}
 USUAL = {"Priority", "Resources", "BeginTime", "JobArrayTaskLimit", "None", ""}
 
 
@@ -85,10 +89,14 @@ class Watch:
         """Read what a job returned, if it has."""
         with suppress(FileNotFoundError, EOFError):  # not yet, or not all of it
             word, answer = pickle.loads(job.answer.read_bytes())
-            if word == "success":
-                self.found[job.id] = unless_failed(job, answer)
+            if word == "success" and answer.status is JobStatus.COMPLETED:
+                self.found[job.id] = answer
+            elif word == "success":  # an error that the job's own code has not told
+                error = answer._return_value
+                line = one_line(error).partition("\n")[0]
+                self.lose(job, f"failed: {type(error).__name__}: {line}")
             else:
-                self.lose(job, f"failed: {answer.strip().splitlines()[-1]}")
+                self.lose(job, f"failed: {answer.strip().splitlines()[-1]}")  # of a traceback
 
     def ask(self, now: float) -> None:
         """Ask Slurm where the jobs are; tell it, and find those that are lost."""
@@ -110,14 +118,14 @@ class Watch:
             since = self.gone.setdefault(job.id, now)
             completed = place is not None and place.state == "COMPLETED"
             if now - since >= (LATE_IF_COMPLETED if completed else LATE_SECONDS):
-                self.lose(job, "is not known to Slurm any more" if place is None else said_of(place))
+                self.lose(job, said_of(place, job.log))
         self.show(known, now)
 
     def lose(self, job: Job, what: str) -> None:
         """Note that a job has ended without an answer."""
-        line = last_line(job.log)
-        reason = f"Slurm job {job.id} {what}{f': {line}' if line else ''} (log: {short(job.log)})"
-        self.found[job.id] = Lost(job.id, reason)
+        lost = Lost(job.id, f"Slurm job {job.id} {what} (log: {short(job.log)})")
+        self.found[job.id] = lost
+        tell(lost.reason.removeprefix("Slurm "))
 
     def show(self, known: Mapping[str, Place], now: float) -> None:
         """Tell how many jobs wait, and for what, when that has changed; not too often."""
@@ -149,20 +157,13 @@ def summary(found: Sequence[Place | None], ended: int) -> str:
     return text
 
 
-def said_of(place: Place) -> str:
-    """Word the end of a job."""
+def said_of(place: Place | None, log: Path) -> str:
+    """Word the end of a job; what it printed last says why it broke."""
+    if place is None:
+        return "is not known to Slurm any more"
     reason = f" ({place.reason})" if place.reason not in ("", place.state) else ""
-    return f"ended as {place.state}{reason}"
-
-
-def unless_failed(job: Job, answer: Any) -> Any:
-    """Return Hydra's account of a job; `Lost` if it ended in an error that nobody has told."""
-    try:
-        float(answer.return_value)
-    except Exception as error:  # Hydra raises that of the job
-        reason = f"Slurm job {job.id} failed: {type(error).__name__}: {error}"
-        return Lost(job.id, f"{reason.splitlines()[0]} (log: {short(job.log)})")
-    return answer
+    line = last_line(log) if place.state in BROKEN else ""
+    return f"ended as {place.state}{reason}{f': {line}' if line else ''}"
 
 
 def last_line(log: Path) -> str:
