@@ -1,4 +1,4 @@
-"""A process that is asked to end: its run saves a checkpoint, and goes on as if nothing had been."""
+"""A process that is asked to end: its run saves a checkpoint, and goes on from it another time."""
 
 from __future__ import annotations
 

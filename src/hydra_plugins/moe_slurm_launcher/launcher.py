@@ -1,9 +1,9 @@
 """The launcher behind hydra/launcher=slurm: an array of jobs, watched until the last one has ended.
 
 The package hydra-submitit-launcher (extra `slurm`) writes the script for sbatch and carries a job's
-function to its node. What it leaves open is done here and in `moe_runner.cli.slurm`: the user is told
-what the jobs wait for and which of them are lost, and a job that is asked to end does so with a
-checkpoint and is started again.
+function to its node. What it leaves open is done here and in `moe_runner.cli.slurm`: the user is
+told what the jobs wait for and which of them are lost, and a job that is asked to end does so with
+a checkpoint and is started again.
 """
 
 import math
@@ -26,7 +26,9 @@ class MoESlurmLauncher(Launcher):
 
     def __init__(self, **options: Any) -> None:
         self.options = {
-            key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            key: OmegaConf.to_container(value, resolve=True)
+            if OmegaConf.is_config(value)
+            else value
             for key, value in options.items()
         }
         self.inner: Any = None
@@ -49,7 +51,7 @@ class MoESlurmLauncher(Launcher):
             initial_job_idx: number of the first.
 
         Returns:
-            What the jobs returned; a `Lost` for each that ended without an answer.
+            What the jobs returned; a `LostJob` for each that ended without an answer.
 
         Raises:
             ConfigError: if Slurm is not there, or refuses the jobs.

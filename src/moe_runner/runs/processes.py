@@ -29,7 +29,9 @@ def cluster_job() -> tuple[str | None, int]:
         `12_3`, or `12` where there is no array; None outside of a job. Then the number of restarts.
     """
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
+    job = (
+        f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
+    )
     return job, int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 

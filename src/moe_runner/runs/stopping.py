@@ -1,8 +1,9 @@
 """Signals that ask a process to end: a run then saves what it has, and goes on another time.
 
-SIGTERM comes from `kill`, a shutting down machine or a cancelled cluster job, SIGUSR2 from a cluster
-before its time limit (`conf/hydra/launcher/slurm.yaml`). Either ends the process by `Stopped`: at
-once, or, while a run trains, after the step and its checkpoint. Ctrl-C has its own way: at once.
+SIGTERM comes from `kill`, a shutting down machine or a cancelled cluster job, SIGUSR2 from a
+cluster before its time limit (`conf/hydra/launcher/slurm.yaml`). Either ends the process by
+`Stopped`: at once, or, while a run trains, after the step and its checkpoint. Ctrl-C has its own
+way: at once.
 """
 
 from __future__ import annotations

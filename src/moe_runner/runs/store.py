@@ -398,7 +398,9 @@ class Store:
         It is dead then, whatever its heartbeat says; a file server may keep its lock for a while.
         """
         status, (job, restart) = self._written_status(run_id), cluster_job()
-        return status.state == "running" and job == status.job is not None and restart > status.restart
+        return (
+            status.state == "running" and job == status.job is not None and restart > status.restart
+        )
 
     def release(self, run_id: str, job: str) -> None:
         """Write that a run is interrupted if a cluster job that has ended still has it.

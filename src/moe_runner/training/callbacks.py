@@ -157,7 +157,9 @@ class SaveAndStop(TrainerCallback):
     def is_asked(self) -> bool:
         """Tell whether this process, or of several any, was asked to end."""
         asked = stopping.asked() is not None
-        return bool(processes.total(torch.tensor(int(asked)))) if processes.world_size() > 1 else asked
+        return (
+            bool(processes.total(torch.tensor(int(asked)))) if processes.world_size() > 1 else asked
+        )
 
 
 def saves_anyway(state: TrainerState, eval_steps: int | None) -> bool:

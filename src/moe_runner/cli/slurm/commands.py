@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 ASK_SECONDS = 60.0  # a busy controller is slow; then the question is asked again later
 
-FINAL = frozenset(  # states from which a job does not come back by itself
-    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED "
-    "TIMEOUT".split()
-)
+FINAL = {  # states from which a job does not come back by itself
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+    "PREEMPTED", "REVOKED", "TIMEOUT",
+}  # fmt: skip
 
 
 class NoAnswer(RuntimeError):

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import signal
 
-from moe_runner.cli.slurm.commands import NoAnswer, requeue, was_preempted
-from moe_runner.cli.slurm.commands import tell
+from moe_runner.cli.slurm.commands import NoAnswer, requeue, tell, was_preempted
 from moe_runner.runs import stopping
 from moe_runner.runs.processes import cluster_job
 

@@ -30,11 +30,13 @@ class Job:
 
     Args:
         id: `12_3`, of a single job `12`.
+        overrides: what it carries out.
         answer: the file that holds what it returned, once it has ended.
         log: what it prints.
     """
 
     id: str
+    overrides: Sequence[str]
     answer: Path
     log: Path
 
@@ -53,7 +55,7 @@ def submit(
 
     Args:
         function: is pickled, and called on the nodes.
-        arguments: of the jobs.
+        arguments: of each job; its overrides are the first.
         options: of conf/hydra/launcher/slurm.yaml.
 
     Returns:
@@ -88,7 +90,10 @@ def submit(
             f"Slurm refuses the jobs: {lines[-1] if lines else error}; asked for {sizes(options)}"
         ) from None
     stream = "stdout" if options["stderr_to_stdout"] else "stderr"
-    jobs = [Job(job.job_id, job.paths.result_pickle, getattr(job.paths, stream)) for job in found]
+    jobs = [
+        Job(job.job_id, each[0], job.paths.result_pickle, getattr(job.paths, stream))
+        for job, each in zip(found, arguments, strict=True)
+    ]
     announce(jobs, options)
     return jobs
 
@@ -104,12 +109,12 @@ def check(options: Mapping[str, Any]) -> list[str]:
     limit, delay = options["timeout_min"], options["signal_delay_s"]
     if not 0 < delay < 60 * limit:
         problems.append(
-            f"hydra.launcher.signal_delay_s={delay} does not fit timeout_min={limit}: the signal to "
-            f"save comes that many seconds before the limit; use 1 to {60 * limit - 1}"
+            f"hydra.launcher.signal_delay_s={delay} does not fit timeout_min={limit}: the signal "
+            f"to save comes so many seconds before the limit; use 1 to {60 * limit - 1}"
         )
-    if options["max_num_timeout"] < 0:
+    if (restarts := options["max_num_timeout"]) < 0:
         problems.append(
-            f"hydra.launcher.max_num_timeout={options['max_num_timeout']} is not valid; use 0 or more"
+            f"hydra.launcher.max_num_timeout={restarts} is not valid; use 0 or more"
         )
     if missing := [name for name in COMMANDS if shutil.which(name) is None]:
         problems.append(
@@ -130,8 +135,8 @@ def announce(jobs: Sequence[Job], options: Mapping[str, Any]) -> None:
     partition = options["partition"] or "the default partition"
     most = min(number, options["array_parallelism"])
     tell(
-        f"array {array}: {number} job{'s' * (number > 1)} in {partition}, at most {most} at once, each with "
-        + sizes(options)
+        f"array {array}: {number} job{'s' * (number > 1)} in {partition}, at most {most} at once, "
+        f"each with {sizes(options)}"
     )
     folder = Path(os.path.relpath(jobs[0].log.parent.parent))
     log = jobs[0].log.relative_to(jobs[0].log.parent.parent)

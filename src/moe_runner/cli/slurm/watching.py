@@ -13,7 +13,7 @@ from typing import Any
 
 from hydra.core.utils import JobStatus
 
-from moe_runner.cli.elsewhere import Lost
+from moe_runner.cli.launching import LostJob
 from moe_runner.cli.slurm.commands import FINAL, NoAnswer, Place, places, tell
 from moe_runner.cli.slurm.submitting import Job
 from moe_runner.files import one_line
@@ -35,7 +35,7 @@ def watch(jobs: Sequence[Job]) -> list[Any]:
         jobs: of one array.
 
     Returns:
-        What they returned, in their order; a `Lost` for each that ended without an answer.
+        What they returned, in their order; a `LostJob` for each that ended without an answer.
 
     Raises:
         Stopped: after a signal to this process; the jobs go on, and this is told.
@@ -61,7 +61,7 @@ class Watch:
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs = jobs
-        self.found: dict[str, Any] = {}  # by job id: what it returned, or Lost
+        self.found: dict[str, Any] = {}  # by job id: what it returned, or a LostJob
         self.gone: dict[str, float] = {}  # by job id: when Slurm first said that it has ended
         self.started = self.asked = time.monotonic()
         self.told, self.told_at = "", float("-inf")
@@ -123,9 +123,9 @@ class Watch:
 
     def lose(self, job: Job, what: str) -> None:
         """Note that a job has ended without an answer."""
-        lost = Lost(job.id, f"Slurm job {job.id} {what} (log: {short(job.log)})")
-        self.found[job.id] = lost
-        tell(lost.reason.removeprefix("Slurm "))
+        reason = f"job {job.id} {what} (log: {short(job.log)})"
+        self.found[job.id] = LostJob(job.overrides, f"Slurm {reason}", job.id)
+        tell(reason)
 
     def show(self, known: Mapping[str, Place], now: float) -> None:
         """Tell how many jobs wait, and for what, when that has changed; not too often."""
