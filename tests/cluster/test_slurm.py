@@ -379,5 +379,7 @@ def test_a_job_that_waits_says_for_what(bare_slurm, folder):
     assert sweep.err.count("pending") == 1  # it is told once
     bare_slurm.ask("scancel", sweep.array())
     assert sweep.end() == 1, sweep.err
-    assert re.search(r"Slurm job \d+ (ended as CANCELLED|is not known to Slurm any more)", sweep.err)
+    assert re.search(
+        r"Slurm job \d+ (ended as CANCELLED|is not known to Slurm any more)", sweep.err
+    )
     assert sweep.store.ids() == []

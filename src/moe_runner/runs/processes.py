@@ -35,6 +35,19 @@ def cluster_job() -> tuple[str | None, int]:
     return job, int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
+def was_this_job(job: str | None, restart: int) -> bool:
+    """Tell whether who noted a job is this very one, before the cluster started it again.
+
+    It is dead then, whatever its heartbeat says; a file server may keep its locks for a while.
+
+    Args:
+        job: noted by `cluster_job`.
+        restart: noted with it.
+    """
+    own, restarts = cluster_job()
+    return own is not None and own == job and restarts > restart
+
+
 def connect(device: str) -> None:
     """Join the other processes, if there are any.
 

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ from moe_runner.files import (
     write_lines,
 )
 from moe_runner.runs.objects import StoreError, read_object
-from moe_runner.runs.processes import cluster_job
+from moe_runner.runs.processes import cluster_job, was_this_job
 from moe_runner.runs.result import Result, read_result, write_result
 from moe_runner.runs.types import mismatch
 
@@ -379,7 +379,8 @@ class Store:
     @contextmanager
     def _lock(self, run_id: str) -> Iterator[None]:
         """Keep everybody else from a run; raise RunBusy if somebody has it."""
-        dead = self._is_of_an_earlier_start(run_id)
+        status = self._written_status(run_id)
+        dead = status.state == "running" and was_this_job(status.job, status.restart)
         patience = MISSED_HEARTBEATS * self.heartbeat if dead else LOCK_SECONDS
         try:
             lock = FileLock(self.folder(run_id) / ".lock", timeout=patience).acquire()
@@ -392,16 +393,6 @@ class Store:
                 raise self._busy(run_id)
             yield
 
-    def _is_of_an_earlier_start(self, run_id: str) -> bool:
-        """Tell whether who wrote the status is this very cluster job, before Slurm restarted it.
-
-        It is dead then, whatever its heartbeat says; a file server may keep its lock for a while.
-        """
-        status, (job, restart) = self._written_status(run_id), cluster_job()
-        return (
-            status.state == "running" and job == status.job is not None and restart > status.restart
-        )
-
     def release(self, run_id: str, job: str) -> None:
         """Write that a run is interrupted if a cluster job that has ended still has it.
 
@@ -412,10 +403,17 @@ class Store:
         Raises:
             StoreError: if status.json is damaged.
         """
-        status = self._written_status(run_id)
-        if status.state == "running" and status.job == job:
-            done = (self.folder(run_id) / "result.json").exists()
-            self._write_status(run_id, replace(status, state="done" if done else "interrupted"))
+        if self._written_status(run_id).job != job:
+            return
+        try:
+            lock = FileLock(self.folder(run_id) / ".lock", timeout=LOCK_SECONDS).acquire()
+        except Timeout:
+            lock = nullcontext()  # a file server keeps that of the dead job for a while
+        with lock:
+            status = self._written_status(run_id)
+            if status.state == "running" and status.job == job:
+                done = (self.folder(run_id) / "result.json").exists()
+                self._write_status(run_id, replace(status, state="done" if done else "interrupted"))
 
     def _busy(self, run_id: str) -> RunBusy:
         status = self._written_status(run_id)

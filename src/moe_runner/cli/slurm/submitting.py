@@ -113,9 +113,7 @@ def check(options: Mapping[str, Any]) -> list[str]:
             f"to save comes so many seconds before the limit; use 1 to {60 * limit - 1}"
         )
     if (restarts := options["max_num_timeout"]) < 0:
-        problems.append(
-            f"hydra.launcher.max_num_timeout={restarts} is not valid; use 0 or more"
-        )
+        problems.append(f"hydra.launcher.max_num_timeout={restarts} is not valid; use 0 or more")
     if missing := [name for name in COMMANDS if shutil.which(name) is None]:
         problems.append(
             f"hydra/launcher=slurm needs Slurm's commands, and {', '.join(missing)} is not on this "
