@@ -39,7 +39,7 @@ from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import CONF
 from moe_runner.options.settings import Settings
 from moe_runner.report.summary import print_table
-from moe_runner.runs import processes
+from moe_runner.runs import processes, stopping
 from moe_runner.runs.run import read_run
 from moe_runner.runs.store import Store, StoreError
 from moe_runner.sweeps.plan import Plan, make_plan, show_plan
@@ -64,10 +64,15 @@ def main() -> None:
     wants_frames = bool(os.environ.get("HYDRA_FULL_ERROR"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints frames, and nothing gets here
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
-    except KeyboardInterrupt:
-        say("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        with stopping.listening():
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+            processes.disconnect()
+            code = command.end()
+            stopping.raise_if_asked()  # of a search in other processes
+    except (KeyboardInterrupt, stopping.Stopped) as stop:
+        word = str(stop) or "interrupted"
+        say(f"{word}; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(stop.code if isinstance(stop, stopping.Stopped) else 130)
     except JobLost as error:
         say(error, file=sys.stderr)
         sys.exit(1)
@@ -76,8 +81,7 @@ def main() -> None:
             raise
         say(around_jobs(error), file=sys.stderr)
         sys.exit(2)
-    processes.disconnect()
-    sys.exit(command.end())
+    sys.exit(code)
 
 
 def around_jobs(error: Exception) -> str:
@@ -106,6 +110,18 @@ def run_job(cfg: DictConfig, command: Command) -> float:
         The mean primary metric of the runs, for a sweeper that optimises it; NaN if one failed.
     """
     set_log_levels(quiet=bool(cfg.get("quiet")))
+    stopping.work_for_launcher()
+    try:
+        with stopping.at_once():
+            return run_config(cfg, command)
+    except stopping.Stopped:
+        if not stopping.is_worker():
+            raise
+        return math.nan  # the launcher hands no further job to this process, or they end here, too
+
+
+def run_config(cfg: DictConfig, command: Command) -> float:
+    """Carry out one composed config, and tell what the user did wrong in it; see `run_job`."""
     try:
         settings = parse_config(cfg)
         check_launch(settings)

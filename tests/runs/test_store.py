@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -355,3 +356,76 @@ def test_find_takes_a_unique_prefix_and_explains_any_other(store):
         store.folder(f"e{number}").mkdir()
     with pytest.raises(StoreError, match=r"10 runs: e0, e1, e2, e3, e4, \.\.\.; give more"):
         store.find("e")
+
+
+def in_job(monkeypatch, array="12", task="3", restart="0"):
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", array)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
+
+
+def of_job(store, job, restart=0):
+    """Make the run look claimed a second ago, by a cluster job on another host."""
+    pretend_elsewhere(store, seconds_ago=1)
+    path = store.folder(ID) / "status.json"
+    then = path.stat().st_mtime
+    write_json(path, read_json(path) | {"job": job, "restart": restart})
+    os.utime(path, (then, then))
+
+
+def test_a_status_says_which_cluster_job_has_the_run(store, monkeypatch):
+    in_job(monkeypatch, restart="2")
+    with store.claim(ID, **CLAIM):
+        assert (store.status(ID).job, store.status(ID).restart) == ("12_3", 2)
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID")
+    monkeypatch.setenv("SLURM_JOB_ID", "15")
+    with store.claim(ID, **CLAIM):
+        assert store.status(ID).job == "15"
+    for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name)
+    with store.claim(ID, **CLAIM):
+        assert (store.status(ID).job, store.status(ID).restart) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("job", "restart", "free"),
+    [("12_3", "1", True), ("12_3", "0", False), ("12_4", "1", False), ("13_3", "1", False)],
+)
+def test_only_a_job_that_was_started_again_knows_that_it_is_dead(
+    job, restart, free, store, monkeypatch
+):
+    of_job(store, job)  # its heart still seems to beat
+    in_job(monkeypatch, restart=restart)
+    if free:
+        with store.claim(ID, **CLAIM):
+            assert store.status(ID).restart == 1
+    else:
+        with pytest.raises(RunBusy, match="on elsewhere"), store.claim(ID, **CLAIM):
+            pytest.fail("claimed")
+
+
+def test_a_job_that_was_started_again_waits_for_the_lock_of_its_dead_self(
+    tmp_path, worker, monkeypatch
+):
+    store = Store(tmp_path, heartbeat=1.0)
+    held = worker()
+    say_go(held)
+    held.stdout.readline()
+    of_job(store, "12_3")
+    in_job(monkeypatch, restart="1")
+    timer = threading.Timer(0.8, held.kill)  # the file server frees it
+    timer.start()
+    began = time.monotonic()
+    with store.claim(ID, **CLAIM):
+        assert time.monotonic() - began > 0.5
+    timer.join()
+
+
+@pytest.mark.parametrize(("job", "state"), [("12_3", "interrupted"), ("12_4", "running")])
+def test_a_run_is_released_from_the_job_that_has_ended_and_from_no_other(job, state, store):
+    of_job(store, "12_3")
+    store.release(ID, job)
+    assert read_json(store.folder(ID) / "status.json")["state"] == state
+    assert store.status(ID).state == state
+    store.release("fedcba9876543210", job)  # nobody ever had it
+    assert store.ids() == [ID]

@@ -69,6 +69,7 @@ class MoERayLauncher(Launcher):
         """
         from moe_runner.cli.ray_cluster import Cluster, Request
         from moe_runner.cli.ray_jobs import carry_out
+        from moe_runner.runs import stopping
 
         assert self.parts is not None
         context, task, config = self.parts
@@ -76,5 +77,5 @@ class MoERayLauncher(Launcher):
         configure_log(config.hydra.hydra_logging, config.hydra.verbose)
         request = Request(num_cpus, num_gpus, max_retries)
         jobs: dict[int, Any] = dict(enumerate(job_overrides, start=initial_job_idx))
-        with Cluster(address) as cluster:
+        with stopping.at_once(), Cluster(address) as cluster:  # a signal is as Ctrl-C
             return carry_out(jobs, request, cluster, context, task, config)

@@ -10,12 +10,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from moe_runner.cli.elsewhere import launch_elsewhere, reasons_of
 from moe_runner.cli.ending import Command
 from moe_runner.cli.launching import LostJob
 from moe_runner.cli.values import parse_config
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.settings import Settings
 from moe_runner.report.summary import headline
+from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store, StoreError
 from moe_runner.sweeps.plan import Plan, make_plan, show_plan
 
@@ -42,26 +44,29 @@ class Handover:
         Returns:
             What the launcher returns for the jobs that it got and that came to their end.
         """
-        rest: list[tuple[Sequence[str], Plan | None]] = []  # overrides; None: not planned here
+        rest: list[tuple[Sequence[str], list[tuple[Run, Store]] | None]] = []  # None: not planned
         for overrides in batch:
             try:
                 settings = parse_config(self.compose(overrides))
                 plan = None if settings.evaluate else make_plan(settings)
             except ConfigError:  # the job tells it; what is missing here may be there
                 plan = None
-            if plan is None or not self.is_settled(plan, settings):
-                rest.append((overrides, plan))
+            if plan is None:
+                rest.append((overrides, None))
+            elif not self.is_settled(plan, settings):
+                store = Store(Path(settings.paths.output))
+                rest.append((overrides, [(run, store) for run in plan.runs]))
         if not rest:
             return []
-        returns = self.launcher.launch([job for job, _ in rest], initial_job_idx=initial_job_idx)
+        batch = [overrides for overrides, _ in rest]
+        returns = launch_elsewhere(self.launcher.launch, batch, initial_job_idx)
         ended = []
-        for (_, plan), job in zip(rest, returns, strict=True):
+        for (_, runs), job in zip(rest, returns, strict=True):
             if isinstance(job, LostJob):
-                self.command.mistakes += plan is None
-                runs = plan.runs if plan is not None else ()
-                self.command.reasons.update({run.id: job.reason for run in runs})
+                self.command.mistakes += runs is None
+                self.command.reasons |= reasons_of(job, runs or ())
                 continue
-            self.command.mistakes += plan is None and math.isnan(job.return_value)
+            self.command.mistakes += runs is None and math.isnan(job.return_value)
             ended.append(job)
         return ended
 

@@ -30,11 +30,12 @@ class LostJob(JobReturn):
     Args:
         overrides: of the job.
         reason: what became of it.
+        job: its id on a cluster, as in `Status.job`, where its runs carry that.
     """
 
-    def __init__(self, overrides: Sequence[str], reason: str) -> None:
+    def __init__(self, overrides: Sequence[str], reason: str, job: str | None = None) -> None:
         super().__init__(overrides=overrides, status=JobStatus.FAILED)
-        self.reason = reason
+        self.reason, self.job = reason, job
         self.return_value = JobLost(f"failed: {' '.join(overrides)}: {reason}")
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from moe_runner.cli.elsewhere import launch_elsewhere, reasons_of
 from moe_runner.cli.ending import end
-from moe_runner.cli.launching import LostJob
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import Folders
 from moe_runner.report.render import FORMATS, render
@@ -103,9 +103,9 @@ def launch_missing(
             for job, study in jobs.values()
         ]
         with Monitor({run_id: job.run for run_id, (job, _) in jobs.items()}, store):
-            returns = launch(batch, initial_job_idx=0)
-        ended = zip(jobs, returns, strict=True)
-        lost = {run_id: job.reason for run_id, job in ended if isinstance(job, LostJob)}
+            returns = launch_elsewhere(launch, batch, 0)
+        for (job, _), returned in zip(jobs.values(), returns, strict=True):
+            lost |= reasons_of(returned, [(job.run, store)])
     return lost
 
 

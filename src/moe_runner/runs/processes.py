@@ -22,6 +22,32 @@ def is_leader() -> bool:
     return world_size() == 1 or os.environ.get("RANK") == "0"
 
 
+def cluster_job() -> tuple[str | None, int]:
+    """Tell which job of a Slurm cluster this is, and how often Slurm has started it again.
+
+    Returns:
+        `12_3`, or `12` where there is no array; None outside of a job. Then the number of restarts.
+    """
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = (
+        f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID")
+    )
+    return job, int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def was_this_job(job: str | None, restart: int) -> bool:
+    """Tell whether who noted a job is this very one, before the cluster started it again.
+
+    It is dead then, whatever its heartbeat says; a file server may keep its locks for a while.
+
+    Args:
+        job: noted by `cluster_job`.
+        restart: noted with it.
+    """
+    own, restarts = cluster_job()
+    return own is not None and own == job and restarts > restart
+
+
 def connect(device: str) -> None:
     """Join the other processes, if there are any.
 

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +32,7 @@ from moe_runner.files import (
     write_lines,
 )
 from moe_runner.runs.objects import StoreError, read_object
+from moe_runner.runs.processes import cluster_job, was_this_job
 from moe_runner.runs.result import Result, read_result, write_result
 from moe_runner.runs.types import mismatch
 
@@ -80,6 +81,8 @@ class Status:
     host: str | None = None
     pid: int | None = None
     started: str | None = None  # ISO 8601, UTC
+    job: str | None = None  # of a Slurm cluster: 12_3
+    restart: int = 0  # how often Slurm had started that job again
 
 
 @dataclass(frozen=True)
@@ -292,8 +295,11 @@ class Store:
             if (folder.path / "result.json").exists():
                 self._tell_done(run_id)
                 raise RunDone(run_id)
+            job, restart = cluster_job()
             status = Status(
                 state="running",
+                job=job,
+                restart=restart,
                 attempts=self._written_status(run_id).attempts + 1,
                 host=socket.gethostname(),
                 pid=os.getpid(),
@@ -373,16 +379,41 @@ class Store:
     @contextmanager
     def _lock(self, run_id: str) -> Iterator[None]:
         """Keep everybody else from a run; raise RunBusy if somebody has it."""
+        status = self._written_status(run_id)
+        dead = status.state == "running" and was_this_job(status.job, status.restart)
+        patience = MISSED_HEARTBEATS * self.heartbeat if dead else LOCK_SECONDS
         try:
-            lock = FileLock(self.folder(run_id) / ".lock", timeout=LOCK_SECONDS).acquire()
+            lock = FileLock(self.folder(run_id) / ".lock", timeout=patience).acquire()
         except Timeout:
             raise self._busy(run_id) from None
         with lock:
             status = self._written_status(run_id)
             elsewhere = status.state == "running" and status.host != socket.gethostname()
-            if elsewhere and self._has_heartbeat(run_id):
+            if elsewhere and not dead and self._has_heartbeat(run_id):
                 raise self._busy(run_id)
             yield
+
+    def release(self, run_id: str, job: str) -> None:
+        """Write that a run is interrupted if a cluster job that has ended still has it.
+
+        Args:
+            run_id: the run.
+            job: that is known to have ended, as `Status.job`.
+
+        Raises:
+            StoreError: if status.json is damaged.
+        """
+        if self._written_status(run_id).job != job:
+            return
+        try:
+            lock = FileLock(self.folder(run_id) / ".lock", timeout=LOCK_SECONDS).acquire()
+        except Timeout:
+            lock = nullcontext()  # a file server keeps that of the dead job for a while
+        with lock:
+            status = self._written_status(run_id)
+            if status.state == "running" and status.job == job:
+                done = (self.folder(run_id) / "result.json").exists()
+                self._write_status(run_id, replace(status, state="done" if done else "interrupted"))
 
     def _busy(self, run_id: str) -> RunBusy:
         status = self._written_status(run_id)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import time
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,10 +21,12 @@ from rich.progress import (
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from moe_runner import metrics as metrics_of
+from moe_runner.runs import processes, stopping
 
 log = logging.getLogger(__name__)
 
 LINES_PER_RUN = 10  # off a terminal: a line of progress every tenth of a run
+AGREE_EVERY = 10  # updates between two looks of several processes for a signal to end
 
 
 class ShowProgress(TrainerCallback):
@@ -117,6 +121,58 @@ class ShowProgress(TrainerCallback):
             self.bar = None
 
 
+class SaveAndStop(TrainerCallback):
+    """Save a checkpoint and end, once this process was asked to; no update is left half done.
+
+    Of several processes all end after the same update: they agree on it now and then.
+    """
+
+    def __init__(self, eval_steps: int | None) -> None:
+        self.eval_steps = eval_steps
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Ask for a checkpoint; where one comes anyway, it is that one."""
+        if state.global_step % self.interval() == 0 and self.is_asked():
+            control.should_save |= not saves_anyway(state, self.eval_steps)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """End, now that nothing is lost.
+
+        Raises:
+            Stopped: if this process was asked to end.
+        """
+        if self.is_asked():
+            log.info("  asked to end: the checkpoint of update %d is saved", state.global_step)
+            stopping.raise_if_asked()
+            raise stopping.Stopped(signal.SIGTERM)  # another one of several was asked
+
+    def interval(self) -> int:
+        """Count the updates between two looks: an exchange between processes takes time."""
+        return 1 if processes.world_size() == 1 else AGREE_EVERY
+
+    def is_asked(self) -> bool:
+        """Tell whether this process, or of several any, was asked to end."""
+        asked = stopping.asked() is not None
+        return (
+            bool(processes.total(torch.tensor(int(asked)))) if processes.world_size() > 1 else asked
+        )
+
+
+def saves_anyway(state: TrainerState, eval_steps: int | None) -> bool:
+    """Tell whether an evaluation follows this update, and after it a checkpoint.
+
+    One before the evaluation would make a resumed run leave it out.
+    """
+    evaluated = state.epoch is None or float(state.epoch).is_integer()
+    if eval_steps is not None:
+        evaluated = state.global_step % eval_steps == 0
+    return evaluated or state.global_step >= state.max_steps
+
+
 class SaveEvery(TrainerCallback):
     """Save a checkpoint every so many updates, besides the one of every evaluation."""
 
@@ -127,11 +183,7 @@ class SaveEvery(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Ask for a checkpoint, but not before an evaluation: its own comes after it."""
-        evaluated = state.epoch is None or float(state.epoch).is_integer()
-        if self.eval_steps is not None:
-            evaluated = state.global_step % self.eval_steps == 0
-        last = state.global_step >= state.max_steps
-        if state.global_step % self.steps == 0 and not evaluated and not last:
+        if state.global_step % self.steps == 0 and not saves_anyway(state, self.eval_steps):
             control.should_save = True
 
 

@@ -30,7 +30,7 @@ from moe_runner.files import writing_tensors
 from moe_runner.methods.dense.options import Dense
 from moe_runner.metrics import lower_is_better
 from moe_runner.options.settings import Logger
-from moe_runner.runs import processes
+from moe_runner.runs import processes, stopping
 from moe_runner.runs.result import (
     Axes,
     Clusters,
@@ -46,7 +46,7 @@ from moe_runner.runs.run import Run
 from moe_runner.runs.store import RunFolder
 from moe_runner.tasks.specs import OODSpec, TaskData
 from moe_runner.training import checkpoint
-from moe_runner.training.callbacks import EvaluateAtEnd, SaveEvery, ShowProgress
+from moe_runner.training.callbacks import EvaluateAtEnd, SaveAndStop, SaveEvery, ShowProgress
 from moe_runner.training.device import check_precision, peak_memory, prepare
 from moe_runner.training.forms import FORMS, Form
 from moe_runner.training.forms.base import Collator
@@ -195,7 +195,8 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> Result | Pri
             if newest and checkpoint.training_ended(newest[0]):
                 trainer.state = TrainerState.load_from_json(str(newest[0] / checkpoint.STATE))
             else:
-                trainer.train(resume_from_checkpoint=str(newest[0]) if newest else None)
+                with stopping.deferred():
+                    trainer.train(resume_from_checkpoint=str(newest[0]) if newest else None)
         finally:
             progress.close()
         training_seconds = time.monotonic() - training_started - trainer.evaluation_seconds
@@ -353,6 +354,7 @@ def make_trainer(
     every = "epoch" if options.eval_steps is None else "steps"
     if options.save_steps is not None:
         callbacks.append(SaveEvery(options.save_steps, options.eval_steps))
+    callbacks.append(SaveAndStop(options.eval_steps))
     own = {"include_num_input_tokens_seen": "non_padding", **ready.form.arguments()}
     arguments = training_arguments(
         lower_is_better=lower_is_better(ready.data.spec.metrics),

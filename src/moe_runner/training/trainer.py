@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import shutil
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from moe_runner.files import writing_tensors
 from moe_runner.moe.layer import auxiliary_loss
-from moe_runner.runs import processes
+from moe_runner.runs import processes, stopping
 from moe_runner.runs.store import RunFolder
 from moe_runner.training.checkpoint import (
     is_sharded,
@@ -37,6 +39,8 @@ from moe_runner.training.routing import (
     summarise,
 )
 from moe_runner.training.tracking import Tracker
+
+WORKER_GRACE = 60  # seconds that a data loader process outlives a signal to end
 
 
 class RunTrainer(Trainer):
@@ -233,6 +237,13 @@ class RunTrainer(Trainer):
         load_trained(self.model, Path(self.args.output_dir) / f"checkpoint-{step}")
         return step
 
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        loader = super()._get_dataloader(*args, **kwargs)
+        if self.args.dataloader_num_workers:
+            base = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
+            base.worker_init_fn = partial(outlive_signals, base.worker_init_fn)
+        return loader
+
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
@@ -244,6 +255,22 @@ class RunTrainer(Trainer):
             [len(ids) for ids in data["input_ids"]],
             self.args.seed,
         )
+
+
+def outlive_signals(begin: Callable[[int], None] | None, worker: int) -> None:
+    """Let a data loader process live on for a while after a signal to end.
+
+    A cluster sends it to all processes of a job; training needs its data up to the next checkpoint.
+
+    Args:
+        begin: what the process does at its start besides.
+        worker: its number.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for number in stopping.SIGNALS:
+        signal.signal(number, lambda *_: signal.alarm(WORKER_GRACE))
+    if begin is not None:
+        begin(worker)
 
 
 class GroupedByLength(LengthGroupedSampler):

@@ -1,0 +1,1 @@
+"""Hydra's launcher of moe-run for a Slurm cluster, see `launcher`."""
