@@ -94,7 +94,7 @@ def words(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "moe_runner.train", *arguments]
 
 
-def moe_run(folder: Path, *arguments: str, seconds=400, **own: str) -> subprocess.CompletedProcess:
+def moe_run(folder: Path, *arguments: str, seconds=600, **own: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         words(*arguments), cwd=folder, env=environment(**own), capture_output=True, text=True,
         timeout=seconds,
@@ -117,7 +117,7 @@ class Command:
     def text(self) -> str:
         return self.log.read_text()
 
-    def wait_for(self, what, seconds=240):
+    def wait_for(self, what, seconds=400):
         """Wait until something is true, and return it."""
         end = time.monotonic() + seconds
         while not (found := what()):
@@ -126,7 +126,7 @@ class Command:
             time.sleep(0.2)
         return found
 
-    def end(self, seconds=500) -> int:
+    def end(self, seconds=600) -> int:
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
