@@ -14,7 +14,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -405,11 +405,9 @@ class Store:
         """
         if self._written_status(run_id).job != job:
             return
-        try:
-            lock = FileLock(self.folder(run_id) / ".lock", timeout=LOCK_SECONDS).acquire()
-        except Timeout:
-            lock = nullcontext()  # a file server keeps that of the dead job for a while
-        with lock:
+        with ExitStack() as held:
+            with suppress(Timeout):  # a file server keeps the dead job's lock for a while
+                held.enter_context(FileLock(self.folder(run_id) / ".lock", timeout=LOCK_SECONDS))
             status = self._written_status(run_id)
             if status.state == "running" and status.job == job:
                 done = (self.folder(run_id) / "result.json").exists()
