@@ -140,6 +140,20 @@ PROBLEMS = [
         "tuning.dropout=null does not go with tuning=lora; give a number",
     ),
     (
+        {"tuning__rank": 4},
+        "tuning.rank=4 does nothing with tuning=full; use tuning=lora, or leave it out",
+    ),
+    (
+        {
+            "tuning__name": "lora",
+            "tuning__rank": 8,
+            "tuning__alpha": 16,
+            "tuning__dropout": 0.1,
+            "tuning__blocks": "last:1",
+        },
+        "tuning.blocks=last:1 does nothing with tuning=lora; use tuning=lora_block, or leave it out",
+    ),
+    (
         {"method__num_experts": 60},
         "method.num_experts=60 does not divide d_ff=512 of model=bert_tiny; "
         "use one of 32, 64, 128, ...",

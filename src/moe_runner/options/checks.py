@@ -110,9 +110,16 @@ def device_problems(device: str, trainer: Trainer) -> list[str]:
 
 def tuning_problems(tuning: Tuning, model: Model) -> list[str]:
     """Check which parameters train against the backbone."""
-    if tuning.name == "full":
-        return []
+    idle = {"full": ("rank", "alpha", "dropout", "blocks"), "lora": ("blocks",)}
     problems = [
+        f"tuning.{name}={show(getattr(tuning, name))} does nothing with tuning={tuning.name}; "
+        f"use tuning={'lora_block' if name == 'blocks' else 'lora'}, or leave it out"
+        for name in idle.get(tuning.name, ())
+        if getattr(tuning, name) is not None
+    ]
+    if tuning.name == "full":
+        return problems
+    problems += [
         f"tuning.{name}=null does not go with tuning={tuning.name}; give a number"
         for name in ("rank", "alpha", "dropout")
         if getattr(tuning, name) is None

@@ -74,7 +74,7 @@ def tables() -> list[Case]:
         table("a.csv text as label", GOOD, "text", words=("task.label=text",)),
         table("a.csv three columns", GOOD, "task.text", words=("task.text=[text,text2,text3]",)),
         table("a.csv double column", GOOD.replace("text,label", "text,text"), "text"),
-        content("a.csv blank texts", "text,label\n" + " ,yes\n ,no\n" * 12, "blank"),
+        content("a.csv blank texts", "text,label\n" + " ,yes\n ,no\n" * 12, "no row with a text"),
         table("a.csv a label is missing", GOOD + "a text without one,\n",
               "1 rows with no label are left out", code=0),
         content("a.csv too many fields", GOOD + "a,b,c\n", "a.csv"),

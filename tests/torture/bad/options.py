@@ -184,7 +184,6 @@ def by_hand() -> list[Case]:
         ("model=bert_tiny task=squad_mini", ("bert",)),
         ("model=gpt2_tiny task=summarisation_mini", ("gpt2",)),
         ("model=switch_tiny task=wikitext_mini", ("switch",)),
-        ("model=switch_tiny method=emoe task=glue_mini/rte", ("switch",)),
         ("method=dense protocol.nope=1", ("protocol.nope",)),
         ("tuning=full tuning.rank=4", ("rank",)),
         ("tuning=lora tuning.rank=0", ("tuning.rank=0",)),
