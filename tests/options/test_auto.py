@@ -126,12 +126,13 @@ def test_what_the_file_lacks_is_named(folder, model_type, config, ending):
     assert problems(f"model.path={place}") == (f"model.path={place}: {place}/config.json {ending}",)
 
 
+@pytest.mark.parametrize("key", ["num_hidden_layers", "num_attention_heads"])
 @pytest.mark.parametrize("option", ["auto", "llama_tiny"])
-def test_a_size_of_zero_is_named_with_key_and_file(folder, option):
-    place = folder("llama", **{**LLAMA, "num_hidden_layers": 0})
+def test_a_size_of_zero_is_named_with_key_and_file(folder, option, key):
+    place = folder("llama", **{**LLAMA, key: 0})
     lines = problems(f"model={option}", f"model.path={place}")
     assert (
-        f"{place}/config.json: num_hidden_layers=0 is not a size of a model; "
+        f"{place}/config.json: {key}=0 is not a size of a model; "
         "use the one of its weights"
     ) in lines
 

@@ -9,6 +9,10 @@ from typing import Any
 
 from moe_runner.options.errors import show
 
+HEADS = (  # of attention, as transformers' configs name their number
+    "num_attention_heads", "num_key_value_heads", "num_heads", "n_head", "n_heads",
+    "encoder_attention_heads", "decoder_attention_heads",
+)  # fmt: skip
 ASSETS = Path(__file__).parents[1] / "assets"  # of the bundled backbones, a folder each
 
 
@@ -40,10 +44,10 @@ def zero_sizes(config: Mapping[str, Any], names: Mapping[str, str], file: str) -
         file: names it in messages.
 
     Returns:
-        One line per size below 1.
+        One line per size, and per number of heads, below 1.
     """
     return [
         f"{file}: {key}={show(config[key])} is not a size of a model; use the one of its weights"
-        for key in dict.fromkeys(names.values())
+        for key in dict.fromkeys((*names.values(), *HEADS))
         if isinstance(config.get(key), int) and config[key] < 1
     ]
