@@ -132,8 +132,7 @@ def test_a_size_of_zero_is_named_with_key_and_file(folder, option, key):
     place = folder("llama", **{**LLAMA, key: 0})
     lines = problems(f"model={option}", f"model.path={place}")
     assert (
-        f"{place}/config.json: {key}=0 is not a size of a model; "
-        "use the one of its weights"
+        f"{place}/config.json: {key}=0 is not a size of a model; use the one of its weights"
     ) in lines
 
 
