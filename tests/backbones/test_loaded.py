@@ -185,3 +185,10 @@ def test_the_tokenizer_of_another_model_is_refused(folder):
     configure(folder, vocab_size=500)
     with pytest.raises(ConfigError, match="the tokenizer is that of another model"):
         load(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "tokenizer.json"])
+def test_a_file_of_the_tokenizer_that_is_no_object_is_named(folder, name):
+    (folder / name).write_text("[]")
+    with pytest.raises(ConfigError, match=f"cannot be read \\({name} holds no object of JSON\\)"):
+        load(folder)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -23,12 +25,16 @@ from transformers import (
 
 from moe_runner.backbones.loaded import check_loaded, renew_head, some
 from moe_runner.backbones.weights import Weights
+from moe_runner.files import read_json
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.model import Model
 from moe_runner.registry import FAMILIES
 
 log = logging.getLogger(__name__)
 
+TOKENIZER_FILES = (
+    "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
 UNUSED = 0.9  # a tokenizer with a smaller share of the embedding's rows is suspicious
 
 
@@ -248,8 +254,9 @@ def load_tokenizer(options: Model, weights: Weights) -> PreTrainedTokenizerBase:
     except (OSError, MemoryError):  # of a connection: these say what they are
         raise
     except Exception as error:  # the library raises bare ones
+        reason = no_object(weights.folder or weights.cached) or f"{type(error).__name__}: {error}"
         raise ConfigError(
-            f"the tokenizer of {weights.origin} cannot be read ({type(error).__name__}: {error}); "
+            f"the tokenizer of {weights.origin} cannot be read ({reason}); "
             "copy the model's own tokenizer files there"
         ) from error
     if tokenizer.pad_token is None:  # GPT-2, Llama
@@ -261,6 +268,15 @@ def load_tokenizer(options: Model, weights: Weights) -> PreTrainedTokenizerBase:
         )
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def no_object(folder: Path | None) -> str | None:
+    """Name a JSON file of a tokenizer that holds something else than an object, if there is one."""
+    for name in TOKENIZER_FILES:
+        with suppress(OSError, ValueError):
+            if folder is not None and not isinstance(read_json(folder / name), dict):
+                return f"{name} holds no object of JSON"
+    return None
 
 
 def fit_vocabulary(
