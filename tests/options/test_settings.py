@@ -151,7 +151,8 @@ PROBLEMS = [
             "tuning__dropout": 0.1,
             "tuning__blocks": "last:1",
         },
-        "tuning.blocks=last:1 does nothing with tuning=lora; use tuning=lora_block, or leave it out",
+        "tuning.blocks=last:1 does nothing with tuning=lora; use tuning=lora_block, "
+        "or leave it out",
     ),
     (
         {"method__num_experts": 60},
