@@ -188,7 +188,7 @@ def test_a_study_gives_the_ids_and_numbers_of_the_basic_launcher(slurm, folder):
         sweep.err.splitlines()
     )
     assert "(rate" not in sweep.err
-    assert sweep.log(2).startswith("[1/1] ")
+    assert sweep.log(2) == ""  # a job of a study tells its run.log alone
     # what a job says of its own place: it is the Slurm job
     files = sweep.folder.glob("outputs/runs/*/status.json")
     assert {read_json(file)["job"] for file in files} == {f"{array}_{n}" for n in range(3)}
@@ -237,6 +237,7 @@ def test_a_requeued_job_goes_on_from_its_checkpoint_under_the_same_command(
 
 def test_a_job_at_its_time_limit_saves_and_is_started_again(slurm, folder, undisturbed):
     limits = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=30"]
+    limits += ["hydra.launcher.max_num_timeout=50"]  # on a busy machine a start takes most of it
     sweep = Sweep(folder("limit"), [*LONG, *ON_CPUS, *limits, "-m"], slurm)
     assert sweep.end() == 0, sweep.err
     status = job_of(sweep)
