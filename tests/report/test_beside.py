@@ -14,12 +14,13 @@ from moe_runner.report.published import PublishedTable, published_tables
 from moe_runner.report.study_sheet import MARK, study_sheet
 from moe_runner.report.study_table import grouped, tabulate, unequal
 from moe_runner.runs.result import Accuracy, Checkpoint
-from moe_runner.sweeps.study import PROFILES, Pairing, Study, read_study, study_names
+from moe_runner.sweeps.study import Pairing, Study, read_study, study_names
 from moe_runner.sweeps.study_plan import plan_study
 from tests.results import make_result, scores
 
 FOLDERS = option_folders()
 STUDIES = study_names(FOLDERS)
+GRIDS = [(name, profile) for name in STUDIES for profile in read_study(FOLDERS, name).grids]
 PUBLISHED = PublishedTable(
     id="made-up",
     paper="emoe",
@@ -86,7 +87,7 @@ def results(plan, primary, ood=None, **more) -> dict:
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_pairing_names_what_there_is(name, plan):
     of = read_study(FOLDERS, name)
-    tables = [tabulate(plan(of, profile), {}) for profile in PROFILES]
+    tables = [tabulate(plan(of, profile), {}) for profile in of.grids]
     rows = {row for table in tables for row in table.rows}
     for pairing in of.beside:
         published = published_tables()[pairing.table]
@@ -97,8 +98,7 @@ def test_a_pairing_names_what_there_is(name, plan):
             assert any(columns_of(table, key) for table in tables), key
 
 
-@pytest.mark.parametrize("name", STUDIES)
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(("name", "profile"), GRIDS)
 def test_the_runs_of_a_cell_are_repetitions(name, profile, plan):
     for cell, runs in grouped(plan(read_study(FOLDERS, name), profile)).items():
         settings: dict[int, list] = {}  # of DomainBed, a batch is a part of each training domain

@@ -61,6 +61,8 @@ def place_problems(task: Task, model: Model, paths: Any) -> list[str]:
         "model.path": model.path,
         "paths.output": paths.output,
         "paths.cache": paths.cache,
+        "paths.data": paths.data,
+        "paths.models": paths.models,
     }
     problems = []
     if model.package is not None and not model.package.isidentifier():
@@ -75,6 +77,9 @@ def place_problems(task: Task, model: Model, paths: Any) -> list[str]:
             continue
         if line := no_place(key, place):
             problems.append(line)
+        elif key in ("paths.data", "paths.models"):
+            if not Path(place).expanduser().is_dir():
+                problems.append(f"{key}={place} is not a folder")
         elif key.startswith("paths.") and (reason := blocked(Path(place))):
             problems.append(f"{key}={place}: {reason}")
     return problems
