@@ -15,6 +15,7 @@ from moe_runner.metrics import shown
 from moe_runner.report.sheet import Sheet
 from moe_runner.runs.result import Result
 from moe_runner.runs.store import Store
+from moe_runner.sweeps.study import Study
 from moe_runner.sweeps.study_plan import StudyPlan
 
 TEMPLATE = Path(__file__).parent / "page.html.jinja"
@@ -35,14 +36,34 @@ class Section:
     plots: Sequence[Path]
 
 
+@dataclass(frozen=True)
+class Verdicts:
+    """What a study says, on top of the page.
+
+    Args:
+        study: the study.
+        sheet: its effects, each with a verdict.
+        summary: how many of each.
+    """
+
+    study: Study
+    sheet: Sheet
+    summary: str
+
+
 def write_page(
-    file: Path, sections: Sequence[Section], results: Mapping[str, Result], store: Store
+    file: Path,
+    sections: Sequence[Section],
+    verdicts: Sequence[Verdicts],
+    results: Mapping[str, Result],
+    store: Store,
 ) -> None:
     """Write the page.
 
     Args:
         file: to write to.
         sections: the studies.
+        verdicts: of those that have something to say.
         results: by run id.
         store: tells the state of the runs that have none.
     """
@@ -76,6 +97,7 @@ def write_page(
     ]
     text = template.render(
         sections=sections,
+        verdicts=verdicts,
         rows=rows,
         profile=sections[0].plan.profile if sections else "",
         done=sum(row["state"] == "done" for row in rows),

@@ -149,7 +149,16 @@ def combine(results: Sequence[Result], rule: str) -> Cell | None:
         score = domainbed.scores(results, rule).get("average")
         if score is None:
             return None
-        return Cell(score.mean, score.error, score.n, None, {}, {}, ("accuracy",))
+        by_trial = {
+            seed: trial.mean
+            for seed in dict.fromkeys(result.axes.seed for result in results)
+            if (
+                trial := domainbed.scores([r for r in results if r.axes.seed == seed], rule).get(
+                    "average"
+                )
+            )
+        }
+        return Cell(score.mean, score.error, score.n, None, {}, {}, ("accuracy",), by_seed=by_trial)
     tasks = dict.fromkeys(result.axes.task for result in results)
     cells = [aggregate([r for r in results if r.axes.task == task]) for task in tasks]
     if len(cells) == 1:
@@ -159,7 +168,12 @@ def combine(results: Sequence[Result], rule: str) -> Cell | None:
         axes = result.axes
         if axes.learning_rate == cells[list(tasks).index(axes.task)].learning_rate:
             by_seed.setdefault(axes.seed, []).append(result.primary)
-    means = [statistics.fmean(values) for values in by_seed.values() if len(values) == len(tasks)]
+    whole = {
+        seed: statistics.fmean(values)
+        for seed, values in by_seed.items()
+        if len(values) == len(tasks)
+    }
+    means = list(whole.values())
     if not means:
         return None
     named = list(zip(tasks, cells, strict=True))
@@ -172,6 +186,8 @@ def combine(results: Sequence[Result], rule: str) -> Cell | None:
         {},
         tuple(name for cell in cells for name in cell.metrics),
         {f"{task} > {n}": m for task, cell in named for n, m in cell.set_metrics.items()},
+        whole,
+        {f"{task} > {n}": v for task, cell in named for n, v in cell.ood_by_seed.items()},
     )
 
 

@@ -30,6 +30,8 @@ class Cell:
         further: the same for the other validation splits (MNLI mismatched).
         metrics: names of the task's metrics.
         set_metrics: names of what each of the other sets was scored by.
+        by_seed: the primary metric of each run, by its seed.
+        ood_by_seed: the same of each out-of-domain set that all the runs have.
     """
 
     mean: float
@@ -40,6 +42,8 @@ class Cell:
     further: dict[str, float | None]
     metrics: tuple[str, ...]
     set_metrics: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    by_seed: dict[int, float] = field(default_factory=dict)
+    ood_by_seed: dict[str, dict[int, float]] = field(default_factory=dict)
 
 
 def base_name(axes: Axes) -> str:
@@ -114,6 +118,12 @@ def aggregate(results: Sequence[Result]) -> Cell:
             for result in chosen
             for name, scores in {**result.id_metrics, **result.ood_metrics}.items()
             if scores is not None
+        },
+        {result.axes.seed: result.primary for result in chosen},
+        {
+            name: {r.axes.seed: s.primary for r in chosen if (s := r.ood_metrics[name]) is not None}
+            for name in chosen[0].ood_metrics
+            if all(result.ood_metrics.get(name) is not None for result in chosen)
         },
     )
 
