@@ -70,6 +70,8 @@ def claims(plan: StudyPlan, results: Results) -> list[Claim]:
         keys = [*table.columns, *(["all"] if len(table.columns) > 1 else [])]
         for key in keys:
             for row in table.rows[1:]:
+                if not all((row, name) in table.cells for name in columns_of(table, key)):
+                    continue  # the study has no such runs
                 ours, lower = measured(table, row, table.rows[0], key)
                 verdict = own_verdict(ours, lower)
                 found.append(Claim(row, table.rows[0], key, ours, None, lower, verdict))
