@@ -6,13 +6,16 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 
 import hydra
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+import moe_runner
 from moe_runner.cli.arguments import add_only, check_arguments, complete_search
+from moe_runner.cli.help import chosen_files
 from moe_runner.options.errors import nearest_keys
 from moe_runner.options.files import OptionFiles
 from moe_runner.options.folders import CONF, option_folders
@@ -358,6 +361,31 @@ def test_help_names_every_option_in_lines_that_are_wrapped(tmp_path):
     assert [" ".join(line.split()) for line in re.sub(r",\n +", ", ", listed).splitlines()] == [
         f"{group}: {', '.join(names)}" for group, names in sorted(options.items())
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "files"),
+    [
+        (["method=emoe"], ["method/emoe"]),
+        (["-m", "method=dense,emoe"], ["method/dense", "method/emoe"]),
+        (["task=glue/cola", "tuning=lora"], ["task/glue", "task/glue/cola", "tuning/lora"]),
+        (["seed=3"], None),
+    ],
+)
+def test_help_of_an_option_is_its_file(words, files):
+    texts = [(CONF / f"{name}.yaml").read_text() for name in files or ()]
+    assert chosen_files([*words, "--help"]) == ("\n".join(texts) or None)
+    assert chosen_files(words) is None
+
+
+def test_every_command_tells_its_version():
+    line = f"moe-runner {version('moe-runner')}"
+    for module, ending in (("train", " (torch "), ("report.command", "\n")):
+        command = [sys.executable, "-m", f"moe_runner.{module}", "--version"]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert text.startswith(line + ending)
+    assert moe_runner.__version__ == version("moe-runner")
+    assert {"EMoE", "convert", "__version__"} <= set(dir(moe_runner))
 
 
 # ------------------------------------------------------------------------------- misspellings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 
 from moe_runner.files import one_line
 from moe_runner.options.errors import ConfigError, not_an_option
@@ -38,6 +39,9 @@ def run(words: Sequence[str]) -> int:
     first = words[0] if words else "--help"
     if first in ("--help", "-h"):
         print(usage())
+        return 0
+    if first == "--version":
+        print(f"moe-runner {version('moe-runner')}")
         return 0
     if first not in COMMANDS:
         print(not_an_option(first, " of moe-report", first, list(COMMANDS)), file=sys.stderr)
