@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 from moe_runner.files import one_line
 from moe_runner.options.errors import ConfigError, not_an_option
+from moe_runner.report.run_commands import compare, page, runs, show_run
 from moe_runner.report.store_commands import clean, status, tables
 from moe_runner.report.task_list import tasks
 from moe_runner.runs.objects import StoreError
@@ -16,6 +17,10 @@ from moe_runner.runs.objects import StoreError
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {  # its docstring is its help
     "tasks": tasks,
     "tables": tables,
+    "runs": runs,
+    "show": show_run,
+    "compare": compare,
+    "page": page,
     "status": status,
     "clean": clean,
 }

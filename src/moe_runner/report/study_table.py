@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from moe_runner.metrics import lower_is_better, spread
+from moe_runner.metrics import lower_is_better, scaled, spread
 from moe_runner.options.errors import show
 from moe_runner.report import domainbed
 from moe_runner.report.summary import Cell, aggregate, mean_ranks
@@ -57,10 +57,11 @@ class StudyTable:
         """Average a row over some columns; None unless each has a result.
 
         Returns:
-            The mean, and the names of the metrics behind it.
+            The mean, and the names of the metrics behind it; None also where perplexities would be
+            added to percentages.
         """
         cells = self.known(row, columns)
-        if cells is None:
+        if cells is None or not alike([cell.metrics for cell in cells]):
             return None
         mean = statistics.fmean(cell.mean for cell in cells)
         return mean, tuple(name for cell in cells for name in cell.metrics)
@@ -84,6 +85,11 @@ class StudyTable:
             return None
         better = min if lower_is_better(next(iter(found.values())).metrics) else max
         return better(found, key=lambda row: found[row].mean)
+
+
+def alike(metrics: Sequence[Sequence[str]]) -> bool:
+    """Tell whether the scores of some cells have one unit and one direction."""
+    return len({(scaled(1.0, names), lower_is_better(names)) for names in metrics}) <= 1
 
 
 def tabulate(plan: StudyPlan, results: Results, rule: str = "training_domain") -> StudyTable:

@@ -10,7 +10,7 @@ from moe_runner.report.beside import columns_of, is_in, matched
 from moe_runner.report.effects import FEWEST, Effect, effect
 from moe_runner.report.published import PublishedTable, published_tables
 from moe_runner.report.sheet import NOT_AVAILABLE, Entry, Sheet
-from moe_runner.report.study_table import Results, StudyTable, tabulate
+from moe_runner.report.study_table import Results, StudyTable, alike, tabulate
 from moe_runner.report.summary import Cell
 from moe_runner.sweeps.study import Pairing
 from moe_runner.sweeps.study_plan import StudyPlan
@@ -70,8 +70,12 @@ def claims(plan: StudyPlan, results: Results) -> list[Claim]:
         keys = [*table.columns, *(["all"] if len(table.columns) > 1 else [])]
         for key in keys:
             for row in table.rows[1:]:
-                if not all((row, name) in table.cells for name in columns_of(table, key)):
+                names = columns_of(table, key)
+                if not all((row, name) in table.cells for name in names):
                     continue  # the study has no such runs
+                cells = table.known(row, names) or []
+                if not alike([cell.metrics for cell in cells]):
+                    continue  # an average of percentages and perplexities means nothing
                 ours, lower = measured(table, row, table.rows[0], key)
                 verdict = own_verdict(ours, lower)
                 found.append(Claim(row, table.rows[0], key, ours, None, lower, verdict))
@@ -121,9 +125,10 @@ def measured(table: StudyTable, row: str, baseline: str, key: str) -> tuple[Effe
     if ours is None or theirs is None:
         return None, False
     ood = key.partition(" > ")[2]
-    names = [name for cell in ours for name in metrics_of(cell, ood)]
-    if [name for cell in theirs for name in metrics_of(cell, ood)] != names:
+    by_cell = [metrics_of(cell, ood) for cell in ours]
+    if [metrics_of(cell, ood) for cell in theirs] != by_cell or not alike(by_cell):
         return None, False
+    names = [name for of_cell in by_cell for name in of_cell]
     factor = scaled(1.0, names)
 
     def scores(cells: Sequence[Cell]) -> list[dict[int, float]]:
@@ -205,6 +210,7 @@ def verdict_sheet(plan: StudyPlan, found: Sequence[Claim]) -> Sheet | None:
         ),  # fmt: skip
         rows=tuple(tuple(map(Entry, row)) for row in rows),
         caption=f"profile={plan.profile}; percent (perplexity, rank: as it is); {CAPTION}",
+        words=3,
     )
 
 

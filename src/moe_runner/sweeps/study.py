@@ -34,7 +34,8 @@ from moe_runner.options.errors import ConfigError, join, nearest, show
 from moe_runner.options.files import option_file
 from moe_runner.options.folders import Folders, option_names
 
-Profile = Literal["mini", "small", "paper"]
+Profile = Literal["mini", "small", "paper", "own"]
+OWN: Profile = "own"  # of no study file: stored runs that are shown as a study
 PROFILES: tuple[Profile, ...] = ("mini", "small", "paper")
 Block = Mapping[str, Any]
 ONLY = (  # the axes by which study.only restricts studies
