@@ -207,7 +207,8 @@ def test_settings_of_a_recipe_do_not_count_as_differences(place):
     ("value", "text", "equal"),
     [
         (0.001, "1e-3", True), (16, "16,32", True), (True, "true", True), (True, "1", False),
-        ((8, 10), "[8,10]", True), ("last:1", "last:1", True), (None, "null", True), (3, "4", False),
+        ((8, 10), "[8,10]", True), ("last:1", "last:1", True), (None, "null", True),
+        (3, "4", False),
     ],
 )  # fmt: skip
 def test_values_are_read_as_they_are_typed(value, text, equal):
