@@ -122,9 +122,13 @@ PROBLEMS = [
         f"method.num_experts=8 is not an option of method=dense; it belongs to method={OWNERS}",
     ),
     (
-        "-m method=dense,emoe method.top_k=8",
-        "method.top_k=8 is not an option of method=dense; "
-        "sweep the methods that have it, and run dense by itself",
+        "-m method=dense,noisy_tuning method.top_k=8",
+        "method.top_k=8 is not an option of method=dense,noisy_tuning; "
+        f"it belongs to method={OWNERS}",
+    ),
+    (
+        "-m hydra/sweeper=optuna method=dense,emoe method.top_k=8",
+        f"method.top_k=8 is not an option of method=dense; it belongs to method={OWNERS}",
     ),
     ("method.name=dense", "method.name=dense is refused; choose with method=dense"),
     ("+threads=2", "+threads=2 is refused: the option is there already; use threads=2"),
@@ -141,7 +145,11 @@ PROBLEMS = [
         "paths={a:{_target_:os.system}}",
         "paths.a._target_=os.system is refused; components are chosen by name",
     ),
-    ("paths={a:1}", "paths.a=1 is not an option of paths; use one of paths.output, paths.cache"),
+    (
+        "paths={a:1}",
+        "paths.a=1 is not an option of paths; use one of paths.output, paths.cache, "
+        "paths.data, paths.models",
+    ),
     # what cannot be read
     ("a==b", "a==b cannot be read; use key=value, and quote special characters: \"key='a b'\""),
     (
