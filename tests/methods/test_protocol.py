@@ -38,7 +38,14 @@ from moe_runner.registry import METHODS
 from moe_runner.runs.identity import identifying
 from moe_runner.training.routing import same_noise
 from moe_runner.training.tuning import apply_tuning
-from tests.reference import naive_capacity, naive_load, naive_selection, naive_squared_cv
+from tests.reference import (
+    naive_capacity,
+    naive_cosine_scores,
+    naive_load,
+    naive_selection,
+    naive_squared_cv,
+    naive_weighted,
+)
 
 CONF = Path(__file__).parents[2] / "conf" / "protocol"
 OPTIONS = {f.name: f for f in dataclasses.fields(Protocol) if f.name != "name"}
@@ -480,6 +487,72 @@ def test_llama_trains_nothing_more_under_reference(tiny_model):
     assert found[0] == found[1]
 
 
+# ------------------------------------------------------------- EMoE's code: one expert, and losses
+
+
+def scores_by_hand(layer: MoEFeedForward, x: torch.Tensor) -> torch.Tensor:
+    router = layer.router
+    return naive_cosine_scores(
+        x,
+        router.projection.weight,
+        router.projection.bias,
+        router.expert_vectors,
+        router.log_scale.exp(),
+    )
+
+
+@proves("one_expert_weight")
+@pytest.mark.parametrize("whole", [(), ("split_output_bias",)])
+@pytest.mark.parametrize("name", ["emoe_learn", "gmoe"])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_one_expert_has_weight_one_or_its_probability_among_all(top_k, name, whole, tiny_model):
+    x = torch.randn(6, 16)
+    for on in ((), ("one_expert_weight",)):
+        layer = layer_of(tiny_model("bert"), COMPARED[name](top_k=top_k), reference(*on, *whole))
+        own = layer.experts
+        with torch.no_grad():  # copies that are alike would leave the router without gradient
+            own.values.add_(0.2 * torch.randn_like(own.values))
+        ffns = [
+            {"keys": own.keys[e], "values": own.values[e], "key_bias": own.key_bias[e]}
+            for e in range(own.num_experts)
+        ]
+        if own.output_bias.ndim == 2:
+            ffns = [{**f, "output_bias": b} for f, b in zip(ffns, own.output_bias, strict=True)]
+        weighting = "probability" if on and top_k == 1 else "softmax"
+        scores = scores_by_hand(layer, x)
+        expected = naive_weighted(x, ffns, scores, top_k, weighting, functional.gelu) * layer.scale
+        if own.output_bias.ndim == 1:
+            expected = expected + own.output_bias
+        found = layer(x)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        vectors = layer.router.expert_vectors
+        gradients = [
+            torch.autograd.grad((y**2).sum(), vectors, retain_graph=True)[0]
+            for y in (found, expected)
+        ]
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
+        assert gradients[0].abs().max() > 1e-5
+
+
+@proves("one_expert_weight")
+def test_gmoe_of_eight_with_one_expert_starts_at_a_seventh_of_the_dense_layer(tiny_model):
+    """0.147 of it at N = 8 in the authors' code (PROTOCOL, III item 1)."""
+    model = tiny_model("bert")
+    block = model.bert.encoder.layer[1]
+    x = torch.randn(500, 16)
+    with torch.no_grad():
+        dense = block.output.dense(block.intermediate(x))
+    options = {"num_experts": 8, "top_k": 1, "router_dim": 256}
+    shares = []
+    for on in ((), ("one_expert_weight",)):
+        layer = layer_of(tiny_model("bert"), gmoe(**options), reference(*on))
+        ratio = run_alike(layer, x) / dense
+        torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-3, atol=1e-3)
+        shares.append(ratio[:, 0].mean().item())
+    assert shares[0] == pytest.approx(1.0, abs=1e-5)
+    assert 1 / 8 < shares[1] < 0.2
+
+
 # ------------------------------------------------------------------------------- HyperMoE's code
 
 
@@ -914,6 +987,10 @@ def test_merging_gives_the_block_its_dropout_back(tiny_model):
         ("emoe", "gpt2_tiny", {"residual_dropout"}),
         ("dense", "gpt2_tiny", set()),
         ("emoe", "bert_tiny", set()),
+        ("gmoe", "bert_tiny", set()),
+        ("gmoe top_k=1", "bert_tiny", {"one_expert_weight"}),
+        ("emoe_learn top_k=1", "bert_tiny", {"one_expert_weight"}),
+        ("gmoe top_k=1", "llama_tiny", set()),
         ("dense", "switch_tiny", {"switch_losses", "jitter_in_evaluation"}),
         (
             "hypermoe",
@@ -927,7 +1004,9 @@ def test_later_options_are_in_the_id_where_they_act_only(method, model, acting):
     problems: list[str] = []
     options = build(Model, tree, "model", problems)
     assert problems == []
-    found = METHODS[method]().later_protocol(options)
+    name, *words = method.split()
+    given = yaml.safe_load("{" + ", ".join(words).replace("=", ": ") + "}")
+    found = METHODS[name](**given).later_protocol(options)
     assert found == acting
     limited = Protocol(**read("reference")).limited_to(found)
     on = {f.name for f in identifying(limited)} & Protocol.LATER

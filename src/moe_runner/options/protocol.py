@@ -31,6 +31,7 @@ class Protocol:
     train_outside_layers: bool = later(False)  # lora: also pooler, final norm
     train_gmoe_block: bool = later(False)  # lora: also the blocks that gmoe converts
     rest_lr_scale: Positive = later(1.0)  # lora: of pretrained weights that train beside LoRA
+    one_expert_weight: Literal["one", "probability"] = later("one")  # top_k=1, a learned router
     # HyperMoE's code
     hypernet_per_stack: bool = later(False)  # encoder and decoder each have a hypernetwork
     sequence_capacity: Count | None = later(None)  # Switch: choices per expert and sequence
@@ -48,7 +49,13 @@ class Protocol:
     # Options that came after runs with `protocol=reference` were stored: they are in a run's id
     # only if its method and backbone have what they act on, see `Method.later_protocol`.
     LATER: ClassVar[frozenset[str]] = frozenset(
-        {"hypernet_start", "switch_losses", "jitter_in_evaluation", "residual_dropout"}
+        {
+            "one_expert_weight",
+            "hypernet_start",
+            "switch_losses",
+            "jitter_in_evaluation",
+            "residual_dropout",
+        }
     )
 
     def limited_to(self, acting: Set[str]) -> Protocol:

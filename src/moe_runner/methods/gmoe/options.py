@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from moe_runner.methods.checks import count_problems, top_k_problems
+from moe_runner.methods.checks import count_problems, later_of_cosine, top_k_problems
 from moe_runner.options.fields import Count, NotNegative, runtime
 from moe_runner.options.layers import layer_problems
 from moe_runner.options.method import Backend, Expansion, Method
@@ -42,6 +42,10 @@ class GMoE(Method):
     def expansion(self) -> Expansion:
         """See `Method`."""
         return Expansion(copies=self.num_experts, active=self.top_k)
+
+    def later_protocol(self, model: Model) -> frozenset[str]:
+        """See `Method`."""
+        return super().later_protocol(model) | later_of_cosine(self.top_k, model)
 
     def trains_whole_blocks(self, protocol: Protocol) -> bool:
         """See `Method`."""
