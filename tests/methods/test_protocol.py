@@ -116,6 +116,9 @@ def test_paper_has_every_option_off_and_reference_every_option_on():
     paper, on = read("paper"), read("reference")
     assert paper.keys() == on.keys() == OPTIONS.keys() | {"name"}
     for name, field in OPTIONS.items():
+        if name == "load_threshold_on":  # says what another option acts on; see its comment
+            assert paper[name] == on[name] == field.default != field.metadata["neutral"]
+            continue
         assert paper[name] == field.default == field.metadata["neutral"], name
         assert on[name] != field.default, name
     problems: list[str] = []
@@ -497,7 +500,7 @@ def scores_by_hand(layer: MoEFeedForward, x: torch.Tensor) -> torch.Tensor:
         router.projection.weight,
         router.projection.bias,
         router.expert_vectors,
-        router.log_scale.exp(),
+        router.log_scale.exp().squeeze(),
     )
 
 
@@ -551,6 +554,61 @@ def test_gmoe_of_eight_with_one_expert_starts_at_a_seventh_of_the_dense_layer(ti
         shares.append(ratio[:, 0].mean().item())
     assert shares[0] == pytest.approx(1.0, abs=1e-5)
     assert 1 / 8 < shares[1] < 0.2
+
+
+@proves("load_threshold")
+@proves("load_threshold_on")
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", COMPARED)
+def test_the_load_of_emoe_s_code_compares_probabilities_with_scores(name, training, tiny_model):
+    x = torch.randn(6, 16)
+    shared = ("gate_noise", "fixed_gate_balance_loss")
+    values = {}
+    for on in ((), ("load_threshold",), ("load_threshold", "hypermoe")):
+        protocol = reference(*shared, *on[:1])
+        if on[1:]:
+            protocol = dataclasses.replace(protocol, load_threshold_on="hypermoe")
+        layer = layer_of(tiny_model("bert"), COMPARED[name](), protocol).train(training)
+        num_experts = layer.experts.num_experts
+        torch.manual_seed(9)
+        layer(x)
+        found = auxiliary_loss(layer)
+        if name == "emoe":
+            clean = torch.stack([x @ own.mean(0) for own in layer.experts.keys], 1)
+        else:
+            clean = scores_by_hand(layer, x)
+        torch.manual_seed(9)
+        noise = torch.randn(6, num_experts) / num_experts if training else 0
+        noisy = clean + noise
+        importance = [clean.softmax(1)[:, e].sum() for e in range(num_experts)]
+        if on == ("load_threshold",):
+            load = probable_load(clean, noisy, 2)
+        else:
+            load = naive_load(clean, noisy, torch.full_like(clean, 1 / num_experts), 2)
+        expected = 0.01 * (naive_squared_cv(importance) + naive_squared_cv(load)) / 2
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+        values[on] = float(found.detach())
+        if name != "emoe":
+            vectors = layer.router.expert_vectors
+            gradients = [torch.autograd.grad(loss, vectors)[0] for loss in (found, expected)]
+            torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-7)
+            assert gradients[0].abs().max() > 1e-5
+    published, mixed, as_before = values.values()
+    assert as_before == published
+    assert abs(mixed - published) > 0.02 * published
+
+
+def probable_load(clean, noisy, top_k: int) -> list[torch.Tensor]:
+    """Compare the probability of each expert with the k-th largest score, as Tutel does."""
+    num_experts = clean.shape[1]
+    loads = [torch.zeros(()) for _ in range(num_experts)]
+    for t in range(len(clean)):
+        threshold = noisy[t].sort().values[-top_k]
+        everyone = sum(torch.exp(score) for score in clean[t])
+        for i in range(num_experts):
+            z = (torch.exp(clean[t, i]) / everyone - threshold) * num_experts
+            loads[i] = loads[i] + 0.5 * (1 + torch.erf(z / math.sqrt(2)))
+    return loads
 
 
 # ------------------------------------------------------------------------------- HyperMoE's code
@@ -984,12 +1042,13 @@ def test_merging_gives_the_block_its_dropout_back(tiny_model):
         ("hypermoe", "bert_tiny", {"hypernet_start"}),
         ("hypermoe", "gpt2_tiny", {"hypernet_start", "residual_dropout"}),
         ("moe", "gpt2_tiny", {"residual_dropout"}),
-        ("emoe", "gpt2_tiny", {"residual_dropout"}),
+        ("emoe", "gpt2_tiny", {"residual_dropout", "load_threshold_on"}),
+        ("emoe", "llama_tiny", set()),
         ("dense", "gpt2_tiny", set()),
-        ("emoe", "bert_tiny", set()),
-        ("gmoe", "bert_tiny", set()),
-        ("gmoe top_k=1", "bert_tiny", {"one_expert_weight"}),
-        ("emoe_learn top_k=1", "bert_tiny", {"one_expert_weight"}),
+        ("emoe", "bert_tiny", {"load_threshold_on"}),
+        ("gmoe", "bert_tiny", {"load_threshold_on"}),
+        ("gmoe top_k=1", "bert_tiny", {"load_threshold_on", "one_expert_weight"}),
+        ("emoe_learn top_k=1", "bert_tiny", {"load_threshold_on", "one_expert_weight"}),
         ("gmoe top_k=1", "llama_tiny", set()),
         ("dense", "switch_tiny", {"switch_losses", "jitter_in_evaluation"}),
         (
@@ -1011,6 +1070,8 @@ def test_later_options_are_in_the_id_where_they_act_only(method, model, acting):
     limited = Protocol(**read("reference")).limited_to(found)
     on = {f.name for f in identifying(limited)} & Protocol.LATER
     assert on == acting
+    off = Protocol(**read("paper")).limited_to(found)
+    assert {f.name for f in identifying(off)} == {"name"}
     everything = Protocol(**read("reference"))
     others = OPTIONS.keys() - Protocol.LATER
     assert all(getattr(limited, n) == getattr(everything, n) for n in others)

@@ -60,4 +60,4 @@ def later_of_cosine(top_k: int, model: Model) -> frozenset[str]:
     """
     if not FAMILIES[model.family].reference_extras:
         return frozenset()
-    return frozenset({"one_expert_weight"} if top_k == 1 else ())
+    return frozenset({"load_threshold_on"} | ({"one_expert_weight"} if top_k == 1 else set()))

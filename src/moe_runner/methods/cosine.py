@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moe_runner.methods.reference_code import capacity_of
+from moe_runner.methods.reference_code import capacity_of, load_of
 from moe_runner.moe.experts import Experts
 from moe_runner.moe.layer import AuxiliaryLosses, MoEFeedForward
 from moe_runner.moe.routing import CosineRouter
@@ -50,6 +50,6 @@ def cosine_layer(
         weighting="probability" if as_it_is else "softmax",
         scale=scale,
         capacity=capacity_of(protocol),
-        losses=AuxiliaryLosses({"balance": balance_loss}, "probabilities"),
+        losses=AuxiliaryLosses({"balance": balance_loss}, "probabilities", load_of(protocol)),
         backend=backend,
     )

@@ -8,6 +8,7 @@ Source: the authors' repository (qiuzh20/EMoE); its Llama code has none of these
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from moe_runner.moe.experts import FFN
 from moe_runner.moe.layer import Capacity
@@ -53,6 +54,12 @@ def with_reference_dropout(ffn: FFN, family: str, protocol: Protocol) -> FFN:
 def capacity_of(protocol: Protocol) -> Capacity:
     """Limit the experts as EMoE's code does: what is over is lost."""
     return Capacity(factor=protocol.capacity_factor)
+
+
+def load_of(protocol: Protocol) -> Literal["published", "emoe"]:
+    """Choose the load half of the balance loss: the equation's, or that of EMoE's code."""
+    mixed = protocol.load_threshold == "probabilities" and protocol.load_threshold_on == "all"
+    return "emoe" if mixed else "published"
 
 
 def algorithm_of(clustering: str, protocol: Protocol) -> str:

@@ -39,6 +39,7 @@ class Protocol:
     jitter: Fraction = later(0.0)  # Switch: noise on the layer's input in training
     straight_through: bool = later(True)  # top_k=1: the router learns from the task's loss
     load_threshold: Literal["scores", "probabilities"] = later("scores")  # of the balance loss
+    load_threshold_on: Literal["hypermoe", "all"] = later("all", neutral="hypermoe")  # see below
     hypernet_start: Literal["paper", "authors"] = later(
         "paper"
     )  # initial values, see `HyperNetwork`
@@ -48,9 +49,12 @@ class Protocol:
 
     # Options that came after runs with `protocol=reference` were stored: they are in a run's id
     # only if its method and backbone have what they act on, see `Method.later_protocol`.
+    # `load_threshold_on` is no choice of its own: `load_threshold` had been without effect on
+    # EMoE's methods, whose stored runs name it. It tells them from those where it has one.
     LATER: ClassVar[frozenset[str]] = frozenset(
         {
             "one_expert_weight",
+            "load_threshold_on",
             "hypernet_start",
             "switch_losses",
             "jitter_in_evaluation",
@@ -69,4 +73,6 @@ class Protocol:
             for field in dataclasses.fields(self)
             if field.name in self.LATER - acting
         }
+        if self.load_threshold == "scores":
+            idle["load_threshold_on"] = "hypermoe"
         return dataclasses.replace(self, **idle)

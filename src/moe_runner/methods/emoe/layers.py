@@ -17,6 +17,7 @@ from moe_runner.methods.neurons import Neurons
 from moe_runner.methods.reference_code import (
     algorithm_of,
     capacity_of,
+    load_of,
     protocol_of_family,
     with_reference_dropout,
 )
@@ -80,6 +81,8 @@ def emoe_layer(
         top_k=method.top_k,
         select=method.select,
         capacity=capacity_of(protocol),
-        losses=AuxiliaryLosses({"balance": balance} if balance else {}, "probabilities"),
+        losses=AuxiliaryLosses(
+            {"balance": balance} if balance else {}, "probabilities", load_of(protocol)
+        ),
         backend="masked" if method.gate_on == "inter" else method.backend,  # computes all anyway
     )

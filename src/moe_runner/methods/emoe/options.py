@@ -12,6 +12,7 @@ from moe_runner.options.layers import layer_problems
 from moe_runner.options.method import Backend, Expansion, Method, Phase
 from moe_runner.options.model import Model
 from moe_runner.options.protocol import Protocol
+from moe_runner.registry import FAMILIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,11 @@ class EMoE(Method):
                 "gate vectors; use method.normalize_gate=false"
             )
         return problems
+
+    def later_protocol(self, model: Model) -> frozenset[str]:
+        """See `Method`."""
+        found = super().later_protocol(model)
+        return found | {"load_threshold_on"} if FAMILIES[model.family].reference_extras else found
 
     def protocol_problems(self, protocol: Protocol) -> list[str]:
         """See `Method`."""
