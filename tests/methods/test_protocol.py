@@ -320,6 +320,27 @@ def test_the_output_bias_is_divided_by_k(name, on, share, tiny_model):
     torch.testing.assert_close(run_alike(layer, x), share * bias.expand(4, 16), rtol=0, atol=1e-6)
 
 
+@proves("whole_vision_bias")
+@pytest.mark.parametrize(("family", "name"), [("vit", "gmoe"), ("vit", "emoe"), ("bert", "gmoe")])
+def test_vision_gmoe_copies_the_output_bias_whole(family, name, tiny_model):
+    """Only there: with weights of sum 1 it starts as the dense network, language at b / k."""
+    x = torch.randn(5, 16)
+    for on in (("split_output_bias",), ("split_output_bias", "whole_vision_bias")):
+        model = tiny_model(family)
+        if family == "vit":
+            first, last = model.vit.layers[1].mlp.fc1, model.vit.layers[1].mlp.fc2
+        else:
+            block = model.bert.encoder.layer[1]
+            first, last = block.intermediate.dense, block.output.dense
+        with torch.no_grad():
+            last.bias.normal_()
+            dense, bias = last(functional.gelu(first(x))), last.bias.clone()
+        options = {"top_k": 8} if name == "emoe" else {}
+        layer = layer_of(model, COMPARED[name](**options), reference(*on))
+        missing = bias / 2 if name == "gmoe" and (family, len(on)) != ("vit", 2) else 0
+        torch.testing.assert_close(run_alike(layer, x), dense - missing, rtol=1e-4, atol=1e-5)
+
+
 @proves("split_output_bias")
 def test_with_divided_biases_emoe_starts_the_same_and_merges_to_their_mean(tiny_model):
     plain, split = tiny_model("bert"), tiny_model("bert")
@@ -1050,6 +1071,9 @@ def test_merging_gives_the_block_its_dropout_back(tiny_model):
         ("gmoe top_k=1", "bert_tiny", {"load_threshold_on", "one_expert_weight"}),
         ("emoe_learn top_k=1", "bert_tiny", {"load_threshold_on", "one_expert_weight"}),
         ("gmoe top_k=1", "llama_tiny", set()),
+        ("gmoe", "vit_tiny", {"load_threshold_on", "whole_vision_bias"}),
+        ("gmoe top_k=1", "vit_tiny", {"load_threshold_on", "one_expert_weight"}),
+        ("emoe", "vit_tiny", {"load_threshold_on"}),
         ("dense", "switch_tiny", {"switch_losses", "jitter_in_evaluation"}),
         (
             "hypermoe",

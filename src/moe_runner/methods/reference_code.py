@@ -56,6 +56,23 @@ def capacity_of(protocol: Protocol) -> Capacity:
     return Capacity(factor=protocol.capacity_factor)
 
 
+def with_whole_bias(protocol: Protocol, family: str) -> Protocol:
+    """Leave the output bias of copies whole where EMoE's vision code does.
+
+    Args:
+        protocol: its `whole_vision_bias` is used.
+        family: of the backbone.
+
+    Returns:
+        The protocol, with `split_output_bias` off if the copies keep their biases.
+    """
+    row = FAMILIES.get(family)
+    vision = row is not None and row.dropout_after_activation
+    if vision and protocol.whole_vision_bias:
+        return replace(protocol, split_output_bias=False)
+    return protocol
+
+
 def load_of(protocol: Protocol) -> Literal["published", "emoe"]:
     """Choose the load half of the balance loss: the equation's, or that of EMoE's code."""
     mixed = protocol.load_threshold == "probabilities" and protocol.load_threshold_on == "all"

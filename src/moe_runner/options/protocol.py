@@ -31,6 +31,7 @@ class Protocol:
     train_outside_layers: bool = later(False)  # lora: also pooler, final norm
     train_gmoe_block: bool = later(False)  # lora: also the blocks that gmoe converts
     rest_lr_scale: Positive = later(1.0)  # lora: of pretrained weights that train beside LoRA
+    whole_vision_bias: bool = later(False)  # gmoe's b is not split there
     one_expert_weight: Literal["one", "probability"] = later("one")  # top_k=1, a learned router
     # HyperMoE's code
     hypernet_per_stack: bool = later(False)  # encoder and decoder each have a hypernetwork
@@ -53,6 +54,7 @@ class Protocol:
     # EMoE's methods, whose stored runs name it. It tells them from those where it has one.
     LATER: ClassVar[frozenset[str]] = frozenset(
         {
+            "whole_vision_bias",
             "one_expert_weight",
             "load_threshold_on",
             "hypernet_start",

@@ -11,6 +11,7 @@ from moe_runner.options.layers import layer_problems
 from moe_runner.options.method import Backend, Expansion, Method
 from moe_runner.options.model import Model
 from moe_runner.options.protocol import Protocol
+from moe_runner.registry import FAMILIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,9 @@ class GMoE(Method):
 
     def later_protocol(self, model: Model) -> frozenset[str]:
         """See `Method`."""
-        return super().later_protocol(model) | later_of_cosine(self.top_k, model)
+        found = super().later_protocol(model) | later_of_cosine(self.top_k, model)
+        vision = FAMILIES[model.family].dropout_after_activation
+        return found | {"whole_vision_bias"} if vision and self.top_k > 1 else found
 
     def trains_whole_blocks(self, protocol: Protocol) -> bool:
         """See `Method`."""
