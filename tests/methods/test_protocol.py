@@ -577,6 +577,36 @@ def test_gmoe_of_eight_with_one_expert_starts_at_a_seventh_of_the_dense_layer(ti
     assert 1 / 8 < shares[1] < 0.2
 
 
+@proves("normalize_token")
+@pytest.mark.parametrize("gate", [False, True])
+def test_a_normalized_gate_normalizes_the_token_too(gate, tiny_model):
+    """Scores of long tokens then lie as near to each other as the noise is large."""
+    x = 30 * torch.randn(200, 16)
+    shares = []
+    for on in (("gate_noise",), ("gate_noise", "normalize_token")):
+        layer = layer_of(tiny_model("bert"), emoe(normalize_gate=gate), reference(*on)).train()
+        gates = [own.mean(0) for own in layer.experts.keys.detach()]
+        expected = torch.tensor(
+            [
+                [
+                    float(token @ g)
+                    / (float(g.norm()) if gate else 1.0)
+                    / (float(token.norm()) if gate and on[1:] else 1.0)
+                    for g in gates
+                ]
+                for token in x
+            ]
+        )
+        scores = layer.router(x, layer.experts)
+        torch.testing.assert_close(scores.clean, expected, rtol=1e-4, atol=1e-5)
+        best = expected.topk(2).indices
+        assert torch.equal(layer.eval().router(x, layer.experts).noisy.topk(2).indices, best)
+        layer.train()(x)
+        shares.append((layer.routing.index == best).float().mean().item())
+    assert shares[0] > 0.95  # the noise hardly matters
+    assert shares[1] < 0.9 if gate else shares[1] == pytest.approx(shares[0], abs=0.05)
+
+
 @proves("load_threshold")
 @proves("load_threshold_on")
 @pytest.mark.parametrize("training", [False, True])
@@ -1065,6 +1095,8 @@ def test_merging_gives_the_block_its_dropout_back(tiny_model):
         ("moe", "gpt2_tiny", {"residual_dropout"}),
         ("emoe", "gpt2_tiny", {"residual_dropout", "load_threshold_on"}),
         ("emoe", "llama_tiny", set()),
+        ("emoe normalize_gate=true", "llama_tiny", set()),
+        ("emoe normalize_gate=true", "bert_tiny", {"load_threshold_on", "normalize_token"}),
         ("dense", "gpt2_tiny", set()),
         ("emoe", "bert_tiny", {"load_threshold_on"}),
         ("gmoe", "bert_tiny", {"load_threshold_on"}),

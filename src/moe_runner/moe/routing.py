@@ -35,7 +35,11 @@ class Scores:
 
 
 def average_key_scores(
-    x_TD: Tensor, experts: Experts, gate_on: GateOn = "gate", normalize: bool = False
+    x_TD: Tensor,
+    experts: Experts,
+    gate_on: GateOn = "gate",
+    normalize: bool = False,
+    normalize_token: bool = False,
 ) -> Tensor:
     """Score each expert by the mean pre-activation of its neurons (avg-k gating).
 
@@ -49,6 +53,8 @@ def average_key_scores(
         gate_on: `gate`: x . mean(keys), the paper's. Gated FFNs also `up`: x . mean(up rows), and
             `inter`: the mean of activation(gate) * up, which computes every neuron.
         normalize: scale the gate vectors to length 1 (ablation; not with `inter`).
+        normalize_token: scale the tokens, too, so that the scores are cosines: no other expert is
+            selected, but noise, capacity and balance loss weigh differently.
 
     Returns:
         float (T, E), at least fp32; biases left out for `gate` and `up`. A gradient reaches the
@@ -73,7 +79,8 @@ def average_key_scores(
         gates_ED = rows_EFD.detach().mean(1, dtype=wide)
         if normalize:
             gates_ED = functional.normalize(gates_ED, dim=1)
-        return x_TD.to(wide) @ gates_ED.T
+        x_TD = x_TD.to(wide)
+        return (functional.normalize(x_TD, dim=1) if normalize_token else x_TD) @ gates_ED.T
 
 
 class AverageKeyRouter(nn.Module):
@@ -82,6 +89,7 @@ class AverageKeyRouter(nn.Module):
     Args:
         gate_on: see `average_key_scores`.
         normalize: see there.
+        normalize_token: see there.
         gate_noise: in training, N(0, 1) * gate_noise / E is added to the scores.
         differentiable: keep the gradient to the tokens, for a balance loss.
     """
@@ -91,19 +99,23 @@ class AverageKeyRouter(nn.Module):
         gate_on: GateOn = "gate",
         *,
         normalize: bool = False,
+        normalize_token: bool = False,
         gate_noise: float = 0.0,
         differentiable: bool = False,
     ) -> None:
         super().__init__()
         self.gate_on: GateOn = gate_on
         self.normalize = normalize
+        self.normalize_token = normalize_token
         self.gate_noise = gate_noise
         self.differentiable = differentiable
 
     def forward(self, x_TD: Tensor, experts: Experts) -> Scores:
         """Score the experts, see `Scores`."""
         x_TD = x_TD if self.differentiable else x_TD.detach()
-        clean = average_key_scores(x_TD, experts, self.gate_on, self.normalize)
+        clean = average_key_scores(
+            x_TD, experts, self.gate_on, self.normalize, self.normalize_token
+        )
         return with_constant_noise(clean, self.gate_noise if self.training else 0.0)
 
     def extra_repr(self) -> str:

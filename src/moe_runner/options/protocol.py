@@ -28,6 +28,7 @@ class Protocol:
     expert_dropout: Fraction = later(0.0)  # before the activation (vision: after it)
     scale_by_top_k: bool = later(True)  # emoe_learn: weights sum to k, so it starts at dense scale
     contiguous_random: bool = later(False)  # random experts: blocks in neuron order
+    normalize_token: bool = later(False)  # method.normalize_gate: x has length 1 there, too
     train_outside_layers: bool = later(False)  # lora: also pooler, final norm
     train_gmoe_block: bool = later(False)  # lora: also the blocks that gmoe converts
     rest_lr_scale: Positive = later(1.0)  # lora: of pretrained weights that train beside LoRA
@@ -54,6 +55,7 @@ class Protocol:
     # EMoE's methods, whose stored runs name it. It tells them from those where it has one.
     LATER: ClassVar[frozenset[str]] = frozenset(
         {
+            "normalize_token",
             "whole_vision_bias",
             "one_expert_weight",
             "load_threshold_on",

@@ -75,6 +75,7 @@ def emoe_layer(
         AverageKeyRouter(
             method.gate_on,
             normalize=method.normalize_gate,
+            normalize_token=method.normalize_gate and protocol.normalize_token,
             gate_noise=protocol.gate_noise,
             differentiable=balance > 0,
         ),

@@ -80,8 +80,10 @@ class EMoE(Method):
 
     def later_protocol(self, model: Model) -> frozenset[str]:
         """See `Method`."""
-        found = super().later_protocol(model)
-        return found | {"load_threshold_on"} if FAMILIES[model.family].reference_extras else found
+        if not FAMILIES[model.family].reference_extras:
+            return super().later_protocol(model)
+        own = {"load_threshold_on"} | ({"normalize_token"} if self.normalize_gate else set())
+        return super().later_protocol(model) | own
 
     def protocol_problems(self, protocol: Protocol) -> list[str]:
         """See `Method`."""
