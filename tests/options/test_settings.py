@@ -57,7 +57,8 @@ PROBLEMS = [
     ({"zzz": None}, "zzz=null is not an option; moe-run --help lists the options"),
     (
         {"paths__zzz": 1},
-        "paths.zzz=1 is not an option of paths; use one of paths.output, paths.cache",
+        "paths.zzz=1 is not an option of paths; use one of paths.output, paths.cache, paths.data, "
+        "paths.models",
     ),
     ({"paths": 3}, "paths=3 is not valid; moe-run --help lists the options"),
     ({"method__top_k": "a"}, "method.top_k=a is not valid; use a whole number"),
@@ -178,6 +179,16 @@ PROBLEMS = [
     (
         {"method__gate_on": "up"},
         "method.gate_on=up needs a gated FFN and model=bert_tiny has none; use method.gate_on=gate",
+    ),
+    (
+        {"method__gate_on": "up_abs", "method__normalize_gate": True, "model__gated": True},
+        "method.normalize_gate=true does not go with method.gate_on=up_abs, which has no gate "
+        "vectors; use method.normalize_gate=false",
+    ),
+    (
+        {"method__gate_on": "inter_abs", "method__backend": "sorted", "model__gated": True},
+        "method.gate_on=inter_abs computes every neuron and has no back end `sorted`; "
+        "use method.backend=masked",
     ),
     (
         {"method__layers": "even"},
