@@ -182,6 +182,14 @@ def test_gated_ffns_route_on_up_or_intermediate(family, gate_on, tiny_model, tin
     assert warned == (not gate_on.endswith("_abs"))
 
 
+def test_sizes_that_grouped_mm_does_not_take_are_refused_before_anything_is_replaced(tiny_model):
+    model = tiny_model("gpt2")
+    with pytest.raises(ConfigError, match="the 2 neurons of an expert must be multiples of 4"):
+        convert(model, EMoE(num_experts=32, top_k=1, layers=(0,), backend="grouped_mm"))
+    assert moe_layers(model) == []
+    convert(model, EMoE(num_experts=8, top_k=1, layers=(0,), backend="grouped_mm"))
+
+
 def test_the_paper_s_gate_gives_no_warning(tiny_model, caplog):
     convert(tiny_model("llama"), EMoE(num_experts=4, top_k=1, layers=(2,)))
     assert caplog.text == ""

@@ -191,6 +191,22 @@ PROBLEMS = [
         "use method.backend=masked",
     ),
     (
+        {"method__num_experts": 256, "method__backend": "grouped_mm"},
+        "method.backend=grouped_mm does not go with model=bert_tiny here: grouped_mm takes rows of "
+        "16, 32, 48, ... bytes: in 32-bit numbers d_model=128 and the 2 neurons of an expert must "
+        "be multiples of 4; use method.backend=sorted or auto",
+    ),
+    (
+        {
+            "method__num_experts": 128,
+            "method__backend": "grouped_mm",
+            "trainer__precision": "bf16",
+        },
+        "method.backend=grouped_mm does not go with model=bert_tiny here: grouped_mm takes rows of "
+        "16, 32, 48, ... bytes: in 16-bit numbers d_model=128 and the 4 neurons of an expert must "
+        "be multiples of 8; use method.backend=sorted or auto",
+    ),
+    (
         {"method__layers": "even"},
         "method.layers=even is not a rule; use [8,10], all, last:<n> or last-even:<n> "
         "(model=bert_tiny has 4 layers)",
@@ -206,6 +222,14 @@ PROBLEMS = [
         "(model=bert_tiny has 4 layers)",
     ),
 ]
+
+
+def test_grouped_mm_is_allowed_with_sizes_that_it_takes(composed):
+    fits = {"method__num_experts": 128, "method__backend": "grouped_mm"}
+    assert problems_of(composed, **fits) == []
+    assert problems_of(composed, **fits | {"method__num_experts": 0})[0].startswith(
+        "method.num_experts=0 "
+    )
 
 
 @pytest.mark.parametrize(("changes", "line"), PROBLEMS)

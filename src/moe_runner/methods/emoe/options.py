@@ -83,6 +83,10 @@ class EMoE(Method):
             )
         return problems
 
+    def expert_size(self, model: Model) -> int:
+        """See `Method`; its own part of the neurons."""
+        return model.d_ff // self.num_experts
+
     def later_protocol(self, model: Model) -> frozenset[str]:
         """See `Method`."""
         if not FAMILIES[model.family].reference_extras:

@@ -50,6 +50,10 @@ class EMoELearn(Method):
         """See `Method`."""
         return Expansion(active=self.top_k / self.num_experts)
 
+    def expert_size(self, model: Model) -> int:
+        """See `Method`; its own part of the neurons."""
+        return model.d_ff // self.num_experts
+
     def later_protocol(self, model: Model) -> frozenset[str]:
         """See `Method`."""
         return super().later_protocol(model) | later_of_cosine(self.top_k, model)
