@@ -90,9 +90,9 @@ def test_a_mini_study_runs_here_and_briefly(name, common):
     assert all(job.run.trainer.max_steps <= 100 for job in plan.jobs)
 
 
-def test_the_mini_profile_has_at_most_260_distinct_runs(common):
+def test_the_mini_profile_has_at_most_280_distinct_runs(common):
     plans = [plan_study(FOLDERS, read_study(FOLDERS, name), "mini", common) for name in STUDIES]
-    assert 100 < len({job.run.id for plan in plans for job in plan.jobs}) <= 260
+    assert 100 < len({job.run.id for plan in plans for job in plan.jobs}) <= 280
 
 
 @pytest.mark.parametrize("name", ["emoe_glue_lora", "hypermoe_ablations", "emoe_domainbed"])
