@@ -27,6 +27,7 @@ PUBLISHED = PublishedTable(
     where="nowhere",
     metric="accuracy",
     columns=("Average", "CoLA", "OOD", "Rank", "Other", "Far"),
+    measures=("score", "accuracy", "accuracy", "rank", "score", "accuracy"),
     rows={"Dense": (80.0, 60.0, 50.0, 1.5, 1.0, 3.0), "EMoE": (80.5, None, 51.0, 1.2, 2.0, 4.0)},
     std={},
     source="a file",
@@ -138,7 +139,7 @@ def test_every_further_row_is_compared_with_the_first_and_not_with_the_one_above
     made = plan(study({"method": ["dense", "emoe", "gmoe", "moe"], "task": "glue_mini/cola"}))
     scores = {"dense": 0.6, "emoe": 0.7, "gmoe": 0.55, "moe": 0.9}
     rows = {"Dense": (80.0,), "EMoE": (80.5,), "GMoE": (79.0,), "MoE": (82.0,)}
-    published = dataclasses.replace(PUBLISHED, columns=("CoLA",), rows=rows)
+    published = dataclasses.replace(PUBLISHED, columns=("CoLA",), measures=("accuracy",), rows=rows)
     names = {"dense": "Dense", "emoe": "EMoE", "gmoe": "GMoE", "moe": "MoE"}
     pairing = Pairing(table="made-up", rows=names, columns={"cola": "CoLA"})
 

@@ -13,6 +13,7 @@ from moe_runner.cli.elsewhere import launch_elsewhere, reasons_of
 from moe_runner.cli.ending import end
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import Folders
+from moe_runner.report.pairs import check_pairings
 from moe_runner.report.render import FORMATS, render
 from moe_runner.report.store_commands import report_folder
 from moe_runner.report.study_sheet import print_study
@@ -146,6 +147,7 @@ def plan_studies(
     common = {**paths_of(cfg), **for_all}
     studies = read_studies(folders, names, cfg.profile)
     plans = [plan_study(folders, study, cfg.profile, common) for study in studies]
+    check_pairings(plans)
     return [noted(plan, " ".join(as_overrides(for_all))) for plan in plans] if for_all else plans
 
 

@@ -30,6 +30,7 @@ from moe_runner.options.build import build
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.protocol import Protocol
 from moe_runner.registry import METHODS
+from moe_runner.runs.run import before
 
 FILE = "moe_runner.json"
 SHARD = "50GB"  # the largest file of weights, as in transformers
@@ -161,7 +162,7 @@ def from_pretrained(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     method = build(METHODS[name], content["method"], "method", problems)
     if method is None:
         raise ConfigError(*(f"{file}: {problem}" for problem in problems))
-    protocol = build(Protocol, content.get("protocol", {}), "protocol", problems)
+    protocol = build(Protocol, before(Protocol) | content.get("protocol", {}), "protocol", problems)
     if protocol is None:
         raise ConfigError(*(f"{file}: {problem}" for problem in problems))
     assignments = {name: torch.tensor(experts) for name, experts in content["sites"].items()}

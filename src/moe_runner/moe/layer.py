@@ -18,6 +18,7 @@ from moe_runner.moe.hypernet import HyperExpert
 from moe_runner.moe.losses import (
     importance_and_load_loss,
     load_by_probabilities,
+    load_of_probabilities,
     smooth_load,
     stack_losses,
     switch_balance_loss,
@@ -86,15 +87,15 @@ class AuxiliaryLosses:
             load, of `importance`; `switch_balance` and `z`: of Switch Transformers.
         importance: what is summed over the tokens: the weights of the `selected` experts, or the
             `probabilities` of all.
-        load_threshold: `scores`: the published load, see `smooth_load`. `probabilities`: that of
-            HyperMoE's reference code, see `load_by_probabilities`.
+        load: `published`: see `smooth_load`; `hypermoe` and `emoe`: that of the authors' code, see
+            `load_by_probabilities` and `load_of_probabilities`.
         stack: layers that name the same one share one loss of each kind, see `stack_losses`; None:
             every layer has its own.
     """
 
     coefficients: Mapping[str, float] = field(default_factory=dict)
     importance: Literal["selected", "probabilities"] = "selected"
-    load_threshold: Literal["scores", "probabilities"] = "scores"
+    load: Literal["published", "hypermoe", "emoe"] = "published"
     stack: str | None = None
 
 
@@ -257,12 +258,13 @@ class MoEFeedForward(nn.Module):
                 importance_TE = combine_matrix(index_TK, weights_TK, self.experts.num_experts)
             else:
                 importance_TE = scores.clean.softmax(-1)
-            if self.losses.load_threshold == "scores":
-                load_TE = smooth_load(scores.clean, scores.noisy, scores.std, index_TK)
+            noise = (scores.clean, scores.noisy, scores.std)
+            if self.losses.load == "published":
+                load_TE = smooth_load(*noise, index_TK)
+            elif self.losses.load == "hypermoe":
+                load_TE = load_by_probabilities(*noise, index_TK.shape[1])
             else:
-                load_TE = load_by_probabilities(
-                    scores.clean, scores.noisy, scores.std, index_TK.shape[1]
-                )
+                load_TE = load_of_probabilities(*noise, index_TK.shape[1])
             found["balance"] = importance_and_load_loss(importance_TE, load_TE, mask_T)
         if "switch_balance" in wanted:
             found["switch_balance"] = switch_balance_loss(probs_TE, index_TK, mask_T)

@@ -16,6 +16,7 @@ from rich.table import Table
 from moe_runner.files import blocked, no_place, one_line
 from moe_runner.options.errors import ConfigError, not_an_option
 from moe_runner.options.folders import option_folders
+from moe_runner.report.pairs import check_pairings
 from moe_runner.report.render import FORMATS, render
 from moe_runner.report.study_sheet import print_study
 from moe_runner.runs.objects import StoreError
@@ -236,6 +237,7 @@ def plans_of(given: Mapping[str, str]) -> tuple[list[StudyPlan], Store]:
         "paths.data": given["data"] or None, "paths.models": given["models"] or None,
     }  # fmt: skip
     plans = [plan_study(folders, study, profile, common) for study in studies]
+    check_pairings(plans)
     return restrict(plans, only_of(given)), Store(Path(output))
 
 

@@ -6,6 +6,7 @@ from moe_runner.console import wide_console
 from moe_runner.metrics import shown
 from moe_runner.report import domainbed
 from moe_runner.report.beside import beside_sheet, published_sheet
+from moe_runner.report.pairs import check_figures
 from moe_runner.report.published import published_tables
 from moe_runner.report.sheet import NOT_AVAILABLE, Entry, Sheet, to_rich
 from moe_runner.report.study_table import Results, StudyCell, StudyTable, label, tabulate, unequal
@@ -28,6 +29,7 @@ def sheets(plan: StudyPlan, results: Results) -> list[Sheet]:
     tables = published_tables()
     for pairing in plan.study.beside:
         table = tabulate(plan, results, pairing.rule)
+        check_figures(table, tables[pairing.table], pairing)
         own.append(beside_sheet(table, tables[pairing.table], pairing, plan.profile))
     return own + [published_sheet(tables[name]) for name in plan.study.published]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from moe_runner.metrics import lower_is_better, scaled
 from moe_runner.report.beside import columns_of, is_in, matched
 from moe_runner.report.effects import FEWEST, Effect, effect
+from moe_runner.report.pairs import check_figures
 from moe_runner.report.published import PublishedTable, published_tables
 from moe_runner.report.sheet import NOT_AVAILABLE, Entry, Sheet
 from moe_runner.report.study_table import Results, StudyTable, alike, tabulate
@@ -64,7 +65,9 @@ def claims(plan: StudyPlan, results: Results) -> list[Claim]:
     found: list[Claim] = []
     for pairing in plan.study.beside:
         table = tabulate(plan, results, pairing.rule)
-        found += published_claims(plan, table, published_tables()[pairing.table], pairing)
+        published = published_tables()[pairing.table]
+        check_figures(table, published, pairing)
+        found += published_claims(plan, table, published, pairing)
     if not plan.study.beside:
         table = tabulate(plan, results)
         keys = [*table.columns, *(["all"] if len(table.columns) > 1 else [])]
