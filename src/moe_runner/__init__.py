@@ -16,6 +16,7 @@ _MODULES = {
     "Protocol": "moe_runner.options.protocol",
     "auxiliary_loss": "moe_runner.moe.layer",
     "convert": "moe_runner.conversion.convert",
+    "for_inference": "moe_runner.moe.layer",
     "from_pretrained": "moe_runner.conversion.saving",
     "merge": "moe_runner.conversion.convert",
     "save_pretrained": "moe_runner.conversion.saving",

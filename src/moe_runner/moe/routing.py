@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,8 @@ def average_key_scores(
     gate_on: GateOn = "gate",
     normalize: bool = False,
     normalize_token: bool = False,
+    *,
+    gates: Tensor | None = None,
 ) -> Tensor:
     """Score each expert by the mean pre-activation of its neurons (avg-k gating).
 
@@ -57,6 +59,7 @@ def average_key_scores(
         normalize: scale the gate vectors to length 1 (ablation; only with `gate` and `up`).
         normalize_token: scale the tokens, too, so that the scores are cosines: no other expert is
             selected, but noise, capacity and balance loss weigh differently.
+        gates: of `gate` and `up`, float (E, D), if they are known; see `gate_vectors`.
 
     Returns:
         float (T, E), at least fp32; biases left out for `gate` and `up`. A gradient reaches the
@@ -78,11 +81,22 @@ def average_key_scores(
                 return hidden_TEF.mean(-1, dtype=wide)
         rows_EFD = experts.keys if gate_on == "gate" else experts.ups
         assert rows_EFD is not None
-        gates_ED = rows_EFD.detach().mean(1, dtype=wide)
-        if normalize:
-            gates_ED = functional.normalize(gates_ED, dim=1)
+        gates_ED = gate_vectors(rows_EFD, normalize) if gates is None else gates
         x_TD = x_TD.to(wide)
-        return (functional.normalize(x_TD, dim=1) if normalize_token else x_TD) @ gates_ED.T
+        x_TD = functional.normalize(x_TD, dim=1) if normalize_token else x_TD
+        return x_TD @ gates_ED.to(wide).T
+
+
+def gate_vectors(rows_EFD: Tensor, normalize: bool) -> Tensor:
+    """Average each expert's keys, or up rows, float (E, D), at least fp32, without a gradient.
+
+    Args:
+        rows_EFD: float (E, F, D).
+        normalize: scale to length 1.
+    """
+    wide = torch.promote_types(rows_EFD.dtype, torch.float32)
+    gates_ED = rows_EFD.detach().mean(1, dtype=wide)
+    return functional.normalize(gates_ED, dim=1) if normalize else gates_ED
 
 
 def hidden_of_all(
@@ -124,14 +138,39 @@ class AverageKeyRouter(nn.Module):
         self.normalize_token = normalize_token
         self.gate_noise = gate_noise
         self.differentiable = differentiable
+        self.kept: tuple[tuple[Any, ...], Tensor] | None = None  # see `gates`
 
     def forward(self, x_TD: Tensor, experts: Experts) -> Scores:
         """Score the experts, see `Scores`."""
         x_TD = x_TD if self.differentiable else x_TD.detach()
         clean = average_key_scores(
-            x_TD, experts, self.gate_on, self.normalize, self.normalize_token
+            x_TD,
+            experts,
+            self.gate_on,
+            self.normalize,
+            self.normalize_token,
+            gates=self.gates(experts),
         )
         return with_constant_noise(clean, self.gate_noise if self.training else 0.0)
+
+    def gates(self, experts: Experts) -> Tensor | None:
+        """Give the gate vectors, float (E, D), where they are kept: in inference.
+
+        Computing them reads every key, as much as a third of what one token costs a dense FFN. They
+        are computed anew once the keys have changed: by place, or by the count of changes that
+        torch keeps. What is written behind its back, through `.data`, it does not count.
+        """
+        training = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        rows_EFD = experts.keys if self.gate_on == "gate" else experts.ups
+        if training or self.gate_on not in ("gate", "up") or rows_EFD is None:
+            self.kept = None
+            return None
+        if rows_EFD.is_inference():  # no changes are counted
+            return None
+        state = (rows_EFD.data_ptr(), rows_EFD._version, rows_EFD.dtype, rows_EFD.device)
+        if self.kept is None or self.kept[0] != state:
+            self.kept = state, gate_vectors(rows_EFD, self.normalize)
+        return self.kept[1]
 
     def extra_repr(self) -> str:
         """Show the settings in `print(model)`."""
