@@ -51,16 +51,16 @@ def campaign(folder: Path, *, only: int | None = None, seed: int = 0) -> dict:
         assert len({case.name for case in cases}) == len(cases), f"{kind}: two of one name"
         chosen = cases if only is None else cases[:: max(1, len(cases) // only)][:only]
         for number, case in enumerate(chosen):
-            there = folder / "case"
-            there.mkdir()
             try:
-                seconds = carry_out(case, there, cold=number % COLD == 0)
+                try:
+                    seconds = carry_out(case, folder / "case", cold=number % COLD == 0)
+                except TooSlow:  # whatever else the machine did: it may try once more
+                    seconds = carry_out(case, folder / "case", cold=number % COLD == 0)
                 slowest = max(slowest, seconds)
             except (AssertionError, TimeoutError) as error:
                 wrong.append(f"{kind}: {case.name}: {error}")
                 print(f"  WRONG {wrong[-1]}", flush=True)
             tally[kind] += 1
-            shutil.rmtree(there)
         print(f"  {kind}: {tally[kind]}", flush=True)
     assert not wrong, f"{len(wrong)} went wrong:\n" + "\n".join(wrong)
     made_up = generated.try_many(MADE_UP if only is None else only, seed)
@@ -72,12 +72,18 @@ def campaign(folder: Path, *, only: int | None = None, seed: int = 0) -> dict:
     }
 
 
+class TooSlow(AssertionError):
+    """The message came too late."""
+
+
 def carry_out(case: Case, folder: Path, *, cold: bool) -> float:
-    """Carry out one case; the seconds to its end.
+    """Carry out one case in an empty folder; the seconds to its end.
 
     Raises:
         AssertionError: if anything is not as expected.
     """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     if case.build is not None:
         case.build(folder)
     listing = names(folder)
@@ -96,11 +102,11 @@ def carry_out(case: Case, folder: Path, *, cold: bool) -> float:
         store = runs.store_of(folder)  # a run that was begun says that it failed
         assert {store.status(i).state for i in store.ids()} <= {"failed"}
         assert all((store.folder(i) / "error.txt").is_file() for i in store.ids())
-    if case.code == 2:
-        assert done.seconds < SECONDS, f"{done.seconds:.1f} s"
     if case.numbers is not None:
         found = runs.numbers(runs.store_of(folder))
         assert found == case.numbers(), f"other numbers: {screen}"
+    if case.code == 2 and done.seconds >= SECONDS:
+        raise TooSlow(f"{done.seconds:.1f} s")
     return done.seconds if case.code == 2 else 0.0
 
 
