@@ -132,4 +132,7 @@ def test_the_llama_study_evaluates_mmlu_with_the_published_dropout(tmp_path):
     assert len(runs) == 8
     assert {run.task.ood for run in runs} == {("mmlu",)}
     assert {run.tuning.dropout for run in runs if run.tuning.name == "lora"} == {0.05}
-    assert {key.partition(" > ")[2] for each in of.beside for key in each.columns} == {"mmlu"}
+    assert {key.partition(" > ")[2] for each in of.beside for key in each.columns} == {
+        "mmlu",
+        "mmlu_mini",
+    }
