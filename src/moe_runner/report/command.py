@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
+from moe_runner.analysis.command import analyze
 from moe_runner.files import one_line
 from moe_runner.options.errors import ConfigError, not_an_option
 from moe_runner.report.store_commands import clean, status, tables
@@ -15,6 +16,7 @@ from moe_runner.runs.objects import StoreError
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {  # its docstring is its help
     "tasks": tasks,
     "tables": tables,
+    "analyze": analyze,
     "status": status,
     "clean": clean,
 }
