@@ -93,8 +93,9 @@ def analyze(words: Sequence[str]) -> None:
         if counts[subject.name] > 1:
             subjects[number] = replace(subject, name=f"{subject.name}-{counts[subject.name]}")
     runs = tuple(place for place in places if isinstance(place, str))
-    for file in write(subjects, runs, out, store):
-        print(file)
+    files = write(subjects, runs, out, store)
+    print(f"{len(files)} files in {out}")
+    print(files[-1])
 
 
 def read_count(key: str, value: str) -> int:
@@ -211,7 +212,7 @@ def write(
         store: of the runs.
 
     Returns:
-        The files.
+        The files, the page last.
     """
     from moe_runner.analysis.drawing import draw_sets, draw_subject  # matplotlib: seconds
 

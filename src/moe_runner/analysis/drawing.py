@@ -30,6 +30,7 @@ MOST_PANELS = 4  # layers of a picture with a panel for each
 MOST_BARS = 12  # layers of a picture with bars
 MOST_TICKS = 64  # experts whose numbers find room below a panel
 LIFT = 3.0  # log2, at the ends of the scale
+NEAR = 0.5  # cosine; where all are above, the scale is that of what occurs
 LONGEST = 24  # letters of the name of a set
 Item = TypeVar("Item")
 
@@ -223,7 +224,8 @@ def grouped_bars(
         ax.tick_params(axis="x", rotation=45)
     ax.set_ylabel(label, fontsize=8)
     ax.tick_params(axis="y", labelsize=7)
-    ax.set_xlim(-0.7, max(len(layers), 3) - 0.3)  # a single group is no wall
+    margin = 0.7 if len(layers) > 2 else 1.2  # a single group is no wall
+    ax.set_xlim(-margin, len(layers) - 1 + margin)
     ax.set_ylim(bottom=0)
     ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
     return figure
@@ -242,7 +244,7 @@ def draw_likeness(subject: Subject) -> tuple[Any, str] | None:
             row, ("keys", "outputs"), (layer.keys, layer.outputs), strict=True
         ):
             scale: dict[str, Any] = {"vmin": -1, "vmax": 1, "cmap": "RdBu_r"}
-            if not layer.split:  # copies are all near 1: what differs is what matters
+            if square.min() > NEAR:  # copies: what differs is what matters
                 scale = {"cmap": "viridis"}
             others = np.where(np.eye(len(order), dtype=bool), np.nan, square[order][:, order])
             ax.set_facecolor("lightgrey")  # of the diagonal, an expert with itself

@@ -35,7 +35,7 @@ def entropy(counts: NDArray[np.generic], axis: int = -1) -> Floats:
     numbers = np.asarray(counts, dtype=np.float64)
     total = numbers.sum(axis, keepdims=True)
     p = numbers / np.where(total > 0, total, 1.0)
-    return np.asarray(-(p * np.log(np.where(p > 0, p, 1.0))).sum(axis))
+    return np.asarray(0.0 - (p * np.log(np.where(p > 0, p, 1.0))).sum(axis))  # never -0.0
 
 
 def evenness(load_E: NDArray[np.generic]) -> float:

@@ -41,12 +41,14 @@ class Batch:
         first: number of the first example.
         label_B: int64 (B,); None: unknown.
         ids_BL: tokens, int64 (B, L); None: the input is no text.
+        mask_BL: 0 for padding, (B, L), where the layers are not told of it; None: they are.
     """
 
     size: int
     first: int
     label_B: Tensor | None
     ids_BL: Tensor | None
+    mask_BL: Tensor | None = None
 
     def of_tokens(self, counted_T: Tensor) -> dict[str, Tensor]:
         """List what is known of the tokens of a layer, int64 each.
@@ -107,6 +109,8 @@ class Watched:
         counted_T = torch.ones(len(x_TD), dtype=torch.bool, device=x.device)
         if routing.mask is not None:
             counted_T = routing.mask
+        elif batch.mask_BL is not None:
+            counted_T = batch.mask_BL.reshape(-1).bool()
         num_experts = layer.experts.num_experts
         index_TK = routing.index[counted_T]
         chosen_TE = torch.zeros(len(index_TK), num_experts, dtype=torch.bool, device=x.device)
@@ -272,8 +276,7 @@ def observe(
                 elif labels is None:
                     model.get_encoder()(**batch)
                 else:
-                    ids_BL = model.prepare_decoder_input_ids_from_labels(labels=labels)
-                    current["decoder"] = replace(current["encoder"], ids_BL=ids_BL)
+                    current["decoder"] = decoded(model, batch, current["encoder"])
                     model(**batch)
     finally:
         model.train(training)
@@ -281,6 +284,23 @@ def observe(
         for each in watched:
             each.known.pop("label", None)
     return [each.record() for each in watched if each.chosen]
+
+
+def decoded(model: PreTrainedModel, batch: dict[str, Tensor], encoded: Batch) -> Batch:
+    """Say what a decoder reads: the answers, or to classify the same text again; one place on.
+
+    Args:
+        model: an encoder-decoder.
+        batch: with labels: tokens (B, L), or classes or scores (B,).
+        encoded: what its encoder sees.
+    """
+    labels = batch["labels"]
+    if labels.ndim == 2:
+        ids_BL = model.prepare_decoder_input_ids_from_labels(labels=labels)
+        return replace(encoded, ids_BL=ids_BL)
+    ids_BL = batch["input_ids"].roll(1, 1)
+    ids_BL[:, 0] = model.config.decoder_start_token_id
+    return replace(encoded, ids_BL=ids_BL, mask_BL=batch.get("attention_mask"))
 
 
 @contextmanager

@@ -82,7 +82,10 @@ def layer_sheet(subject: Subject) -> Sheet:
         "common. keys, outputs: mean cosine between two experts."
     ]
     if any(not layer.split for layer in subject.layers):
-        lines.append("The experts are copies: keys are compared neuron by neuron.")
+        lines.append(
+            "Experts are whole networks: their keys are compared neuron by neuron, as copies of "
+            "one network can be."
+        )
     if tied:
         lines.append(
             "Before tuning most choices were between equal scores (the router starts at zero): "
@@ -140,7 +143,7 @@ def information_sheet(subject: Subject) -> Sheet:
         "nmi: normalised mutual information of choice and value, below 1 if several experts are "
         "selected. explained: share of the uncertainty, whether a token goes to an expert, that "
         "the value takes away, %. chance: the same with shuffled values.",
-        HEURISTIC,
+        *([HEURISTIC] if subject.kinds else []),
     ]
     if missing:
         lines.append(f"Not there: {', '.join(missing)}.")
@@ -253,10 +256,12 @@ def expert_sheet(subject: Subject, most: int | None = TOP_EXPERTS) -> Sheet:
                     join_tokens(tokens) or "-",
                 ]
             )
-    caption = (
-        "share: of the layer's choices, %. entropy: of its tokens, by that of all tokens; 0 is a "
-        "single token. class, tokens: what it takes most beyond its share. " + HEURISTIC
-    )
+    caption = "share: of the layer's choices, %."
+    if subject.kinds:
+        caption += (
+            " entropy: of its tokens, by that of all tokens; 0 is a single token. class, tokens: "
+            f"what it takes most beyond its share. {HEURISTIC}"
+        )
     if most is not None and any(layer.num_experts > most for layer in subject.layers):
         caption += f" The {most} busiest of each layer; all are in the csv file."
     return sheet(
