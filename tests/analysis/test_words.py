@@ -71,7 +71,9 @@ def test_words_are_read_from_every_kind_of_tokenizer(asset, text, expected):
     assert {word: kinds.get(word) for word in expected} == expected
     assert all(CLASSES[found.kind[i]] == "special" for i in tokenizer.all_special_ids)
     assert CLASSES[found.kind[-1]] == "special"  # beyond the tokenizer
-    pieces = [t for t, k in zip(found.text, found.kind, strict=True) if CLASSES[k] == "within a word"]
+    pieces = [
+        t for t, k in zip(found.text, found.kind, strict=True) if CLASSES[k] == "within a word"
+    ]
     assert pieces
     assert all(piece.startswith("-") for piece in pieces)
 

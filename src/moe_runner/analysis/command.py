@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 from rich.console import Console
 
-from moe_runner.analysis.records import Subject
+from moe_runner.analysis.records import Subject, told_apart
 from moe_runner.analysis.sheets import compared_sets, expert_sheet, sets_sheet, subject_sheets
 from moe_runner.analysis.stored import Analysis, Picture, analyses_folder, write_analysis
 from moe_runner.files import no_place, unusable, write_atomic
+from moe_runner.options.checks import device_problem
 from moe_runner.options.errors import ConfigError, nearest
 from moe_runner.options.folders import option_folders
 from moe_runner.report.page import write_page
@@ -68,6 +67,8 @@ def analyze(words: Sequence[str]) -> None:
         )
     limit, length = (read_count(key, given[key]) for key in ("limit", "length"))
     threads = read_count("threads", given["threads"]) if given["threads"] else None
+    if (problem := device_problem(given["device"])) is not None:
+        raise ConfigError(problem)
     output = Path(given["output"])
     texts = read_texts(given["texts"])
     store = Store(output)
@@ -87,13 +88,8 @@ def analyze(words: Sequence[str]) -> None:
         else run_subject(place, store, request)
         for place in places
     ]
-    counts: Counter[str] = Counter()
-    for number, subject in enumerate(subjects):  # two folders may have one name
-        counts[subject.name] += 1
-        if counts[subject.name] > 1:
-            subjects[number] = replace(subject, name=f"{subject.name}-{counts[subject.name]}")
     runs = tuple(place for place in places if isinstance(place, str))
-    files = write(subjects, runs, out, store)
+    files = write(told_apart(subjects), runs, out, store)
     print(f"{len(files)} files in {out}")
     print(files[-1])
 

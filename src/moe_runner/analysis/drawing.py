@@ -31,7 +31,7 @@ MOST_BARS = 12  # layers of a picture with bars
 MOST_TICKS = 64  # experts whose numbers find room below a panel
 LIFT = 3.0  # log2, at the ends of the scale
 NEAR = 0.5  # cosine; where all are above, the scale is that of what occurs
-LONGEST = 24  # letters of the name of a set
+LONGEST = 40  # letters of the name of a set
 Item = TypeVar("Item")
 
 

@@ -4,12 +4,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moe_runner.analysis.numbers import Bools, Floats, Ints
+from moe_runner.options.errors import show
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ class Subject:
         notes: what a reader must know, one line each.
         vocabulary: texts and classes of the tokens, see `words.Vocabulary`; empty: no texts.
         kinds: class of each token of the vocabulary.
+        settings: of the run, beside what the title says; see `Run.settings`.
     """
 
     name: str
@@ -118,8 +123,33 @@ class Subject:
     notes: tuple[str, ...] = ()
     vocabulary: tuple[str, ...] = ()
     kinds: tuple[int, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def layers(self) -> list[Layer]:
         """What each layer did with the main set."""
         return next(iter(self.sets.values()))
+
+
+def told_apart(subjects: Sequence[Subject]) -> list[Subject]:
+    """Give each subject a name of its own, and a title that says what it differs in.
+
+    Args:
+        subjects: two folders may have one name; runs of one title differ in their settings.
+    """
+    found = []
+    names: Counter[str] = Counter()
+    for subject in subjects:
+        names[subject.name] += 1
+        name = subject.name
+        if names[name] > 1:
+            name = f"{name}-{names[name]}"
+        like = [each.settings for each in subjects if each.title == subject.title]
+        differing = [
+            f"{key.rpartition('.')[2]}={show(value)}"
+            for key, value in subject.settings.items()
+            if any(other.get(key) != value for other in like)
+        ]
+        title = " ".join([subject.title, *differing])
+        found.append(replace(subject, name=name, title=title))
+    return found

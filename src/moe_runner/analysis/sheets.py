@@ -24,6 +24,7 @@ from moe_runner.analysis.records import Layer, Subject
 from moe_runner.analysis.words import CLASSES, join_tokens
 from moe_runner.report.sheet import Entry, Sheet
 
+UNKNOWN = "n/a"
 TOP_TOKENS = 5
 TOP_EXPERTS = 8  # of a layer, in the short table
 MOST_TIES = 0.5  # of the tokens; beyond, a selection says nothing
@@ -52,8 +53,8 @@ def sheet(title: str, header: str, rows: Sequence[Sequence[str]], caption: str) 
 
 
 def percent(fraction: float | None) -> str:
-    """Write a fraction in percent; - where there is none."""
-    return "-" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.1f}"
+    """Write a fraction in percent; n/a where there is none."""
+    return UNKNOWN if fraction is None or math.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
 def layer_sheet(subject: Subject) -> Sheet:
@@ -73,7 +74,7 @@ def layer_sheet(subject: Subject) -> Sheet:
                 f"{evenness(share_E):.3f}",
                 percent(share_E.max()),
                 *map(percent, changed),
-                *(f"{mean(between(square)):.3f}" for square in (layer.keys, layer.outputs)),
+                *(mean(between(square)) for square in (layer.keys, layer.outputs)),
             ]
         )
     lines = [
@@ -97,9 +98,9 @@ def layer_sheet(subject: Subject) -> Sheet:
     return sheet(title, header, rows, " ".join(lines))
 
 
-def mean(values: np.ndarray) -> float:
-    """Average; NaN of nothing (a single expert)."""
-    return float(values.mean()) if len(values) else math.nan
+def mean(values: np.ndarray) -> str:
+    """Write an average; n/a of nothing (a single expert)."""
+    return f"{values.mean():.3f}" if len(values) else UNKNOWN
 
 
 def known_values(subject: Subject, layer: Layer) -> dict[str, Information]:
@@ -195,7 +196,7 @@ def beside_sheet(subject: Subject) -> Sheet:
         if layer.norms is None:
             continue
         own, other = layer.norms
-        distances = ["-", "-"]
+        distances = [UNKNOWN, UNKNOWN]
         if layer.embeddings is not None and len(layer.embeddings) > 1:
             apart = 1 - between(cosines(layer.embeddings))
             distances = [f"{apart.mean():.3f}", f"{apart.max():.3f}"]
@@ -207,7 +208,7 @@ def beside_sheet(subject: Subject) -> Sheet:
                 f"{own:.3g}",
                 f"{other:.3g}",
                 percent(other / total if total else None),
-                "-" if layer.selections is None else str(len(layer.selections)),
+                UNKNOWN if layer.selections is None else str(len(layer.selections)),
                 *distances,
             ]
         )
@@ -234,7 +235,9 @@ def expert_sheet(subject: Subject, most: int | None = TOP_EXPERTS) -> Sheet:
         order = np.argsort(-share_E, kind="stable")[:most]
         identity = layer.tokens.identity
         if identity is None:
-            rows += [[layer.name, str(e), percent(share_E[e]), "-", "-", "-"] for e in order]
+            rows += [
+                [layer.name, str(e), percent(share_E[e]), UNKNOWN, UNKNOWN, UNKNOWN] for e in order
+            ]
             continue
         values_V, counts_VE = joint_counts(layer.chosen, identity)
         kind_T = np.array(subject.kinds, dtype=np.int64)[identity]
@@ -251,9 +254,9 @@ def expert_sheet(subject: Subject, most: int | None = TOP_EXPERTS) -> Sheet:
                     layer.name,
                     str(e),
                     percent(share_E[e]),
-                    "-" if spread is None else f"{spread:.2f}",
-                    kind[0] if kind else "-",
-                    join_tokens(tokens) or "-",
+                    UNKNOWN if spread is None else f"{spread:.2f}",
+                    kind[0] if kind else UNKNOWN,
+                    join_tokens(tokens) or UNKNOWN,
                 ]
             )
     caption = "share: of the layer's choices, %."
@@ -281,7 +284,8 @@ def compared_sets(subjects: Sequence[Subject]) -> dict[str, dict[str, np.ndarray
     else:
         titles = distinct([subject.title for subject in subjects])
         for subject, title in zip(subjects, titles, strict=True):
-            found[f"{title} ({subject.name[:6]})"] = subject.layers
+            unique = titles.count(title) == 1
+            found[title if unique else f"{title} ({subject.name[:8]})"] = subject.layers
     return {
         name: {layer.name: shares(layer.chosen) for layer in layers}
         for name, layers in found.items()
@@ -291,10 +295,10 @@ def compared_sets(subjects: Sequence[Subject]) -> dict[str, dict[str, np.ndarray
 def distinct(titles: Sequence[str]) -> list[str]:
     """Leave out the words that all titles have at the same place."""
     words = [title.split() for title in titles]
-    if len({len(each) for each in words}) != 1:
-        return list(titles)
+    longest = max(map(len, words))
+    words = [[*each, *[""] * (longest - len(each))] for each in words]
     differ = [len(set(column)) > 1 for column in zip(*words, strict=True)]
-    kept = [" ".join(w for w, d in zip(each, differ, strict=True) if d) for each in words]
+    kept = [" ".join(w for w, d in zip(each, differ, strict=True) if d and w) for each in words]
     return [short or title for short, title in zip(kept, titles, strict=True)]
 
 
@@ -312,7 +316,7 @@ def sets_sheet(title: str, compared: Mapping[str, Mapping[str, np.ndarray]]) -> 
                 [
                     name,
                     layer,
-                    "-" if math.isnan(likeness) else f"{likeness:.3f}",
+                    UNKNOWN if math.isnan(likeness) else f"{likeness:.3f}",
                     " ".join(map(str, busiest)),
                 ]
             )

@@ -28,6 +28,8 @@ from moe_runner.training.device import choose_device
 from moe_runner.training.evaluate import kept_folder, load_best
 from moe_runner.training.fit import Prepared, Resources, build, silence_libraries, take_final_form
 
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
+MOST_UNKNOWN = 0.1  # of the tokens; beyond, it is said
 BATCH = 16  # examples at once
 Batches = list[dict[str, Tensor]]
 
@@ -107,9 +109,10 @@ def run_subject(run_id: str, store: Store, request: Request) -> Subject:
         sets=observe_sets(model, sets, classes),
         before=before,
         over_training=[] if form == "eval" else read_loads(folder, model),
-        notes=(*notes, *notes_of(model, main)),
+        notes=(*notes, *notes_of(model, ready.backbone.processor, main)),
         vocabulary=vocabulary.text,
         kinds=vocabulary.kind,
+        settings=run.settings(),
     )
 
 
@@ -132,14 +135,17 @@ def folder_subject(folder: Path, request: Request) -> Subject:
     device = choose_device(request.device)
     if request.threads is not None:
         torch.set_num_threads(request.threads)
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        raise ConfigError(  # the library would make one without words
+            f"{folder} has no tokenizer ({', '.join(VOCABULARIES)}); save the model's own there"
+        )
     try:
         model = from_pretrained(folder).to(device)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = one_line(error).partition("\n")[0]
         raise ConfigError(
-            f"{folder} cannot be loaded ({reason}); it needs the files of save_pretrained or "
-            "export=moe, and the tokenizer's"
+            f"{folder} cannot be loaded ({reason}); save the model and its tokenizer again"
         ) from error
     sets = text_batches(tokenizer, model, request, device)
     main = next(iter(sets.values()))
@@ -150,7 +156,7 @@ def folder_subject(folder: Path, request: Request) -> Subject:
         sets=observe_sets(model, sets, classes=False),
         notes=(
             "A model folder does not say what the model was before tuning.",
-            *notes_of(model, main),
+            *notes_of(model, tokenizer, main),
         ),
         vocabulary=vocabulary.text,
         kinds=vocabulary.kind,
@@ -244,9 +250,15 @@ def spread(available: int, limit: int) -> list[int]:
     return [int(place) for place in places]
 
 
-def notes_of(model: PreTrainedModel, batches: Batches) -> list[str]:
-    """Say what the figures leave out."""
+def notes_of(model: PreTrainedModel, tokenizer: Any, batches: Batches) -> list[str]:
+    """Say what the figures leave out, and that texts are not in the model's language."""
     notes = []
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is not None and batches and "input_ids" in batches[0]:
+        ids = torch.cat([batch["input_ids"].flatten() for batch in batches])
+        share = float((ids == unknown).double().mean())
+        if share > MOST_UNKNOWN:
+            notes.append(f"{100 * share:.0f}% of the tokens are unknown to the tokenizer.")
     if model.config.is_encoder_decoder and batches and "labels" not in batches[0]:
         notes.append("Texts have no answers: the decoder's layers are left out.")
     return notes
