@@ -109,7 +109,7 @@ def test_names_of_experts_do_not_overlap_in_pictures_of_many():
         figure, _ = KINDS[kind](subject)
         figure.canvas.draw()
         labels = [t.get_window_extent() for t in figure.axes[0].get_xticklabels()]
-        assert len(labels) == 64
+        assert len(labels) == (32 if kind == "load" else 64)  # in order, every second one
         overlaps = [a.x1 > b.x0 for a, b in zip(labels, labels[1:], strict=False)]
         assert not any(overlaps), kind
 

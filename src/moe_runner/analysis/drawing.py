@@ -95,10 +95,15 @@ def show(ax: Any, values: np.ndarray, label: str, **scale: Any) -> None:
 
 
 def number(ax: Any, experts: Sequence[int] | Ints, *, upwards: bool = False) -> None:
-    """Write the numbers of the experts below the columns, or beside the rows."""
+    """Write the numbers of the experts below the columns, or beside the rows.
+
+    Of many every second one, unless they are out of order.
+    """
     if len(experts) > MOST_TICKS:
         return
-    ticks = {"ticks": range(len(experts)), "labels": list(map(str, experts))}
+    in_order = isinstance(experts, range)
+    places = range(0, len(experts), 2 if in_order and len(experts) > MOST_TICKS // 2 else 1)
+    ticks = {"ticks": places, "labels": [str(experts[place]) for place in places]}
     size = 7 if len(experts) <= 16 else 5
     if upwards:
         height = ax.get_position().height * ax.figure.get_figheight() * 72
@@ -188,16 +193,16 @@ def draw_activation(subject: Subject) -> tuple[Any, str] | None:
         return None
     shown = some(split, MOST_BARS)
     pairs = [held(layer.energy, layer.chosen) for layer in shown if layer.energy is not None]
-    bars = {
-        "any (random choice)": [100 * layer.selected / layer.num_experts for layer in shown],
-        "random groups, same router": [
-            np.nan if layer.random_groups is None else 100 * layer.random_groups for layer in shown
-        ],
+    bars: dict[str, Sequence[float]] = {
         "selected": [100 * selected for selected, _ in pairs],
         "best (by activation)": [100 * best for _, best in pairs],
+        "any (random choice)": [100 * layer.selected / layer.num_experts for layer in shown],
     }
-    if all(np.isnan(bars["random groups, same router"])):
-        del bars["random groups, same router"]
+    groups = [layer.random_groups for layer in shown]
+    if any(group is not None for group in groups):
+        bars["random groups, same router"] = [
+            np.nan if group is None else 100 * group for group in groups
+        ]
     figure = grouped_bars(shown, bars, "share of squared activation, %")
     return figure, (
         "share of the squared length of the dense hidden activation that the selected experts hold."
