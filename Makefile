@@ -41,13 +41,16 @@ test-cluster: install  ## the launchers on a real cluster of this machine's own 
 torture: install  ## campaigns of kills, bad inputs, crowds, failing disks, little memory: two hours
 	$(BIN)/python -m tests.torture $(CAMPAIGNS)
 
-reproduce-tables: install  ## run what is missing of every study, then render the tables: PROFILE=mini or paper, WORKERS=2
+reproduce-tables: install  ## run what is missing of every study, then render the tables: PROFILE=mini, small or paper, WORKERS=2
 	OMP_NUM_THREADS=1 $(BIN)/moe-run study=all profile=$(PROFILE) hydra/launcher=joblib hydra.launcher.n_jobs=$(WORKERS)
 
 bench: install  ## the benchmarks: about an hour; minutes with make bench QUICK=--quick
 	set -e; for script in scripts/bench_*.py; do $(BIN)/python $$script $(QUICK); done
 
-check: install  ## formatting, lint and types
+docs: install  ## the documentation as a site: outputs/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+check: install docs  ## formatting, lint, types, and whether the documentation builds
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -67,4 +70,4 @@ clean:  ## remove caches and build products; outputs/ stays
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -exec rm -rf {} +
 
-.PHONY: help install demo test test-long test-slow test-cluster torture reproduce-tables bench check audit format clean
+.PHONY: help install demo test test-long test-slow test-cluster torture reproduce-tables bench docs check audit format clean

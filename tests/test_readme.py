@@ -1,4 +1,4 @@
-"""Every command that the README and the option files show is one that the program accepts."""
+"""Every command that README, docs and option files show is one that the program accepts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from moe_runner.backbones.weights import ASSETS
 from moe_runner.cli.arguments import check_arguments
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "own-models-and-data.md"  # extending.md: tests/extending
-FILES = [ROOT / "README.md", PAGE, *sorted((ROOT / "conf").glob("*/**/*.yaml"))]
+PAGES = [page for page in sorted((ROOT / "docs").glob("**/*.md")) if page.stem != "extending"]
+FILES = [ROOT / "README.md", *PAGES, *sorted((ROOT / "conf").glob("*/**/*.yaml"))]
+LONGEST = 200  # lines of the README
 
 A_MODEL = f"model.path={ASSETS / 'bert_tiny'}"
 OF_THE_HUB = {  # the config.json of Qwen2.5-0.5B, as far as it is read
@@ -46,9 +47,17 @@ def test_a_shown_command_is_accepted(command, monkeypatch):
     monkeypatch.setattr("moe_runner.options.auto.model_config", lambda *_: OF_THE_HUB)
     words = shlex.split(command)
     if words in (["--help"], ["method=emo", "method.top_k=200", "trainer.epoch=3"]):
-        return  # the README shows the mistakes of the second
+        return  # the second is shown with its mistakes
     assert check_arguments(words) == []
 
 
-def test_nothing_is_left_to_fill_in():
-    assert "@@" not in (ROOT / "README.md").read_text()
+def test_the_readme_is_short_and_nothing_is_left_to_fill_in():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= LONGEST
+    assert "@@" not in text
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_what_a_page_links_to_is_there(page):
+    places = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert [place for place in places if not (page.parent / place).exists()] == []

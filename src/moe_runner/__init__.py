@@ -9,12 +9,14 @@ is used: the command line starts without it.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 _MODULES = {
     "Protocol": "moe_runner.options.protocol",
     "auxiliary_loss": "moe_runner.moe.layer",
     "convert": "moe_runner.conversion.convert",
+    "for_inference": "moe_runner.moe.layer",
     "from_pretrained": "moe_runner.conversion.saving",
     "merge": "moe_runner.conversion.convert",
     "save_pretrained": "moe_runner.conversion.saving",
@@ -34,10 +36,12 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(_MODULES[name]), name)
     if name == "__all__":
         return __dir__()
+    if name == "__version__":
+        return version("moe-runner")
     if not name.startswith("_") and name in (found := _methods()):
         return found[name]
     raise AttributeError(f"module 'moe_runner' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*_MODULES, *_methods()])
+    return sorted(["__version__", *_MODULES, *_methods()])

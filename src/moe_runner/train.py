@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from moe_runner.cli.arguments import check_arguments, for_hydra
 from moe_runner.cli.ending import Command
-from moe_runner.cli.help import register_help
+from moe_runner.cli.help import chosen_files, register_help, versions
 from moe_runner.cli.launching import (
     JobLost,
     check_direction,
@@ -50,10 +50,16 @@ log = logging.getLogger("moe_runner.train")  # also when run as __main__
 
 def main() -> None:
     """Check the arguments, let Hydra run the jobs, tell what became of them, exit."""
+    if "--version" in sys.argv[1:]:
+        say(versions())
+        return
     problems = check_arguments(sys.argv[1:])
     if problems:
         say("\n".join(problems), file=sys.stderr)
         sys.exit(2)
+    if text := chosen_files(sys.argv[1:]):
+        say(text)
+        return
     sys.argv[1:] = for_hydra(sys.argv[1:])
     register_help()
     command = Command()

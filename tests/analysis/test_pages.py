@@ -229,7 +229,7 @@ def test_a_picture_that_is_gone_is_a_line(stored):
 def test_the_page_has_a_section_and_escapes_it(stored, tmp_path):
     store, _, analysis = stored
     hostile = replace(analysis, title="<script>alert(1)</script>\u202e")
-    write_page(tmp_path / "page.html", [], {}, store, [hostile])
+    write_page(tmp_path / "page.html", [], [], {}, store, [hostile])
     page = (tmp_path / "page.html").read_text()
     assert "<script>alert" not in page
     assert "\u202e" not in page

@@ -6,13 +6,16 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 
 import hydra
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+import moe_runner
 from moe_runner.cli.arguments import add_only, check_arguments, complete_search
+from moe_runner.cli.help import chosen_files
 from moe_runner.options.errors import nearest_keys
 from moe_runner.options.files import OptionFiles
 from moe_runner.options.folders import CONF, option_folders
@@ -119,9 +122,13 @@ PROBLEMS = [
         f"method.num_experts=8 is not an option of method=dense; it belongs to method={OWNERS}",
     ),
     (
-        "-m method=dense,emoe method.top_k=8",
-        "method.top_k=8 is not an option of method=dense; "
-        "sweep the methods that have it, and run dense by itself",
+        "-m method=dense,noisy_tuning method.top_k=8",
+        "method.top_k=8 is not an option of method=dense,noisy_tuning; "
+        f"it belongs to method={OWNERS}",
+    ),
+    (
+        "-m hydra/sweeper=optuna method=dense,emoe method.top_k=8",
+        f"method.top_k=8 is not an option of method=dense; it belongs to method={OWNERS}",
     ),
     ("method.name=dense", "method.name=dense is refused; choose with method=dense"),
     ("+threads=2", "+threads=2 is refused: the option is there already; use threads=2"),
@@ -138,7 +145,11 @@ PROBLEMS = [
         "paths={a:{_target_:os.system}}",
         "paths.a._target_=os.system is refused; components are chosen by name",
     ),
-    ("paths={a:1}", "paths.a=1 is not an option of paths; use one of paths.output, paths.cache"),
+    (
+        "paths={a:1}",
+        "paths.a=1 is not an option of paths; use one of paths.output, paths.cache, "
+        "paths.data, paths.models",
+    ),
     # what cannot be read
     ("a==b", "a==b cannot be read; use key=value, and quote special characters: \"key='a b'\""),
     (
@@ -358,6 +369,31 @@ def test_help_names_every_option_in_lines_that_are_wrapped(tmp_path):
     assert [" ".join(line.split()) for line in re.sub(r",\n +", ", ", listed).splitlines()] == [
         f"{group}: {', '.join(names)}" for group, names in sorted(options.items())
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "files"),
+    [
+        (["method=emoe"], ["method/emoe"]),
+        (["-m", "method=dense,emoe"], ["method/dense", "method/emoe"]),
+        (["task=glue/cola", "tuning=lora"], ["task/glue", "task/glue/cola", "tuning/lora"]),
+        (["seed=3"], None),
+    ],
+)
+def test_help_of_an_option_is_its_file(words, files):
+    texts = [(CONF / f"{name}.yaml").read_text() for name in files or ()]
+    assert chosen_files([*words, "--help"]) == ("\n".join(texts) or None)
+    assert chosen_files(words) is None
+
+
+def test_every_command_tells_its_version():
+    line = f"moe-runner {version('moe-runner')}"
+    for module, ending in (("train", " (torch "), ("report.command", "\n")):
+        command = [sys.executable, "-m", f"moe_runner.{module}", "--version"]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert text.startswith(line + ending)
+    assert moe_runner.__version__ == version("moe-runner")
+    assert {"EMoE", "convert", "__version__"} <= set(dir(moe_runner))
 
 
 # ------------------------------------------------------------------------------- misspellings

@@ -156,9 +156,9 @@ def test_a_saved_model_loads_as_moe_and_as_dense(family, tiny_model, tiny_batch,
         assert torch.equal(automatic(**batch).logits, dense)
 
 
-@pytest.mark.parametrize("gate_on", ["up", "inter"])
+@pytest.mark.parametrize("gate_on", ["up", "up_abs", "inter", "inter_abs"])
 @pytest.mark.parametrize("family", GATED)
-def test_gated_ffns_route_on_up_or_intermediate(family, gate_on, tiny_model, tiny_batch):
+def test_gated_ffns_route_on_up_or_intermediate(family, gate_on, tiny_model, tiny_batch, caplog):
     model, batch = tiny_model(family), tiny_batch(family)
     convert(model, EMoE(num_experts=4, top_k=1, layers=(2,), gate_on=gate_on))
     (layer, *_) = moe_layers(model)
@@ -168,12 +168,31 @@ def test_gated_ffns_route_on_up_or_intermediate(family, gate_on, tiny_model, tin
     x = seen[0].reshape(-1, 16)
     experts = layer.experts
     up = torch.einsum("td,efd->tef", x, experts.ups)
-    if gate_on == "inter":
+    if gate_on != "up" and experts.up_bias is not None:
+        up = up + experts.up_bias
+    if gate_on.startswith("inter"):
         gate = torch.einsum("td,efd->tef", x, experts.keys)
         if experts.key_bias is not None:
-            gate, up = gate + experts.key_bias, up + experts.up_bias
+            gate = gate + experts.key_bias
         up = experts.activation(gate) * up
-    assert torch.equal(layer.routing.index[:, 0], up.mean(-1).argmax(-1))
+    scores = (up.abs() if gate_on.endswith("_abs") else up).mean(-1)
+    assert torch.equal(layer.routing.index[:, 0], scores.argmax(-1))
+    torch.testing.assert_close(layer.router(x, experts).clean, scores, rtol=1e-4, atol=1e-6)
+    warned = f"method.gate_on={gate_on}" in caplog.text
+    assert warned == (not gate_on.endswith("_abs"))
+
+
+def test_sizes_that_grouped_mm_does_not_take_are_refused_before_anything_is_replaced(tiny_model):
+    model = tiny_model("gpt2")
+    with pytest.raises(ConfigError, match="the 2 neurons of an expert must be multiples of 4"):
+        convert(model, EMoE(num_experts=32, top_k=1, layers=(0,), backend="grouped_mm"))
+    assert moe_layers(model) == []
+    convert(model, EMoE(num_experts=8, top_k=1, layers=(0,), backend="grouped_mm"))
+
+
+def test_the_paper_s_gate_gives_no_warning(tiny_model, caplog):
+    convert(tiny_model("llama"), EMoE(num_experts=4, top_k=1, layers=(2,)))
+    assert caplog.text == ""
 
 
 def test_the_gate_follows_the_keys_as_they_train(tiny_model, tiny_batch):

@@ -38,7 +38,14 @@ from moe_runner.registry import METHODS
 from moe_runner.runs.identity import identifying
 from moe_runner.training.routing import same_noise
 from moe_runner.training.tuning import apply_tuning
-from tests.reference import naive_capacity, naive_load, naive_selection, naive_squared_cv
+from tests.reference import (
+    naive_capacity,
+    naive_cosine_scores,
+    naive_load,
+    naive_selection,
+    naive_squared_cv,
+    naive_weighted,
+)
 
 CONF = Path(__file__).parents[2] / "conf" / "protocol"
 OPTIONS = {f.name: f for f in dataclasses.fields(Protocol) if f.name != "name"}
@@ -109,6 +116,9 @@ def test_paper_has_every_option_off_and_reference_every_option_on():
     paper, on = read("paper"), read("reference")
     assert paper.keys() == on.keys() == OPTIONS.keys() | {"name"}
     for name, field in OPTIONS.items():
+        if name == "load_threshold_on":  # says what another option acts on; see its comment
+            assert paper[name] == on[name] == field.default != field.metadata["neutral"]
+            continue
         assert paper[name] == field.default == field.metadata["neutral"], name
         assert on[name] != field.default, name
     problems: list[str] = []
@@ -310,6 +320,27 @@ def test_the_output_bias_is_divided_by_k(name, on, share, tiny_model):
     torch.testing.assert_close(run_alike(layer, x), share * bias.expand(4, 16), rtol=0, atol=1e-6)
 
 
+@proves("whole_vision_bias")
+@pytest.mark.parametrize(("family", "name"), [("vit", "gmoe"), ("vit", "emoe"), ("bert", "gmoe")])
+def test_vision_gmoe_copies_the_output_bias_whole(family, name, tiny_model):
+    """Only there: with weights of sum 1 it starts as the dense network, language at b / k."""
+    x = torch.randn(5, 16)
+    for on in (("split_output_bias",), ("split_output_bias", "whole_vision_bias")):
+        model = tiny_model(family)
+        if family == "vit":
+            first, last = model.vit.layers[1].mlp.fc1, model.vit.layers[1].mlp.fc2
+        else:
+            block = model.bert.encoder.layer[1]
+            first, last = block.intermediate.dense, block.output.dense
+        with torch.no_grad():
+            last.bias.normal_()
+            dense, bias = last(functional.gelu(first(x))), last.bias.clone()
+        options = {"top_k": 8} if name == "emoe" else {}
+        layer = layer_of(model, COMPARED[name](**options), reference(*on))
+        missing = bias / 2 if name == "gmoe" and (family, len(on)) != ("vit", 2) else 0
+        torch.testing.assert_close(run_alike(layer, x), dense - missing, rtol=1e-4, atol=1e-5)
+
+
 @proves("split_output_bias")
 def test_with_divided_biases_emoe_starts_the_same_and_merges_to_their_mean(tiny_model):
     plain, split = tiny_model("bert"), tiny_model("bert")
@@ -478,6 +509,157 @@ def test_llama_trains_nothing_more_under_reference(tiny_model):
             )
         )
     assert found[0] == found[1]
+
+
+# ------------------------------------------------------------- EMoE's code: one expert, and losses
+
+
+def scores_by_hand(layer: MoEFeedForward, x: torch.Tensor) -> torch.Tensor:
+    router = layer.router
+    return naive_cosine_scores(
+        x,
+        router.projection.weight,
+        router.projection.bias,
+        router.expert_vectors,
+        router.log_scale.exp().squeeze(),
+    )
+
+
+@proves("one_expert_weight")
+@pytest.mark.parametrize("whole", [(), ("split_output_bias",)])
+@pytest.mark.parametrize("name", ["emoe_learn", "gmoe"])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_one_expert_has_weight_one_or_its_probability_among_all(top_k, name, whole, tiny_model):
+    x = torch.randn(6, 16)
+    for on in ((), ("one_expert_weight",)):
+        layer = layer_of(tiny_model("bert"), COMPARED[name](top_k=top_k), reference(*on, *whole))
+        own = layer.experts
+        with torch.no_grad():  # copies that are alike would leave the router without gradient
+            own.values.add_(0.2 * torch.randn_like(own.values))
+        ffns = [
+            {"keys": own.keys[e], "values": own.values[e], "key_bias": own.key_bias[e]}
+            for e in range(own.num_experts)
+        ]
+        if own.output_bias.ndim == 2:
+            ffns = [{**f, "output_bias": b} for f, b in zip(ffns, own.output_bias, strict=True)]
+        weighting = "probability" if on and top_k == 1 else "softmax"
+        scores = scores_by_hand(layer, x)
+        expected = naive_weighted(x, ffns, scores, top_k, weighting, functional.gelu) * layer.scale
+        if own.output_bias.ndim == 1:
+            expected = expected + own.output_bias
+        found = layer(x)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        vectors = layer.router.expert_vectors
+        gradients = [
+            torch.autograd.grad((y**2).sum(), vectors, retain_graph=True)[0]
+            for y in (found, expected)
+        ]
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
+        assert gradients[0].abs().max() > 1e-5
+
+
+@proves("one_expert_weight")
+def test_gmoe_of_eight_with_one_expert_starts_at_a_seventh_of_the_dense_layer(tiny_model):
+    """0.147 of it at N = 8 in the authors' code (PROTOCOL, III item 1)."""
+    model = tiny_model("bert")
+    block = model.bert.encoder.layer[1]
+    x = torch.randn(500, 16)
+    with torch.no_grad():
+        dense = block.output.dense(block.intermediate(x))
+    options = {"num_experts": 8, "top_k": 1, "router_dim": 256}
+    shares = []
+    for on in ((), ("one_expert_weight",)):
+        layer = layer_of(tiny_model("bert"), gmoe(**options), reference(*on))
+        ratio = run_alike(layer, x) / dense
+        torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-3, atol=1e-3)
+        shares.append(ratio[:, 0].mean().item())
+    assert shares[0] == pytest.approx(1.0, abs=1e-5)
+    assert 1 / 8 < shares[1] < 0.2
+
+
+@proves("normalize_token")
+@pytest.mark.parametrize("gate", [False, True])
+def test_a_normalized_gate_normalizes_the_token_too(gate, tiny_model):
+    """Scores of long tokens then lie as near to each other as the noise is large."""
+    x = 30 * torch.randn(200, 16)
+    shares = []
+    for on in (("gate_noise",), ("gate_noise", "normalize_token")):
+        layer = layer_of(tiny_model("bert"), emoe(normalize_gate=gate), reference(*on)).train()
+        gates = [own.mean(0) for own in layer.experts.keys.detach()]
+        expected = torch.tensor(
+            [
+                [
+                    float(token @ g)
+                    / (float(g.norm()) if gate else 1.0)
+                    / (float(token.norm()) if gate and on[1:] else 1.0)
+                    for g in gates
+                ]
+                for token in x
+            ]
+        )
+        scores = layer.router(x, layer.experts)
+        torch.testing.assert_close(scores.clean, expected, rtol=1e-4, atol=1e-5)
+        best = expected.topk(2).indices
+        assert torch.equal(layer.eval().router(x, layer.experts).noisy.topk(2).indices, best)
+        layer.train()(x)
+        shares.append((layer.routing.index == best).float().mean().item())
+    assert shares[0] > 0.95  # the noise hardly matters
+    assert shares[1] < 0.9 if gate else shares[1] == pytest.approx(shares[0], abs=0.05)
+
+
+@proves("load_threshold")
+@proves("load_threshold_on")
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", COMPARED)
+def test_the_load_of_emoe_s_code_compares_probabilities_with_scores(name, training, tiny_model):
+    x = torch.randn(6, 16)
+    shared = ("gate_noise", "fixed_gate_balance_loss")
+    values = {}
+    for on in ((), ("load_threshold",), ("load_threshold", "hypermoe")):
+        protocol = reference(*shared, *on[:1])
+        if on[1:]:
+            protocol = dataclasses.replace(protocol, load_threshold_on="hypermoe")
+        layer = layer_of(tiny_model("bert"), COMPARED[name](), protocol).train(training)
+        num_experts = layer.experts.num_experts
+        torch.manual_seed(9)
+        layer(x)
+        found = auxiliary_loss(layer)
+        if name == "emoe":
+            clean = torch.stack([x @ own.mean(0) for own in layer.experts.keys], 1)
+        else:
+            clean = scores_by_hand(layer, x)
+        torch.manual_seed(9)
+        noise = torch.randn(6, num_experts) / num_experts if training else 0
+        noisy = clean + noise
+        importance = [clean.softmax(1)[:, e].sum() for e in range(num_experts)]
+        if on == ("load_threshold",):
+            load = probable_load(clean, noisy, 2)
+        else:
+            load = naive_load(clean, noisy, torch.full_like(clean, 1 / num_experts), 2)
+        expected = 0.01 * (naive_squared_cv(importance) + naive_squared_cv(load)) / 2
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+        values[on] = float(found.detach())
+        if name != "emoe":
+            vectors = layer.router.expert_vectors
+            gradients = [torch.autograd.grad(loss, vectors)[0] for loss in (found, expected)]
+            torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-7)
+            assert gradients[0].abs().max() > 1e-5
+    published, mixed, as_before = values.values()
+    assert as_before == published
+    assert abs(mixed - published) > 0.02 * published
+
+
+def probable_load(clean, noisy, top_k: int) -> list[torch.Tensor]:
+    """Compare the probability of each expert with the k-th largest score, as Tutel does."""
+    num_experts = clean.shape[1]
+    loads = [torch.zeros(()) for _ in range(num_experts)]
+    for t in range(len(clean)):
+        threshold = noisy[t].sort().values[-top_k]
+        everyone = sum(torch.exp(score) for score in clean[t])
+        for i in range(num_experts):
+            z = (torch.exp(clean[t, i]) / everyone - threshold) * num_experts
+            loads[i] = loads[i] + 0.5 * (1 + torch.erf(z / math.sqrt(2)))
+    return loads
 
 
 # ------------------------------------------------------------------------------- HyperMoE's code
@@ -911,9 +1093,19 @@ def test_merging_gives_the_block_its_dropout_back(tiny_model):
         ("hypermoe", "bert_tiny", {"hypernet_start"}),
         ("hypermoe", "gpt2_tiny", {"hypernet_start", "residual_dropout"}),
         ("moe", "gpt2_tiny", {"residual_dropout"}),
-        ("emoe", "gpt2_tiny", {"residual_dropout"}),
+        ("emoe", "gpt2_tiny", {"residual_dropout", "load_threshold_on"}),
+        ("emoe", "llama_tiny", set()),
+        ("emoe normalize_gate=true", "llama_tiny", set()),
+        ("emoe normalize_gate=true", "bert_tiny", {"load_threshold_on", "normalize_token"}),
         ("dense", "gpt2_tiny", set()),
-        ("emoe", "bert_tiny", set()),
+        ("emoe", "bert_tiny", {"load_threshold_on"}),
+        ("gmoe", "bert_tiny", {"load_threshold_on"}),
+        ("gmoe top_k=1", "bert_tiny", {"load_threshold_on", "one_expert_weight"}),
+        ("emoe_learn top_k=1", "bert_tiny", {"load_threshold_on", "one_expert_weight"}),
+        ("gmoe top_k=1", "llama_tiny", set()),
+        ("gmoe", "vit_tiny", {"load_threshold_on", "whole_vision_bias"}),
+        ("gmoe top_k=1", "vit_tiny", {"load_threshold_on", "one_expert_weight"}),
+        ("emoe", "vit_tiny", {"load_threshold_on"}),
         ("dense", "switch_tiny", {"switch_losses", "jitter_in_evaluation"}),
         (
             "hypermoe",
@@ -927,11 +1119,15 @@ def test_later_options_are_in_the_id_where_they_act_only(method, model, acting):
     problems: list[str] = []
     options = build(Model, tree, "model", problems)
     assert problems == []
-    found = METHODS[method]().later_protocol(options)
+    name, *words = method.split()
+    given = yaml.safe_load("{" + ", ".join(words).replace("=", ": ") + "}")
+    found = METHODS[name](**given).later_protocol(options)
     assert found == acting
     limited = Protocol(**read("reference")).limited_to(found)
     on = {f.name for f in identifying(limited)} & Protocol.LATER
     assert on == acting
+    off = Protocol(**read("paper")).limited_to(found)
+    assert {f.name for f in identifying(off)} == {"name"}
     everything = Protocol(**read("reference"))
     others = OPTIONS.keys() - Protocol.LATER
     assert all(getattr(limited, n) == getattr(everything, n) for n in others)

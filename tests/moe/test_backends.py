@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn import functional
 from transformers.activations import ACT2FN
 
 from moe_runner.moe import backends, sorted_experts
+from moe_runner.moe.alignment import fits_grouped
 from moe_runner.moe.backends import BACKENDS, choose_backend
 from moe_runner.moe.experts import Stack
 
@@ -234,6 +236,33 @@ def test_the_chosen_back_end_works_for_any_size_and_type(dtype):
             output = BACKENDS[name](keys.new_zeros(tokens, shape[2]), index, None, stack)
             assert output.shape == (tokens, shape[2])
             assert output.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_grouped_mm_is_refused_where_torch_refuses_and_only_there(dtype):
+    """Torch is asked itself: the rule is from trying, not from its documentation."""
+    fitting = 0
+    for d_model, size in itertools.product((1, 2, 4, 6, 8, 12, 16, 18), repeat=2):
+        keys = torch.randn(2, size, d_model, dtype=dtype, requires_grad=True)
+        x, index = torch.randn(5, d_model, dtype=dtype), torch.zeros(5, 1, dtype=torch.int64)
+        ends = torch.tensor([5, 5], dtype=torch.int32)
+        try:
+            hidden = torch.nn.functional.grouped_mm(x, keys.transpose(1, 2), offs=ends)
+            hidden = hidden.contiguous().relu()  # as in the layer: activations without gaps
+            torch.nn.functional.grouped_mm(hidden, keys, offs=ends).backward(torch.ones_like(x))
+            taken = True
+        except RuntimeError:
+            taken = False
+        assert fits_grouped(d_model, size, dtype.itemsize) == taken
+        fitting += taken
+        stack = Stack(keys=keys, values=keys, activation=torch.relu)
+        if taken:
+            assert BACKENDS["grouped_mm"](x, index, None, stack).shape == x.shape
+        else:
+            words = f"d_model={d_model} and the {size} neurons of an expert .* sorted or auto"
+            with pytest.raises(ValueError, match=words):
+                BACKENDS["grouped_mm"](x, index, None, stack)
+    assert fitting == (16 if dtype == torch.float32 else 4)
 
 
 def test_the_choice_is_what_was_fastest_in_the_most_similar_case(tmp_path, monkeypatch):

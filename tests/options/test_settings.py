@@ -57,7 +57,8 @@ PROBLEMS = [
     ({"zzz": None}, "zzz=null is not an option; moe-run --help lists the options"),
     (
         {"paths__zzz": 1},
-        "paths.zzz=1 is not an option of paths; use one of paths.output, paths.cache",
+        "paths.zzz=1 is not an option of paths; use one of paths.output, paths.cache, paths.data, "
+        "paths.models",
     ),
     ({"paths": 3}, "paths=3 is not valid; moe-run --help lists the options"),
     ({"method__top_k": "a"}, "method.top_k=a is not valid; use a whole number"),
@@ -180,6 +181,32 @@ PROBLEMS = [
         "method.gate_on=up needs a gated FFN and model=bert_tiny has none; use method.gate_on=gate",
     ),
     (
+        {"method__gate_on": "up_abs", "method__normalize_gate": True, "model__gated": True},
+        "method.normalize_gate=true does not go with method.gate_on=up_abs, which has no gate "
+        "vectors; use method.normalize_gate=false",
+    ),
+    (
+        {"method__gate_on": "inter_abs", "method__backend": "sorted", "model__gated": True},
+        "method.gate_on=inter_abs computes every neuron and has no back end `sorted`; "
+        "use method.backend=masked",
+    ),
+    (
+        {"method__num_experts": 256, "method__backend": "grouped_mm"},
+        "method.backend=grouped_mm does not go with model=bert_tiny here: grouped_mm takes rows of "
+        "16, 32, 48, ... bytes: in 32-bit numbers d_model=128 and the 2 neurons of an expert must "
+        "be multiples of 4; use method.backend=sorted or auto",
+    ),
+    (
+        {
+            "method__num_experts": 128,
+            "method__backend": "grouped_mm",
+            "trainer__precision": "bf16",
+        },
+        "method.backend=grouped_mm does not go with model=bert_tiny here: grouped_mm takes rows of "
+        "16, 32, 48, ... bytes: in 16-bit numbers d_model=128 and the 4 neurons of an expert must "
+        "be multiples of 8; use method.backend=sorted or auto",
+    ),
+    (
         {"method__layers": "even"},
         "method.layers=even is not a rule; use [8,10], all, last:<n> or last-even:<n> "
         "(model=bert_tiny has 4 layers)",
@@ -195,6 +222,14 @@ PROBLEMS = [
         "(model=bert_tiny has 4 layers)",
     ),
 ]
+
+
+def test_grouped_mm_is_allowed_with_sizes_that_it_takes(composed):
+    fits = {"method__num_experts": 128, "method__backend": "grouped_mm"}
+    assert problems_of(composed, **fits) == []
+    assert problems_of(composed, **fits | {"method__num_experts": 0})[0].startswith(
+        "method.num_experts=0 "
+    )
 
 
 @pytest.mark.parametrize(("changes", "line"), PROBLEMS)

@@ -14,18 +14,20 @@ from moe_runner.report.published import PublishedTable, published_tables
 from moe_runner.report.study_sheet import MARK, study_sheet
 from moe_runner.report.study_table import grouped, tabulate, unequal
 from moe_runner.runs.result import Accuracy, Checkpoint
-from moe_runner.sweeps.study import PROFILES, Pairing, Study, read_study, study_names
+from moe_runner.sweeps.study import Pairing, Study, read_study, study_names
 from moe_runner.sweeps.study_plan import plan_study
 from tests.results import make_result, scores
 
 FOLDERS = option_folders()
 STUDIES = study_names(FOLDERS)
+GRIDS = [(name, profile) for name in STUDIES for profile in read_study(FOLDERS, name).grids]
 PUBLISHED = PublishedTable(
     id="made-up",
     paper="emoe",
     where="nowhere",
     metric="accuracy",
     columns=("Average", "CoLA", "OOD", "Rank", "Other", "Far"),
+    measures=("score", "accuracy", "accuracy", "rank", "score", "accuracy"),
     rows={"Dense": (80.0, 60.0, 50.0, 1.5, 1.0, 3.0), "EMoE": (80.5, None, 51.0, 1.2, 2.0, 4.0)},
     std={},
     source="a file",
@@ -86,7 +88,7 @@ def results(plan, primary, ood=None, **more) -> dict:
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_pairing_names_what_there_is(name, plan):
     of = read_study(FOLDERS, name)
-    tables = [tabulate(plan(of, profile), {}) for profile in PROFILES]
+    tables = [tabulate(plan(of, profile), {}) for profile in of.grids]
     rows = {row for table in tables for row in table.rows}
     for pairing in of.beside:
         published = published_tables()[pairing.table]
@@ -97,8 +99,7 @@ def test_a_pairing_names_what_there_is(name, plan):
             assert any(columns_of(table, key) for table in tables), key
 
 
-@pytest.mark.parametrize("name", STUDIES)
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(("name", "profile"), GRIDS)
 def test_the_runs_of_a_cell_are_repetitions(name, profile, plan):
     for cell, runs in grouped(plan(read_study(FOLDERS, name), profile)).items():
         settings: dict[int, list] = {}  # of DomainBed, a batch is a part of each training domain
@@ -138,7 +139,7 @@ def test_every_further_row_is_compared_with_the_first_and_not_with_the_one_above
     made = plan(study({"method": ["dense", "emoe", "gmoe", "moe"], "task": "glue_mini/cola"}))
     scores = {"dense": 0.6, "emoe": 0.7, "gmoe": 0.55, "moe": 0.9}
     rows = {"Dense": (80.0,), "EMoE": (80.5,), "GMoE": (79.0,), "MoE": (82.0,)}
-    published = dataclasses.replace(PUBLISHED, columns=("CoLA",), rows=rows)
+    published = dataclasses.replace(PUBLISHED, columns=("CoLA",), measures=("accuracy",), rows=rows)
     names = {"dense": "Dense", "emoe": "EMoE", "gmoe": "GMoE", "moe": "MoE"}
     pairing = Pairing(table="made-up", rows=names, columns={"cola": "CoLA"})
 

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from moe_runner.console import clear, wide_console
-from moe_runner.report.page import Section, write_page
+from moe_runner.report.page import Section, Verdicts, write_page
 from moe_runner.report.sheet import Entry, Sheet, to_csv, to_latex, to_markdown, to_rich
 
 NAMES = (
@@ -118,7 +118,8 @@ def page(name: str, folder) -> Seen:
     jobs = [SimpleNamespace(run=run, problems=(name,))]
     plan = SimpleNamespace(study=study, jobs=jobs, gaps=[name], profile="mini")
     store = SimpleNamespace(status=lambda _: SimpleNamespace(state="pending"))
-    write_page(folder / "index.html", [Section(plan, [sheet(name)], [])], {}, store)
+    verdicts = [Verdicts(study, sheet(name), name)]
+    write_page(folder / "index.html", [Section(plan, [sheet(name)], [])], verdicts, {}, store)
     return Seen((folder / "index.html").read_text(encoding="utf-8"))
 
 
@@ -126,4 +127,4 @@ def page(name: str, folder) -> Seen:
 def test_the_page_has_no_tag_and_no_attribute_of_a_name(name, tmp_path):
     found = page(name, tmp_path)
     assert found.tags == page("plain", tmp_path).tags
-    assert found.text.count(clear(name)) >= 12
+    assert found.text.count(clear(name)) >= 18

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from moe_runner.report.summary import aggregate, build_table, headline, mean_ranks, ranks_of
 from moe_runner.runs.result import Result
+from moe_runner.tasks import gluex
 from tests.results import make_result, scores
 
 
@@ -72,6 +73,45 @@ def test_mean_ranks_share_ties_and_skip_sets_that_one_system_lacks():
     # a: 1 and 2; b: tied at 1.5; c is not ranked
     assert mean_ranks(cells) == {"x": 1.25, "y": 1.75}
     assert mean_ranks({("cola", "x"): cells["cola", "x"]}) == {}
+
+
+def test_twitter_is_ranked_once_and_mismatched_not_at_all():
+    """By hand: with each of the sets for itself y would win two ranks of three, x one."""
+    of_x = {"qqp": 0.9, "twitter_pit2015": 0.5, "twitter_url": 0.5}
+    of_y = {"qqp": 0.1, "twitter_pit2015": 0.6, "twitter_url": 0.6}
+    cells = {("mrpc", name): aggregate([result(ood=o)]) for name, o in (("x", of_x), ("y", of_y))}
+    assert mean_ranks(cells) == {"x": 1.5, "y": 1.5}  # qqp 1 and 2, twitter 2 and 1
+    of_y["twitter_url"] = 0.3  # the mean of both is 0.45 now
+    cells["mrpc", "y"] = aggregate([result(ood=of_y)])
+    assert mean_ranks(cells) == {"x": 1.0, "y": 2.0}
+    of_y["twitter_url"] = None  # what one of them lacks is not ranked: 0.5 against 0.6
+    cells["mrpc", "y"] = aggregate([result(ood=of_y)])
+    assert mean_ranks(cells) == {"x": 1.5, "y": 1.5}
+
+    of_x, of_y = {"snli": 0.9, "mismatched": 0.1}, {"snli": 0.1, "mismatched": 0.9}
+    for task in ("mnli", "glue/mnli", "bert_large mnli"):
+        cells = {(task, n): aggregate([result(ood=o)]) for n, o in (("x", of_x), ("y", of_y))}
+        assert mean_ranks(cells) == {"x": 1.0, "y": 2.0}
+    cells = {("cola", n): aggregate([result(ood=o)]) for n, o in (("x", of_x), ("y", of_y))}
+    assert mean_ranks(cells) == {"x": 1.5, "y": 1.5}  # a set of that name of another task
+
+
+def test_the_ranked_sets_of_glue_are_the_paper_s_15_pairs_and_13_sets():
+    pairs = {
+        (task, one)
+        for task, sets in gluex.PAPER.items()
+        for name in sets
+        if (one := gluex.ranked_as(task, name)) is not None
+    }
+    assert len(pairs) == 15
+    names = {one for _, one in pairs}
+    assert {"sick_sts", "sick_nli"} < names  # one set, SICK, with two kinds of labels
+    assert len(names) - 1 == 13
+    of_average = {gluex.ranked_as("", f"{task} > {name}") for task, name in (
+        ("mrpc", "twitter_url"), ("mrpc", "twitter_pit2015"), ("qqp", "twitter_url"),
+        ("mnli", "mismatched"),
+    )}  # fmt: skip
+    assert of_average == {"mrpc > twitter", "qqp > twitter", None}
 
 
 @pytest.mark.parametrize("lower", [False, True])

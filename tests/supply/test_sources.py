@@ -21,7 +21,12 @@ RULES: dict[str, tuple[str, object] | None] = {
 }  # fmt: skip
 MAY_BE_LEFT_OUT = ("np.load", "numpy.load")
 SECOND_NAMES = {"pickle", "dill", "marshal", "shelve", "cloudpickle"}
-EXCEPTED = {"src/moe_runner/backbones/interpreter.py: eval"}  # of transformers' own source, no data
+EXCEPTED = {
+    "src/moe_runner/backbones/interpreter.py: eval",  # of transformers' own source, no data
+    "src/moe_runner/cli/slurm/watching.py: pickle.loads",  # our job's answer, as submitit writes it
+    "scripts/slurm_on_one_machine.py: folder.chmod with a mode of its own",  # munged wants these
+    "scripts/slurm_on_one_machine.py: key.chmod with a mode of its own",
+}
 ALLOWED_IMPORTS = {"UnpicklingError"}  # the name of an error
 
 
@@ -63,7 +68,7 @@ def test_no_source_reads_code_from_data():
         f"{file.relative_to(ROOT)}:{problem}"
         for file in SOURCES
         for problem in problems(file.read_text(encoding="utf-8"))
-        if f"{file.relative_to(ROOT)}: {problem.rpartition(' ')[2]}" not in EXCEPTED
+        if f"{file.relative_to(ROOT)}: {problem.partition(': ')[2]}" not in EXCEPTED
     ]
     assert not found, "\n".join(found)
 

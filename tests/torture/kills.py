@@ -20,7 +20,7 @@ from moe_runner.sweeps.study_plan import plan_study
 from tests.results import make_result
 from tests.torture import commands, runs
 
-EACH = 8  # kills of a run, unless it comes to its end before
+EACH = 10  # kills of a run, unless it comes to its end before
 LEAST, LEAST_RESUMED = 150, 20  # of a whole campaign
 TRIES = 60  # of a run: more means that it does not go on
 

@@ -4,6 +4,7 @@ Without a study it is Hydra's basic sweeper.
 """
 
 # No postponed annotations: Hydra imports plugins in a way in which a dataclass cannot resolve them.
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 
@@ -61,6 +63,21 @@ class MoEStudySweeper(BasicSweeper):
 
         folders, launch = folders_of(self.config.hydra), self.launcher.launch
         raise SystemExit(carry_out_study(folders, study, self.config, launch, arguments))
+
+    def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> Any:
+        """List the jobs of a sweep in batches; each has the options of its method and suite."""
+        from moe_runner.cli.fitting import fitted
+        from moe_runner.cli.launching import folders_of
+        from moe_runner.options.files import OptionFiles
+
+        assert self.config is not None
+        batches = super().split_arguments(overrides, None)
+        files = OptionFiles.find(folders_of(self.config.hydra))
+        jobs, lines = fitted([job for batch in batches for job in batch], files)
+        for line in lines:
+            print(line, file=sys.stderr)
+        size = max_batch_size or len(jobs)
+        return [jobs[start : start + size] for start in range(0, len(jobs), size)]
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """Compose the config of a job of a sweep."""

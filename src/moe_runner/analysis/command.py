@@ -44,7 +44,7 @@ def analyze(words: Sequence[str]) -> None:
     threads=        of torch; torch's own choice
     output=outputs  the folder of the runs
     to=<output>/analysis/<name>
-    profile=mini    of studies; or paper
+    profile=mini    of studies; small or paper
     study.only.method=emoe     only such runs of studies; also task, seed, ...
     config_dir=my_conf         with the option files of --config-dir
 
@@ -246,6 +246,6 @@ def write(
         pictures=tuple(pictures),
         files=tuple(file.name for file in files),
     )
-    write_page(out / "index.html", [], {}, store, [analysis])
+    write_page(out / "index.html", [], [], {}, store, [analysis])
     write_analysis(out, analysis)
     return [*files, out / "index.html"]

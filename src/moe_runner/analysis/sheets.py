@@ -42,13 +42,16 @@ def subject_sheets(subject: Subject) -> dict[str, Sheet]:
     return found
 
 
-def sheet(title: str, header: str, rows: Sequence[Sequence[str]], caption: str) -> Sheet:
-    """Make a table of texts; names of the columns are separated by |."""
+def sheet(
+    title: str, header: str, rows: Sequence[Sequence[str]], caption: str, words: int = 1
+) -> Sheet:
+    """Make a table of texts; names of the columns are separated by |; `words` see `Sheet`."""
     return Sheet(
         title=title,
         header=tuple(header.split("|")),
         rows=tuple(tuple(Entry(text) for text in row) for row in rows),
         caption=caption,
+        words=words,
     )
 
 
@@ -153,6 +156,7 @@ def information_sheet(subject: Subject) -> Sheet:
         "layer|known|nmi|chance|explained|chance",
         rows,
         " ".join(lines),
+        words=2,
     )
 
 
@@ -219,6 +223,7 @@ def beside_sheet(subject: Subject) -> Sheet:
         "experts, beside: mean length of their output per token; share: of the second in the sum "
         "of both, %. sets: selections that occur (at most 32 are compared); apart, most: mean and "
         "largest cosine distance of their embeddings.",
+        words=2,
     )
 
 
@@ -327,4 +332,5 @@ def sets_sheet(title: str, compared: Mapping[str, Mapping[str, np.ndarray]]) -> 
         f"cosine: of the experts' shares with those of {names[0]}, 1 is the same use. Experts of "
         "two runs have the same number only where both split the same weights in the same way; "
         "copies are numbered anew by every tuning.",
+        words=2,
     )

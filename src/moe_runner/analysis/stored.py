@@ -124,6 +124,7 @@ def read_sheet(tree: dict[str, Any]) -> Sheet:
             for row in tree["rows"]
         ),
         caption=str(tree["caption"]),
+        words=int(tree["words"]),
     )
 
 

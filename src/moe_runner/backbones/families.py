@@ -69,6 +69,7 @@ class Family:
         bundled: the model option whose weights are part of this project.
         reference_extras: EMoE's code has its extras for this family (its Llama code has none).
         dropout_after_activation: where EMoE's code drops neurons: vision after, language before.
+            Its vision code also leaves GMoE's output bias whole (`protocol.whole_vision_bias`).
         reads_experts: its pretrained experts become those of `moe` and its like (Switch).
         residual_dropout: the module of a block that drops the FFN's output, where the authors' code
             has it elsewhere (`protocol.residual_dropout`); None: it has not.

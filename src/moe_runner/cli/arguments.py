@@ -64,7 +64,8 @@ def check_arguments(argv: Sequence[str]) -> list[str]:
     for override in overrides:
         if override.key_or_group in files.options:
             check_group(override, files, given, problems)
-    if not any(word.startswith("hydra/sweeper=") for word in flags.overrides):
+    ours = not any(word.startswith("hydra/sweeper=") for word in flags.overrides)
+    if ours:
         problems += [
             f"{override.input_line} is endless: it needs {OPTUNA}, or give some values"
             for override in overrides
@@ -88,7 +89,7 @@ def check_arguments(argv: Sequence[str]) -> list[str]:
             continue
         if key.startswith("study."):
             problems += wrong_only(override, given)
-        elif line := wrong_key(override, files, kinds):
+        elif line := wrong_key(override, files, kinds, fits=ours):
             problems.append(line)
         else:
             given.values[key] = list(values_of(override))
@@ -114,7 +115,7 @@ def for_hydra(argv: Sequence[str]) -> list[str]:
     Returns:
         The arguments.
     """
-    return own_folder(add_only(complete_search(complete_folder(argv))))
+    return own_folder(add_of_kinds(add_only(complete_search(complete_folder(argv)))))
 
 
 def own_folder(argv: Sequence[str]) -> list[str]:
@@ -142,6 +143,17 @@ def own_folder(argv: Sequence[str]) -> list[str]:
 def add_only(argv: Sequence[str]) -> list[str]:
     """Write `study.only.method=emoe` as Hydra wants a key that no option file has: with `++`."""
     return [f"++{word}" if word.startswith("study.only.") else word for word in argv]
+
+
+def add_of_kinds(argv: Sequence[str]) -> list[str]:
+    """Write options of swept methods and suites with `++`: those of the default lack some of them.
+
+    Hydra puts what is not swept into the config of the default before it makes the jobs.
+    """
+    if not {"-m", "--multirun"} & set(argv):
+        return list(argv)
+    heads = tuple(f"{group}." for group in KIND)
+    return [f"++{word}" if word.startswith(heads) else word for word in argv]
 
 
 def complete_search(argv: Sequence[str]) -> list[str]:

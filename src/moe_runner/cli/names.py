@@ -53,7 +53,7 @@ def check_group(override: Override, files: OptionFiles, given: Given, problems: 
 
 
 def wrong_key(
-    override: Override, files: OptionFiles, kinds: Mapping[str, Sequence[str]]
+    override: Override, files: OptionFiles, kinds: Mapping[str, Sequence[str]], *, fits: bool = True
 ) -> str | None:
     """Compare a key with the options of the chosen methods and suites, and of all other groups.
 
@@ -61,6 +61,7 @@ def wrong_key(
         override: such as `method.top_k=8`.
         files: the groups.
         kinds: the chosen methods and suites; more than one of each in a sweep.
+        fits: whether the sweeper gives an option to those that have it, see `fitting`.
 
     Returns:
         One line if the key is wrong, else None.
@@ -84,11 +85,8 @@ def wrong_key(
             chosen_kinds = kinds[section]
             owners = [kind for kind in GROUPS[section] if key in option_keys({section: [kind]})]
             lacking = [kind for kind in chosen_kinds if kind not in owners]
-            if lacking:
+            if lacking and (len(lacking) == len(chosen_kinds) or not fits):
                 remedy = f"it belongs to {section}={','.join(owners)}"
-                if len(lacking) < len(chosen_kinds):
-                    rest = ",".join(lacking)
-                    remedy = f"sweep the {section}s that have it, and run {rest} by itself"
                 return f"{word} is not an option of {section}={','.join(lacking)}; {remedy}"
     if override.is_add():
         return f"{word} is refused: the option is there already; use {word[1:]}"

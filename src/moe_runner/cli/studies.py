@@ -13,13 +13,14 @@ from moe_runner.cli.elsewhere import launch_elsewhere, reasons_of
 from moe_runner.cli.ending import end
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import Folders
+from moe_runner.report.pairs import check_pairings
 from moe_runner.report.render import FORMATS, render
 from moe_runner.report.store_commands import report_folder
 from moe_runner.report.study_sheet import print_study
 from moe_runner.runs.result import Result
 from moe_runner.runs.store import Store, StoreError
 from moe_runner.sweeps.monitor import Monitor
-from moe_runner.sweeps.study import as_overrides, read_study, study_names
+from moe_runner.sweeps.study import as_overrides, read_studies
 from moe_runner.sweeps.study_plan import (
     StudyPlan,
     noted,
@@ -48,12 +49,11 @@ def carry_out_study(
         The exit code: 0, 1 if a run failed or is missing, 2 for a mistake of the user.
     """
     store = Store(Path(cfg.paths.output))
-    names = study_names(folders) if name == "all" else [name]
     given = {word.partition("=")[0] for word in arguments}
     for_all = {key: OmegaConf.select(cfg, key) for key in ("trainer.precision",) if key in given}
     only = read_only(cfg)
     try:
-        plans = restrict(plan_studies(folders, names, cfg, for_all), only)
+        plans = restrict(plan_studies(folders, [name], cfg, for_all), only)
         if cfg.dry_run:
             show_study_plans(plans, store)
             return 0
@@ -97,7 +97,7 @@ def launch_missing(
     if jobs:
         own = {key: cfg[key] for key in GLOBAL} | {"quiet": True, **for_all}
         own |= {} if cfg.threads is None else {"threads": cfg.threads}  # else the study's
-        own |= {"paths.output": cfg.paths.output, "paths.cache": cfg.paths.cache}
+        own |= paths_of(cfg)
         batch = [
             as_overrides({**job.choices, **own, **logger_of(study, cfg)})
             for job, study in jobs.values()
@@ -128,6 +128,11 @@ def logger_of(study: str, cfg: DictConfig) -> dict[str, Any]:
     return {"logger": cfg.logger.name, **{f"logger.{key}": options[key] for key in options}}
 
 
+def paths_of(cfg: DictConfig) -> dict[str, Any]:
+    """Give the folders of a command by key, for the plan and the jobs of a study."""
+    return {f"paths.{name}": place for name, place in cfg.paths.items()}
+
+
 def plan_studies(
     folders: Folders, names: Sequence[str], cfg: DictConfig, for_all: Mapping[str, Any]
 ) -> list[StudyPlan]:
@@ -135,12 +140,14 @@ def plan_studies(
 
     Args:
         folders: of option files.
-        names: of studies.
+        names: of studies, or all.
         cfg: profile and paths are read.
         for_all: values for every run, in place of the study's.
     """
-    common = {"paths.output": cfg.paths.output, "paths.cache": cfg.paths.cache, **for_all}
-    plans = [plan_study(folders, read_study(folders, each), cfg.profile, common) for each in names]
+    common = {**paths_of(cfg), **for_all}
+    studies = read_studies(folders, names, cfg.profile)
+    plans = [plan_study(folders, study, cfg.profile, common) for study in studies]
+    check_pairings(plans)
     return [noted(plan, " ".join(as_overrides(for_all))) for plan in plans] if for_all else plans
 
 

@@ -13,10 +13,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError, InterpolationResolutionError, OmegaConfBaseException
 
+from moe_runner.cli.fitting import belongs
 from moe_runner.cli.reading import LIMIT, Given
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import Folders
-from moe_runner.options.settings import Settings, parse
+from moe_runner.options.settings import KIND, Settings, parse
 
 
 def parse_config(cfg: DictConfig) -> Settings:
@@ -75,7 +76,10 @@ def check_values(
                     modes,
                 )
             cfg = without_hydra(bases[choices])
+            kinds = {group: str(cfg[group][name]) for group, name in KIND.items()}
             for key, value in values.items():
+                if not belongs(key, kinds):  # another combination has it
+                    continue
                 try:
                     OmegaConf.update(cfg, key, value, merge=True)
                 except ConfigTypeError:  # a mapping for a list: parse_config says what it can be

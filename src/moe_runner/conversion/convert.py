@@ -24,6 +24,7 @@ from moe_runner.conversion.record import ATTRIBUTE, Conversion, Site, conversion
 from moe_runner.methods.building import OpenSite, PretrainedMixture, layers_module
 from moe_runner.methods.cluster_cache import ClusterCache
 from moe_runner.methods.neurons import Neurons
+from moe_runner.moe.alignment import fits_grouped, refusal
 from moe_runner.moe.clustering import inertia, random_clusters
 from moe_runner.moe.layer import MoEFeedForward
 from moe_runner.options.errors import ConfigError, show
@@ -88,6 +89,7 @@ def convert(
         opened = [open_site(model, site, p) for site, p in zip(sites, dropouts, strict=True)]
         neurons = Neurons(ClusterCache(cache), assignments)
         layers = layers_module(method).build(opened, method, protocol, neurons)
+        check_grouped(layers)
         if assignments is None:
             inertias = mean_inertia(opened, layers)
         del opened
@@ -117,6 +119,20 @@ def convert(
     )
     setattr(model, ATTRIBUTE, conversion)
     return conversion
+
+
+def check_grouped(layers: Sequence[MoEFeedForward]) -> None:
+    """Check the sizes of layers that are to be computed by `grouped_mm`.
+
+    Raises:
+        ConfigError: if one has others than torch's product takes.
+    """
+    for layer in layers:
+        _, size, d_model = layer.experts.keys.shape
+        in_bytes = layer.experts.keys.dtype.itemsize
+        if layer.backend == "grouped_mm" and not fits_grouped(d_model, size, in_bytes):
+            reason = refusal(d_model, size, in_bytes)
+            raise ConfigError(f"backend=grouped_mm: {reason}; use backend=sorted or auto")
 
 
 def take_out_residual_dropout(

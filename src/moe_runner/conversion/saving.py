@@ -26,10 +26,12 @@ from moe_runner.backbones.sites import FFNSite
 from moe_runner.conversion.convert import convert
 from moe_runner.conversion.record import Conversion, conversion_of
 from moe_runner.files import write_json, writing_tensors
+from moe_runner.moe.layer import for_inference
 from moe_runner.options.build import build
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.protocol import Protocol
 from moe_runner.registry import METHODS
+from moe_runner.runs.run import before
 
 FILE = "moe_runner.json"
 SHARD = "50GB"  # the largest file of weights, as in transformers
@@ -140,7 +142,7 @@ def from_pretrained(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
             only `dtype`.
 
     Returns:
-        The model with its MoE layers, in evaluation mode.
+        The model with its MoE layers, in evaluation mode and ready `for_inference`.
 
     Raises:
         ConfigError: if the folder is not of this format.
@@ -161,7 +163,7 @@ def from_pretrained(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     method = build(METHODS[name], content["method"], "method", problems)
     if method is None:
         raise ConfigError(*(f"{file}: {problem}" for problem in problems))
-    protocol = build(Protocol, content.get("protocol", {}), "protocol", problems)
+    protocol = build(Protocol, before(Protocol) | content.get("protocol", {}), "protocol", problems)
     if protocol is None:
         raise ConfigError(*(f"{file}: {problem}" for problem in problems))
     assignments = {name: torch.tensor(experts) for name, experts in content["sites"].items()}
@@ -171,7 +173,7 @@ def from_pretrained(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     if method.not_mergeable is None:
         model = model_class.from_pretrained(folder, **kwargs)
         convert(model, method, protocol=protocol, assignments=assignments)
-        return model
+        return for_inference(model)
     config = transformers.AutoConfig.for_model(model_type, **options)
     dtype = kwargs.pop("dtype", None)
     if kwargs:
@@ -179,7 +181,7 @@ def from_pretrained(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     model = model_class(config)
     convert(model, method, protocol=protocol, assignments=assignments or None)
     load_converted(model, folder)
-    return model.to(dtype).eval() if dtype is not None else model.eval()
+    return for_inference(model if dtype is None else model.to(dtype))
 
 
 def class_of(name: str, model_type: str) -> Any:

@@ -1,10 +1,11 @@
-"""Checks of a method's options that several methods share; torch-free."""
+"""Checks and facts of a method's options that several methods share; torch-free."""
 
 from __future__ import annotations
 
 import bisect
 
 from moe_runner.options.model import Model
+from moe_runner.registry import FAMILIES
 
 
 def cluster_problems(num_experts: int, model: Model) -> list[str]:
@@ -48,3 +49,15 @@ def top_k_problems(top_k: int, num_experts: int) -> list[str]:
     return [
         f"method.top_k={top_k} is {bound} method.num_experts={num_experts}; use 1 to {num_experts}"
     ]
+
+
+def later_of_cosine(top_k: int, model: Model) -> frozenset[str]:
+    """Name what acts on a layer with a cosine router, see `Method.later_protocol`.
+
+    Args:
+        top_k: experts per token.
+        model: the backbone's options.
+    """
+    if not FAMILIES[model.family].reference_extras:
+        return frozenset()
+    return frozenset({"load_threshold_on"} | ({"one_expert_weight"} if top_k == 1 else set()))

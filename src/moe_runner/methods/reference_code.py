@@ -8,6 +8,7 @@ Source: the authors' repository (qiuzh20/EMoE); its Llama code has none of these
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from moe_runner.moe.experts import FFN
 from moe_runner.moe.layer import Capacity
@@ -53,6 +54,29 @@ def with_reference_dropout(ffn: FFN, family: str, protocol: Protocol) -> FFN:
 def capacity_of(protocol: Protocol) -> Capacity:
     """Limit the experts as EMoE's code does: what is over is lost."""
     return Capacity(factor=protocol.capacity_factor)
+
+
+def with_whole_bias(protocol: Protocol, family: str) -> Protocol:
+    """Leave the output bias of copies whole where EMoE's vision code does.
+
+    Args:
+        protocol: its `whole_vision_bias` is used.
+        family: of the backbone.
+
+    Returns:
+        The protocol, with `split_output_bias` off if the copies keep their biases.
+    """
+    row = FAMILIES.get(family)
+    vision = row is not None and row.dropout_after_activation
+    if vision and protocol.whole_vision_bias:
+        return replace(protocol, split_output_bias=False)
+    return protocol
+
+
+def load_of(protocol: Protocol) -> Literal["published", "emoe"]:
+    """Choose the load half of the balance loss: the equation's, or that of EMoE's code."""
+    mixed = protocol.load_threshold == "probabilities" and protocol.load_threshold_on == "all"
+    return "emoe" if mixed else "published"
 
 
 def algorithm_of(clustering: str, protocol: Protocol) -> str:

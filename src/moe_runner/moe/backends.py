@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from moe_runner.moe.alignment import fits_grouped
 from moe_runner.moe.experts import Stack, combine_matrix
 from moe_runner.moe.grouped_experts import grouped
 from moe_runner.moe.sorted_experts import sort_by_expert
@@ -67,8 +68,7 @@ def choose_backend(tokens: int, top_k: int, experts: Stack) -> str:
     device, dtype = experts.keys.device.type, experts.keys.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    row_bytes = math.gcd(size, d_model) * dtype.itemsize
-    fits = row_bytes % 16 == 0 and dtype != torch.float64
+    fits = fits_grouped(d_model, size, dtype.itemsize) and dtype != torch.float64
     if device == "cuda":
         return "grouped_mm" if fits else "sorted"
     measured = "bfloat16" if dtype.itemsize == 2 else "float32"

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import grouped_mm
 
+from moe_runner.moe.alignment import fits_grouped, refusal
 from moe_runner.moe.experts import Stack
 
 
@@ -27,7 +28,8 @@ def grouped(x_TD: Tensor, index_TK: Tensor, weights_TK: Tensor | None, experts: 
         As `masked`, equal up to the order of the sums.
 
     Raises:
-        ValueError: in float64, which the product does not know.
+        ValueError: in float64, which the product does not know, or with sizes that it refuses, see
+            `alignment`.
     """
     if x_TD.dtype == torch.float64:
         raise ValueError("the back end grouped_mm has no float64; use masked or sorted")
@@ -42,6 +44,10 @@ def grouped(x_TD: Tensor, index_TK: Tensor, weights_TK: Tensor | None, experts: 
         half = torch.get_autocast_dtype(device)
         x_SD, keys_EFD, values_EFD = x_SD.to(half), keys_EFD.to(half), values_EFD.to(half)
         ups_EFD = None if ups_EFD is None else ups_EFD.to(half)
+    _, size, d_model = keys_EFD.shape
+    if not fits_grouped(d_model, size, x_SD.dtype.itemsize):
+        reason = refusal(d_model, size, x_SD.dtype.itemsize)
+        raise ValueError(f"{reason}; use the back end sorted or auto")
 
     def linear(rows_EFD: Tensor, bias_EF: Tensor | None) -> Tensor:
         out_SF = ContiguousGradient.apply(grouped_mm(x_SD, rows_EFD.transpose(1, 2), offs=ends_E))

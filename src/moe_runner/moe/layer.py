@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,14 @@ from moe_runner.moe.hypernet import HyperExpert
 from moe_runner.moe.losses import (
     importance_and_load_loss,
     load_by_probabilities,
+    load_of_probabilities,
     smooth_load,
     stack_losses,
     switch_balance_loss,
     total,
     z_loss,
 )
+from moe_runner.moe.one_token import one_token
 from moe_runner.moe.routing import (
     Scores,
     Select,
@@ -33,6 +35,8 @@ from moe_runner.moe.routing import (
     within_capacity,
     within_sequence_capacity,
 )
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass
@@ -86,15 +90,15 @@ class AuxiliaryLosses:
             load, of `importance`; `switch_balance` and `z`: of Switch Transformers.
         importance: what is summed over the tokens: the weights of the `selected` experts, or the
             `probabilities` of all.
-        load_threshold: `scores`: the published load, see `smooth_load`. `probabilities`: that of
-            HyperMoE's reference code, see `load_by_probabilities`.
+        load: `published`: see `smooth_load`; `hypermoe` and `emoe`: that of the authors' code, see
+            `load_by_probabilities` and `load_of_probabilities`.
         stack: layers that name the same one share one loss of each kind, see `stack_losses`; None:
             every layer has its own.
     """
 
     coefficients: Mapping[str, float] = field(default_factory=dict)
     importance: Literal["selected", "probabilities"] = "selected"
-    load_threshold: Literal["scores", "probabilities"] = "scores"
+    load: Literal["published", "hypermoe", "emoe"] = "published"
     stack: str | None = None
 
 
@@ -186,6 +190,7 @@ class MoEFeedForward(nn.Module):
         self.output_dropout = output_dropout
         self.beside_weighted = beside_weighted
         self.backend = backend
+        self.for_inference = False  # see the function of this name
         self.attention_mask: Tensor | None = None  # handed over by the model's pre-hook, (B, L)
         self.routing: Routing | None = None  # overwritten in every forward pass
 
@@ -227,6 +232,8 @@ class MoEFeedForward(nn.Module):
         backend = self.backend
         if backend == "auto":
             backend = choose_backend(len(x_TD), index_TK.shape[1], self.experts.tensors())
+        if self.for_inference and len(x_TD) == 1 and not (self.training or torch.is_grad_enabled()):
+            backend = "one_token"
         output_TD = compute(x_TD, index_TK, used_TK, self.experts, backend)
         if kept_TK is not None and self.capacity.dropped == "input":
             lost_TK = (~kept_TK).to(x_TD.dtype)
@@ -257,12 +264,13 @@ class MoEFeedForward(nn.Module):
                 importance_TE = combine_matrix(index_TK, weights_TK, self.experts.num_experts)
             else:
                 importance_TE = scores.clean.softmax(-1)
-            if self.losses.load_threshold == "scores":
-                load_TE = smooth_load(scores.clean, scores.noisy, scores.std, index_TK)
+            noise = (scores.clean, scores.noisy, scores.std)
+            if self.losses.load == "published":
+                load_TE = smooth_load(*noise, index_TK)
+            elif self.losses.load == "hypermoe":
+                load_TE = load_by_probabilities(*noise, index_TK.shape[1])
             else:
-                load_TE = load_by_probabilities(
-                    scores.clean, scores.noisy, scores.std, index_TK.shape[1]
-                )
+                load_TE = load_of_probabilities(*noise, index_TK.shape[1])
             found["balance"] = importance_and_load_loss(importance_TE, load_TE, mask_T)
         if "switch_balance" in wanted:
             found["switch_balance"] = switch_balance_loss(probs_TE, index_TK, mask_T)
@@ -363,14 +371,35 @@ def compute(
         index_TK: selected experts, int64 (T, K).
         weights_TK: float (T, K), or None: 1 each.
         experts: the experts.
-        backend: a name of `BACKENDS`.
+        backend: a name of `BACKENDS`; or `one_token`.
 
     Returns:
         float (T, D).
     """
-    output_TD = BACKENDS[backend](x_TD, index_TK, weights_TK, experts.tensors())
+    call = one_token if backend == "one_token" else BACKENDS[backend]
+    output_TD = call(x_TD, index_TK, weights_TK, experts.tensors())
     bias = experts.bias(index_TK, weights_TK)
     return output_TD if bias is None else output_TD + bias.to(output_TD.dtype)
+
+
+def for_inference(model: M) -> M:
+    """Put a converted model into evaluation mode, and let it decode fast.
+
+    Steps of one token, as of generation with a cache, then read the selected experts only. Their
+    outputs are those of the other back ends up to the order of the sums; runs, whose numbers are
+    stored, do not use this. Training goes on as before (`model.train()`).
+
+    Args:
+        model: converted; changed in place.
+
+    Returns:
+        The same model.
+    """
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, MoEFeedForward):
+            module.for_inference = True
+    return model
 
 
 def auxiliary_loss(model: nn.Module) -> Tensor | None:

@@ -21,7 +21,9 @@ def squared_cv(amount_E: Tensor) -> Tensor:
     Returns:
         Scalar float, 0 when even, E - 1 when one expert has all; 0 when nobody has anything.
 
-    Source: Shazeer et al., arXiv:1701.06538, eq. 7 and 11; population variance, so that E = 1 is 0.
+    Source: Shazeer et al., arXiv:1701.06538, eq. 7 and 11, which do not say which variance. Here it
+    is that of the population, so that E = 1 is 0, under every protocol; both authors' codes have
+    the unbiased one, E / (E - 1) times as large.
     """
     return amount_E.var(correction=0) / (amount_E.mean() ** 2 + 1e-10)
 
@@ -81,6 +83,31 @@ def load_by_probabilities(
     return torch.special.ndtr((clean_TE - threshold_TE) / std)
 
 
+def load_of_probabilities(
+    clean_TE: Tensor, noisy_TE: Tensor, std: Tensor | float, top_k: int
+) -> Tensor:
+    """Estimate the load as EMoE's reference code does, which mixes probabilities and scores.
+
+    What is compared is softmaxed, the threshold is not, and it is the k-th largest score for every
+    expert, whether it is among the k best or not: Phi((p_i - kth largest noisy score) / std). So
+    this is not the published load; neither is HyperMoE's, which mixes the other way about.
+
+    Args:
+        clean_TE: scores without noise, float (T, E).
+        noisy_TE: scores with noise, float (T, E).
+        std: of the noise, float (T, E) or a number.
+        top_k: K.
+
+    Returns:
+        float (T, E), 0 to 1, differentiable.
+
+    Source: Tutel (`load_importance_loss`), on which EMoE's code is built; see `smooth_load` for the
+    published form.
+    """
+    threshold_T1 = noisy_TE.topk(top_k, dim=1).values[:, -1:]
+    return torch.special.ndtr((clean_TE.softmax(1) - threshold_T1) / std)
+
+
 def importance_and_load_loss(
     importance_TE: Tensor, load_TE: Tensor, counted_T: Tensor | None
 ) -> Tensor:
@@ -92,7 +119,8 @@ def importance_and_load_loss(
         counted_T: bool (T,), False for padding; None: all count.
 
     Returns:
-        Scalar float32, unscaled, 0 when both are even. Over the tokens of all processes.
+        Scalar float32, unscaled, 0 when both are even. Over the tokens of all processes. The
+        variance of both halves is that of `squared_cv`.
 
     Source: Shazeer et al., arXiv:1701.06538, section 4.
     """

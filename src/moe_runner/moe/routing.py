@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.nn import functional
 from moe_runner.moe.experts import Experts
 
 Select = Literal["top", "bottom", "not_top"]
-GateOn = Literal["gate", "up", "inter"]
+GateOn = Literal["gate", "up", "up_abs", "inter", "inter_abs"]
 Weighting = Literal["ones", "softmax", "probability"]
 
 
@@ -35,7 +35,13 @@ class Scores:
 
 
 def average_key_scores(
-    x_TD: Tensor, experts: Experts, gate_on: GateOn = "gate", normalize: bool = False
+    x_TD: Tensor,
+    experts: Experts,
+    gate_on: GateOn = "gate",
+    normalize: bool = False,
+    normalize_token: bool = False,
+    *,
+    gates: Tensor | None = None,
 ) -> Tensor:
     """Score each expert by the mean pre-activation of its neurons (avg-k gating).
 
@@ -46,34 +52,64 @@ def average_key_scores(
     Args:
         x_TD: tokens, float (T, D).
         experts: the stacked experts.
-        gate_on: `gate`: x . mean(keys), the paper's. Gated FFNs also `up`: x . mean(up rows), and
-            `inter`: the mean of activation(gate) * up, which computes every neuron.
-        normalize: scale the gate vectors to length 1 (ablation; not with `inter`).
+        gate_on: `gate`: x . mean(keys), the paper's. Gated FFNs also `up`: x . mean(up rows);
+            `up_abs`: the mean of the up projections' absolute values, which computes them all;
+            `inter`: the mean of activation(gate) * up, which computes every neuron; `inter_abs`: of
+            its absolute values.
+        normalize: scale the gate vectors to length 1 (ablation; only with `gate` and `up`).
+        normalize_token: scale the tokens, too, so that the scores are cosines: no other expert is
+            selected, but noise, capacity and balance loss weigh differently.
+        gates: of `gate` and `up`, float (E, D), if they are known; see `gate_vectors`.
 
     Returns:
         float (T, E), at least fp32; biases left out for `gate` and `up`. A gradient reaches the
         tokens only: the keys learn as neurons.
 
     Raises:
-        ValueError: if `up` or `inter` is asked of an FFN without an up projection.
+        ValueError: if another one than `gate` is asked of an FFN without an up projection.
 
-    Source: EMoE, arXiv:2310.10908, eq. of the avg-k gate; `up` and `inter` are its Llama variants.
+    Source: EMoE, arXiv:2310.10908, eq. of the avg-k gate; the others are those of its Llama code.
     """
     if gate_on != "gate" and experts.ups is None:
         raise ValueError(f"gate_on={gate_on} needs a gated FFN; use gate_on=gate")
     # At least fp32 also under autocast: half precision makes ties, and back ends would differ.
     wide = torch.promote_types(x_TD.dtype, torch.float32)
     with torch.autocast(x_TD.device.type, enabled=False):
-        if gate_on == "inter":
+        if gate_on in ("inter", "inter_abs", "up_abs"):
             with torch.no_grad():
-                stack = experts.tensors()
-                return stack.activations(x_TD.to(experts.keys.dtype)).mean(-1, dtype=wide)
+                hidden_TEF = hidden_of_all(x_TD.to(experts.keys.dtype), experts, gate_on)
+                return hidden_TEF.mean(-1, dtype=wide)
         rows_EFD = experts.keys if gate_on == "gate" else experts.ups
         assert rows_EFD is not None
-        gates_ED = rows_EFD.detach().mean(1, dtype=wide)
-        if normalize:
-            gates_ED = functional.normalize(gates_ED, dim=1)
-        return x_TD.to(wide) @ gates_ED.T
+        gates_ED = gate_vectors(rows_EFD, normalize) if gates is None else gates
+        x_TD = x_TD.to(wide)
+        x_TD = functional.normalize(x_TD, dim=1) if normalize_token else x_TD
+        return x_TD @ gates_ED.to(wide).T
+
+
+def gate_vectors(rows_EFD: Tensor, normalize: bool) -> Tensor:
+    """Average each expert's keys, or up rows, float (E, D), at least fp32, without a gradient.
+
+    Args:
+        rows_EFD: float (E, F, D).
+        normalize: scale to length 1.
+    """
+    wide = torch.promote_types(rows_EFD.dtype, torch.float32)
+    gates_ED = rows_EFD.detach().mean(1, dtype=wide)
+    return functional.normalize(gates_ED, dim=1) if normalize else gates_ED
+
+
+def hidden_of_all(
+    x_TD: Tensor, experts: Experts, gate_on: Literal["up_abs", "inter", "inter_abs"]
+) -> Tensor:
+    """Compute what every neuron is scored by, float (T, E, F); see `average_key_scores`."""
+    if gate_on == "up_abs":
+        assert experts.ups is not None
+        bias_N = None if experts.up_bias is None else experts.up_bias.flatten()
+        up_TN = functional.linear(x_TD, experts.ups.flatten(0, 1), bias_N)
+        return up_TN.abs().unflatten(1, (experts.num_experts, -1))
+    hidden_TEF = experts.tensors().activations(x_TD)
+    return hidden_TEF if gate_on == "inter" else hidden_TEF.abs()
 
 
 class AverageKeyRouter(nn.Module):
@@ -82,6 +118,7 @@ class AverageKeyRouter(nn.Module):
     Args:
         gate_on: see `average_key_scores`.
         normalize: see there.
+        normalize_token: see there.
         gate_noise: in training, N(0, 1) * gate_noise / E is added to the scores.
         differentiable: keep the gradient to the tokens, for a balance loss.
     """
@@ -91,20 +128,49 @@ class AverageKeyRouter(nn.Module):
         gate_on: GateOn = "gate",
         *,
         normalize: bool = False,
+        normalize_token: bool = False,
         gate_noise: float = 0.0,
         differentiable: bool = False,
     ) -> None:
         super().__init__()
         self.gate_on: GateOn = gate_on
         self.normalize = normalize
+        self.normalize_token = normalize_token
         self.gate_noise = gate_noise
         self.differentiable = differentiable
+        self.kept: tuple[tuple[Any, ...], Tensor] | None = None  # see `gates`
 
     def forward(self, x_TD: Tensor, experts: Experts) -> Scores:
         """Score the experts, see `Scores`."""
         x_TD = x_TD if self.differentiable else x_TD.detach()
-        clean = average_key_scores(x_TD, experts, self.gate_on, self.normalize)
+        clean = average_key_scores(
+            x_TD,
+            experts,
+            self.gate_on,
+            self.normalize,
+            self.normalize_token,
+            gates=self.gates(experts),
+        )
         return with_constant_noise(clean, self.gate_noise if self.training else 0.0)
+
+    def gates(self, experts: Experts) -> Tensor | None:
+        """Give the gate vectors, float (E, D), where they are kept: in inference.
+
+        Computing them reads every key, as much as a third of what one token costs a dense FFN. They
+        are computed anew once the keys have changed: by place, or by the count of changes that
+        torch keeps. What is written behind its back, through `.data`, it does not count.
+        """
+        training = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        rows_EFD = experts.keys if self.gate_on == "gate" else experts.ups
+        if training or self.gate_on not in ("gate", "up") or rows_EFD is None:
+            self.kept = None
+            return None
+        if rows_EFD.is_inference():  # no changes are counted
+            return None
+        state = (rows_EFD.data_ptr(), rows_EFD._version, rows_EFD.dtype, rows_EFD.device)
+        if self.kept is None or self.kept[0] != state:
+            self.kept = state, gate_vectors(rows_EFD, self.normalize)
+        return self.kept[1]
 
     def extra_repr(self) -> str:
         """Show the settings in `print(model)`."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_runner.files import blocked, no_place
+from moe_runner.moe.alignment import fits_grouped, refusal
 from moe_runner.options.errors import show
 from moe_runner.options.layers import layer_problems
 from moe_runner.options.method import Method
@@ -34,6 +35,7 @@ def value_problems(parts: Mapping[str, Any]) -> list[str]:
         (lambda task, model: task.problems(model), "task", "model"),
         (tuning_problems, "tuning", "model"),
         (size_problems, "method", "model"),
+        (backend_problems, "method", "model", "trainer"),
         (block_problems, "tuning", "method"),
         (lambda method, protocol: method.protocol_problems(protocol), "method", "protocol"),
         (lambda method, export: method.export_problems(export), "method", "export"),
@@ -53,6 +55,21 @@ def size_problems(method: Method, model: Model) -> list[str]:
     return method.problems(model) if model.d_ff > 0 and model.num_layers > 0 else []
 
 
+def backend_problems(method: Method, model: Model, trainer: Trainer) -> list[str]:
+    """Check that the back end takes the sizes; where a plan does not know them, `convert` does."""
+    if getattr(method, "backend", None) != "grouped_mm" or model.d_ff < 1:
+        return []
+    if size_problems(method, model):
+        return []
+    sizes = (model.d_model, method.expert_size(model), 4 if trainer.precision == "fp32" else 2)
+    if min(sizes) < 1 or fits_grouped(*sizes):
+        return []
+    return [
+        f"method.backend=grouped_mm does not go with model={model.name} here: {refusal(*sizes)}; "
+        "use method.backend=sorted or auto"
+    ]
+
+
 def place_problems(task: Task, model: Model, paths: Any) -> list[str]:
     """Check that the places that are given can be looked at: not too long, no null byte, a user."""
     given = {
@@ -61,6 +78,8 @@ def place_problems(task: Task, model: Model, paths: Any) -> list[str]:
         "model.path": model.path,
         "paths.output": paths.output,
         "paths.cache": paths.cache,
+        "paths.data": paths.data,
+        "paths.models": paths.models,
     }
     problems = []
     if model.package is not None and not model.package.isidentifier():
@@ -75,6 +94,9 @@ def place_problems(task: Task, model: Model, paths: Any) -> list[str]:
             continue
         if line := no_place(key, place):
             problems.append(line)
+        elif key in ("paths.data", "paths.models"):
+            if not Path(place).expanduser().is_dir():
+                problems.append(f"{key}={place} is not a folder")
         elif key.startswith("paths.") and (reason := blocked(Path(place))):
             problems.append(f"{key}={place}: {reason}")
     return problems

@@ -73,6 +73,10 @@ class Method:
         """
         return []
 
+    def expert_size(self, model: Model) -> int:
+        """Count the neurons of an expert: of a copy, all of them."""
+        return model.d_ff
+
     def later_protocol(self, model: Model) -> frozenset[str]:
         """Name those options of `Protocol.LATER` that can change a number.
 

@@ -28,9 +28,12 @@ class Protocol:
     expert_dropout: Fraction = later(0.0)  # before the activation (vision: after it)
     scale_by_top_k: bool = later(True)  # emoe_learn: weights sum to k, so it starts at dense scale
     contiguous_random: bool = later(False)  # random experts: blocks in neuron order
+    normalize_token: bool = later(False)  # method.normalize_gate: x has length 1 there, too
     train_outside_layers: bool = later(False)  # lora: also pooler, final norm
     train_gmoe_block: bool = later(False)  # lora: also the blocks that gmoe converts
     rest_lr_scale: Positive = later(1.0)  # lora: of pretrained weights that train beside LoRA
+    whole_vision_bias: bool = later(False)  # gmoe's b is not split there
+    one_expert_weight: Literal["one", "probability"] = later("one")  # top_k=1, a learned router
     # HyperMoE's code
     hypernet_per_stack: bool = later(False)  # encoder and decoder each have a hypernetwork
     sequence_capacity: Count | None = later(None)  # Switch: choices per expert and sequence
@@ -38,6 +41,7 @@ class Protocol:
     jitter: Fraction = later(0.0)  # Switch: noise on the layer's input in training
     straight_through: bool = later(True)  # top_k=1: the router learns from the task's loss
     load_threshold: Literal["scores", "probabilities"] = later("scores")  # of the balance loss
+    load_threshold_on: Literal["hypermoe", "all"] = later("all", neutral="hypermoe")  # see below
     hypernet_start: Literal["paper", "authors"] = later(
         "paper"
     )  # initial values, see `HyperNetwork`
@@ -47,8 +51,19 @@ class Protocol:
 
     # Options that came after runs with `protocol=reference` were stored: they are in a run's id
     # only if its method and backbone have what they act on, see `Method.later_protocol`.
+    # `load_threshold_on` is no choice of its own: `load_threshold` had been without effect on
+    # EMoE's methods, whose stored runs name it. It tells them from those where it has one.
     LATER: ClassVar[frozenset[str]] = frozenset(
-        {"hypernet_start", "switch_losses", "jitter_in_evaluation", "residual_dropout"}
+        {
+            "normalize_token",
+            "whole_vision_bias",
+            "one_expert_weight",
+            "load_threshold_on",
+            "hypernet_start",
+            "switch_losses",
+            "jitter_in_evaluation",
+            "residual_dropout",
+        }
     )
 
     def limited_to(self, acting: Set[str]) -> Protocol:
@@ -62,4 +77,6 @@ class Protocol:
             for field in dataclasses.fields(self)
             if field.name in self.LATER - acting
         }
+        if self.load_threshold == "scores":
+            idle["load_threshold_on"] = "hypermoe"
         return dataclasses.replace(self, **idle)

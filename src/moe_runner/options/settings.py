@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from moe_runner.options.auto import AUTO, with_facts_of_config
@@ -31,10 +32,12 @@ class Logger:
 
 @dataclass(frozen=True, kw_only=True)
 class Paths:
-    """Folders that are written to."""
+    """Folders that are written to, and those of local data and models."""
 
     output: str = "outputs"
     cache: str = "outputs/cache"
+    data: str | None = None  # see `in_data_folder`
+    models: str | None = None  # <name>: the folder of model=<name>
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,7 @@ class Settings:
     keep_model: Literal["none", "best"] = "none"
     evaluate: str | None = None
     export: Literal["none", "dense", "moe", "hf"] = "none"
-    profile: Literal["mini", "paper"] = "mini"
+    profile: Literal["mini", "small", "paper"] = "mini"
     dry_run: bool = False
     rerun: bool = False
     quiet: bool = False
@@ -168,11 +171,52 @@ def parse(tree: Mapping[str, Any]) -> Settings:
     if (model := parts.get("model")) is not None:
         unknown = model.family_problems()
         problems += unknown
+        model = in_model_folder(model, getattr(parts.get("paths"), "models", None))
         parts["model"] = None if unknown else with_own_sizes(model, problems)
     problems += value_problems(parts)
     if problems:
         raise ConfigError(*problems)
-    return Settings(**parts)
+    task, paths = parts["task"], parts["paths"]
+    return Settings(**(parts | {"task": in_data_folder(task, paths.data)}))
+
+
+def in_model_folder(model: Model, models: str | None) -> Model:
+    """Let a backbone come from `paths.models`, the folder of all local models, if it is there.
+
+    Args:
+        model: with a `path` of its own, or bundled, it stays what it is.
+        models: the folder; its subfolder of the option's name is the `path`.
+    """
+    place = None if models is None else Path(models).expanduser() / model.name
+    if place is None or model.path is not None or model.bundled or not place.is_dir():
+        return model
+    return replace(model, path=str(place))
+
+
+def in_data_folder(task: Task, data: str | None) -> Task:
+    """Let a task read `paths.data`, the folder of all local data, where it has some of its own.
+
+    Args:
+        task: with `data_dir` or `ood_dir` of its own, these stay; with a `hub_id` it stays there.
+        data: the folder: `<suite>`, or of one member `<member>`, is its `data_dir`, as
+            scripts/prepare_data.py lays it out; `<suite>/ood` or `ood` is its `ood_dir`.
+
+    Returns:
+        The task; a suite of which nothing is in the folder comes from the Hub.
+    """
+    if data is None or task.hub_id is not None:
+        return task
+    root = Path(data).expanduser()
+    names = [task.suite, *(task.members if len(task.members) == 1 else ())]
+    own = next((root / name for name in names if (root / name).is_dir()), None)
+    ood = next(
+        (place for place in (root / task.suite / "ood", root / "ood") if place.is_dir()), None
+    )
+    return replace(
+        task,
+        data_dir=task.data_dir or (str(own) if own and not task.own_data else None),
+        ood_dir=task.ood_dir or (str(ood) if ood else None),
+    )
 
 
 def refuse_targets(tree: Mapping[str, Any], where: str, problems: list[str]) -> None:

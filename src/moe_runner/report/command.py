@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 
 from moe_runner.analysis.command import analyze
 from moe_runner.files import one_line
 from moe_runner.options.errors import ConfigError, not_an_option
+from moe_runner.report.run_commands import compare, page, runs, show_run
 from moe_runner.report.store_commands import clean, status, tables
 from moe_runner.report.task_list import tasks
 from moe_runner.runs.objects import StoreError
@@ -16,6 +18,10 @@ from moe_runner.runs.objects import StoreError
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {  # its docstring is its help
     "tasks": tasks,
     "tables": tables,
+    "runs": runs,
+    "show": show_run,
+    "compare": compare,
+    "page": page,
     "analyze": analyze,
     "status": status,
     "clean": clean,
@@ -40,6 +46,9 @@ def run(words: Sequence[str]) -> int:
     first = words[0] if words else "--help"
     if first in ("--help", "-h"):
         print(usage())
+        return 0
+    if first == "--version":
+        print(f"moe-runner {version('moe-runner')}")
         return 0
     if first not in COMMANDS:
         print(not_an_option(first, " of moe-report", first, list(COMMANDS)), file=sys.stderr)

@@ -16,6 +16,7 @@ from moe_runner.metrics import shown
 from moe_runner.report.sheet import Sheet
 from moe_runner.runs.result import Result
 from moe_runner.runs.store import Store
+from moe_runner.sweeps.study import Study
 from moe_runner.sweeps.study_plan import StudyPlan
 
 TEMPLATE = Path(__file__).parent / "page.html.jinja"
@@ -36,9 +37,25 @@ class Section:
     plots: Sequence[Path]
 
 
+@dataclass(frozen=True)
+class Verdicts:
+    """What a study says, on top of the page.
+
+    Args:
+        study: the study.
+        sheet: its effects, each with a verdict.
+        summary: how many of each.
+    """
+
+    study: Study
+    sheet: Sheet
+    summary: str
+
+
 def write_page(
     file: Path,
     sections: Sequence[Section],
+    verdicts: Sequence[Verdicts],
     results: Mapping[str, Result],
     store: Store,
     analyses: Sequence[Analysis] = (),
@@ -48,6 +65,7 @@ def write_page(
     Args:
         file: to write to.
         sections: the studies; none: a page of analyses alone.
+        verdicts: of those that have something to say.
         results: by run id.
         store: tells the state of the runs that have none.
         analyses: what the experts of kept runs are.
@@ -83,6 +101,7 @@ def write_page(
     text = template.render(
         sections=sections,
         analyses=analyses,
+        verdicts=verdicts,
         rows=rows,
         profile=sections[0].plan.profile if sections else "",
         done=sum(row["state"] == "done" for row in rows),

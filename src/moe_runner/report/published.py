@@ -23,13 +23,17 @@ class PublishedTable:
         id: its name in published.yaml.
         paper: emoe, hypermoe, or external (an anchor, no target).
         where: in the paper.
-        metric: what the numbers are.
+        metric: what the numbers are, in words.
         columns: names.
+        measures: of each column what may stand beside it: names of metrics (a mean of several:
+            "accuracy + f1"); `score`: a mean over tasks with metrics of which more is better, in
+            percent; `rank`: a mean rank; `none`: nothing of ours is of its kind.
         rows: name -> a number (or text) for each column; None: not available.
         std: the same for standard deviations, where they are known.
         source: where the numbers were read.
         confidence: verified or secondary, for all or by part of the table.
         notes: what to know.
+        no_study: why no study shows it; empty: one does.
     """
 
     id: str
@@ -37,11 +41,17 @@ class PublishedTable:
     where: str
     metric: str
     columns: tuple[str, ...]
+    measures: tuple[str, ...]
     rows: Mapping[str, tuple[Published, ...]]
     std: Mapping[str, tuple[Published, ...]]
     source: str
     confidence: str
     notes: tuple[str, ...]
+    no_study: str = ""
+
+    def measure(self, column: str) -> str:
+        """Say what may stand beside a column, see `measures`."""
+        return self.measures[self.columns.index(column)]
 
 
 @cache
@@ -60,6 +70,10 @@ def read_table(entry: Mapping[str, Any], sources: Mapping[str, str]) -> Publishe
             rows[name], std[name] = tuple(cells["mean"]), tuple(cells["std"])
         else:
             rows[name] = tuple(cells)
+    columns = tuple(str(column) for column in entry["columns"])
+    measures = entry["measures"]
+    if isinstance(measures, str):
+        measures = [measures] * len(columns)
     confidence = entry["confidence"]
     if isinstance(confidence, dict):
         confidence = ", ".join(f"{part}: {word}" for part, word in confidence.items())
@@ -69,10 +83,12 @@ def read_table(entry: Mapping[str, Any], sources: Mapping[str, str]) -> Publishe
         paper=entry["paper"],
         where=entry["where"],
         metric=entry["metric"],
-        columns=tuple(str(column) for column in entry["columns"]),
+        columns=columns,
+        measures=tuple(measures),
         rows=rows,
         std=std,
         source=re.sub(r"\b(\w+)\b", lambda match: sources.get(match[0], match[0]), source),
         confidence=confidence,
         notes=tuple(note.rstrip(".") for note in entry.get("notes", ())),
+        no_study=entry.get("no_study", ""),
     )

@@ -10,9 +10,10 @@ from filelock import FileLock
 
 from moe_runner.analysis.stored import analyses_of
 from moe_runner.files import unfinished, write_atomic
-from moe_runner.report.page import Section, write_page
+from moe_runner.report.page import Section, Verdicts, write_page
 from moe_runner.report.sheet import Sheet, to_csv, to_latex, to_markdown
 from moe_runner.report.study_sheet import sheets
+from moe_runner.report.verdicts import claims, summed_up, verdict_sheet
 from moe_runner.runs.objects import StoreError
 from moe_runner.runs.store import RunFolder, Store
 from moe_runner.sweeps.study_plan import StudyPlan
@@ -41,7 +42,8 @@ def render(
         formats: some of `FORMATS`; html includes the plots.
 
     Returns:
-        The files that were written: tables.md, tables.tex, <study>.csv, plots/, index.html.
+        The files that were written: tables.md, tables.tex, <study>.csv and <study>-verdicts.csv,
+        plots/, index.html.
 
     Raises:
         StoreError: with a line for every result that is damaged, or for a damaged analysis.
@@ -62,7 +64,12 @@ def _render(
 ) -> list[Path]:
     results = store.results_of(job.run.id for plan in plans for job in plan.jobs)
     laid = {plan.study.name: sheets(plan, results) for plan in plans}
-    every = [sheet for found in laid.values() for sheet in found]
+    verdicts = {}
+    for plan in plans:
+        if (sheet := verdict_sheet(plan, found := claims(plan, results))) is not None:
+            verdicts[plan.study.name] = Verdicts(plan.study, sheet, summed_up(found))
+    every = [each.sheet for each in verdicts.values()]
+    every += [sheet for found in laid.values() for sheet in found]
     files: list[Path] = []
 
     def write(name: str, text: str) -> None:
@@ -78,6 +85,8 @@ def _render(
             for number, sheet in enumerate(laid[plan.study.name]):
                 suffix = f"-{number}" if number else ""
                 write(f"{plan.study.name}{suffix}.csv", to_csv(sheet))
+        for name, each in verdicts.items():
+            write(f"{name}-verdicts.csv", to_csv(each.sheet))
     if "html" in formats:
         from moe_runner.report.plots import draw_study  # matplotlib: seconds
 
@@ -88,8 +97,8 @@ def _render(
             drawn = draw_study(plan, results, loads_of(plan, store), plots)
             files += drawn
             sections.append(Section(plan, laid[plan.study.name], drawn))
-        analyses = analyses_of(store, results)
-        write_page(out / "index.html", sections, results, store, analyses)
+        said, analyses = list(verdicts.values()), analyses_of(store, results)
+        write_page(out / "index.html", sections, said, results, store, analyses)
         files.append(out / "index.html")
     return files
 

@@ -33,16 +33,18 @@ class Sheet:
         header: one name per column; the first column holds the names of the rows.
         rows: as long as the header each.
         caption: below it.
+        words: so many columns hold words, at the left; the others numbers.
     """
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[Entry, ...], ...]
     caption: str
+    words: int = 1
 
 
 def to_rich(sheet: Sheet) -> Table:
-    """Lay out for the terminal; the best of a column is bold."""
+    """Lay out for the terminal, where a narrow one folds words; the best of a column is bold."""
     table = Table(
         title=Text(clear(sheet.title)),
         title_justify="left",
@@ -50,7 +52,11 @@ def to_rich(sheet: Sheet) -> Table:
         caption_justify="left",
     )
     for number, name in enumerate(sheet.header):
-        table.add_column(Text(clear(name)), justify="right" if number else "left")
+        table.add_column(
+            Text(clear(name)),
+            justify="left" if number < sheet.words else "right",
+            overflow="fold",
+        )
     for row in sheet.rows:
         table.add_row(*(Text(clear(e.text), style="bold" if e.best else "") for e in row))
     return table
@@ -66,7 +72,7 @@ def to_markdown(sheet: Sheet) -> str:
         line([f"**{markdown(e.text)}**" if e.best else markdown(e.text) for e in row])
         for row in sheet.rows
     ]
-    rule = line(["---", *["---:"] * (len(sheet.header) - 1)])
+    rule = line([*["---"] * sheet.words, *["---:"] * (len(sheet.header) - sheet.words)])
     header = line([markdown(name) for name in sheet.header])
     title, caption = markdown(sheet.title), markdown(sheet.caption)
     return "\n".join([f"**{title}**", "", header, rule, *body, "", caption, ""])
@@ -111,7 +117,7 @@ def to_latex(sheet: Sheet) -> str:
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{latex(sheet.title)}. {latex(sheet.caption)}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(sheet.header) - 1)}}}",
+            rf"\begin{{tabular}}{{{'l' * sheet.words}{'r' * (len(sheet.header) - sheet.words)}}}",
             r"\toprule",
             line([latex(name) for name in sheet.header]),
             r"\midrule",

@@ -16,25 +16,32 @@ from rich.table import Table
 from moe_runner.files import blocked, no_place, one_line
 from moe_runner.options.errors import ConfigError, not_an_option
 from moe_runner.options.folders import option_folders
+from moe_runner.report.pairs import check_pairings
 from moe_runner.report.render import FORMATS, render
 from moe_runner.report.study_sheet import print_study
 from moe_runner.runs.objects import StoreError
 from moe_runner.runs.store import State, Store
-from moe_runner.sweeps.study import ONLY, PROFILES, read_study, study_names
+from moe_runner.sweeps.study import ONLY, PROFILES, read_studies
 from moe_runner.sweeps.study_plan import StudyPlan, plan_study, restrict
 
 STATES: tuple[State, ...] = ("done", "running", "failed", "interrupted", "pending")
 DAMAGED = "damaged"  # of files of a run that cannot be read; no state of its own
-PLAN_KEYS = {"config_dir": "", **{f"study.only.{axis}": "" for axis in ONLY}}
+PLAN_KEYS = {
+    "config_dir": "",
+    "data": "",
+    "models": "",
+    **{f"study.only.{axis}": "" for axis in ONLY},
+}
 
 
 def tables(words: Sequence[str]) -> None:
     """Render the tables of studies from what is in the store; nothing is run.
 
     study=all        or names of conf/study, separated by commas
-    profile=mini     or paper
+    profile=mini     small or paper
     format=md,latex,csv,html   files to write; format=none only prints
     output=outputs   the folder of the runs
+    data=  models=   paths.data and paths.models of the runs, if they were given
     to=<output>/reports/<profile>
     study.only.method=emoe     only such runs; dense,emoe: of both; also task, seed, ...
     config_dir=my_conf         with the option files of --config-dir
@@ -69,8 +76,9 @@ def status(words: Sequence[str]) -> None:
     What is damaged in the store is counted and named, each with what to do.
 
     study=all        or names of conf/study, separated by commas
-    profile=mini     or paper
+    profile=mini     small or paper
     output=outputs   the folder of the runs
+    data=  models=   paths.data and paths.models of the runs, if they were given
     study.only.method=emoe     only such runs; dense,emoe: of both; also task, seed, ...
     config_dir=my_conf         with the option files of --config-dir
 
@@ -222,10 +230,14 @@ def plans_of(given: Mapping[str, str]) -> tuple[list[StudyPlan], Store]:
             not_an_option(f"profile={given['profile']}", "", given["profile"], PROFILES)
         )
     folders = option_folders(given["config_dir"] or None)
-    names = study_names(folders) if given["study"] == "all" else given["study"].split(",")
+    studies = read_studies(folders, given["study"].split(","), profile)
     output = given["output"]
-    common = {"paths.output": output, "paths.cache": f"{output}/cache"}
-    plans = [plan_study(folders, read_study(folders, name), profile, common) for name in names]
+    common = {
+        "paths.output": output, "paths.cache": f"{output}/cache",
+        "paths.data": given["data"] or None, "paths.models": given["models"] or None,
+    }  # fmt: skip
+    plans = [plan_study(folders, study, profile, common) for study in studies]
+    check_pairings(plans)
     return restrict(plans, only_of(given)), Store(Path(output))
 
 

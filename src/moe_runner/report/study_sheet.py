@@ -6,9 +6,11 @@ from moe_runner.console import wide_console
 from moe_runner.metrics import shown
 from moe_runner.report import domainbed
 from moe_runner.report.beside import beside_sheet, published_sheet
+from moe_runner.report.pairs import check_figures
 from moe_runner.report.published import published_tables
 from moe_runner.report.sheet import NOT_AVAILABLE, Entry, Sheet, to_rich
 from moe_runner.report.study_table import Results, StudyCell, StudyTable, label, tabulate, unequal
+from moe_runner.report.verdicts import claims, verdict_sheet
 from moe_runner.runs.result import Result
 from moe_runner.sweeps.study_plan import StudyPlan
 
@@ -27,6 +29,7 @@ def sheets(plan: StudyPlan, results: Results) -> list[Sheet]:
     tables = published_tables()
     for pairing in plan.study.beside:
         table = tabulate(plan, results, pairing.rule)
+        check_figures(table, tables[pairing.table], pairing)
         own.append(beside_sheet(table, tables[pairing.table], pairing, plan.profile))
     return own + [published_sheet(tables[name]) for name in plan.study.published]
 
@@ -117,9 +120,10 @@ def domain_sheets(plan: StudyPlan, results: Results) -> list[Sheet]:
 
 
 def print_study(plan: StudyPlan, results: Results) -> None:
-    """Print a study's tables on the standard output."""
+    """Print a study's verdicts and tables on the standard output."""
     console = wide_console()
-    for sheet in sheets(plan, results):
+    first = verdict_sheet(plan, claims(plan, results))
+    for sheet in [*([first] if first else []), *sheets(plan, results)]:
         console.print(to_rich(sheet))
     for gap in plan.gaps:
         console.print(f"{plan.study.name}: {gap}")

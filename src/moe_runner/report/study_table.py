@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from moe_runner.metrics import lower_is_better, spread
+from moe_runner.metrics import lower_is_better, scaled, spread
 from moe_runner.options.errors import show
 from moe_runner.report import domainbed
 from moe_runner.report.summary import Cell, aggregate, mean_ranks
@@ -57,10 +57,11 @@ class StudyTable:
         """Average a row over some columns; None unless each has a result.
 
         Returns:
-            The mean, and the names of the metrics behind it.
+            The mean, and the names of the metrics behind it; None also where perplexities would be
+            added to percentages.
         """
         cells = self.known(row, columns)
-        if cells is None:
+        if cells is None or not alike([cell.metrics for cell in cells]):
             return None
         mean = statistics.fmean(cell.mean for cell in cells)
         return mean, tuple(name for cell in cells for name in cell.metrics)
@@ -84,6 +85,11 @@ class StudyTable:
             return None
         better = min if lower_is_better(next(iter(found.values())).metrics) else max
         return better(found, key=lambda row: found[row].mean)
+
+
+def alike(metrics: Sequence[Sequence[str]]) -> bool:
+    """Tell whether the scores of some cells have one unit and one direction."""
+    return len({(scaled(1.0, names), lower_is_better(names)) for names in metrics}) <= 1
 
 
 def tabulate(plan: StudyPlan, results: Results, rule: str = "training_domain") -> StudyTable:
@@ -149,7 +155,16 @@ def combine(results: Sequence[Result], rule: str) -> Cell | None:
         score = domainbed.scores(results, rule).get("average")
         if score is None:
             return None
-        return Cell(score.mean, score.error, score.n, None, {}, {}, ("accuracy",))
+        by_trial = {
+            seed: trial.mean
+            for seed in dict.fromkeys(result.axes.seed for result in results)
+            if (
+                trial := domainbed.scores([r for r in results if r.axes.seed == seed], rule).get(
+                    "average"
+                )
+            )
+        }
+        return Cell(score.mean, score.error, score.n, None, {}, {}, ("accuracy",), by_seed=by_trial)
     tasks = dict.fromkeys(result.axes.task for result in results)
     cells = [aggregate([r for r in results if r.axes.task == task]) for task in tasks]
     if len(cells) == 1:
@@ -159,7 +174,12 @@ def combine(results: Sequence[Result], rule: str) -> Cell | None:
         axes = result.axes
         if axes.learning_rate == cells[list(tasks).index(axes.task)].learning_rate:
             by_seed.setdefault(axes.seed, []).append(result.primary)
-    means = [statistics.fmean(values) for values in by_seed.values() if len(values) == len(tasks)]
+    whole = {
+        seed: statistics.fmean(values)
+        for seed, values in by_seed.items()
+        if len(values) == len(tasks)
+    }
+    means = list(whole.values())
     if not means:
         return None
     named = list(zip(tasks, cells, strict=True))
@@ -172,6 +192,8 @@ def combine(results: Sequence[Result], rule: str) -> Cell | None:
         {},
         tuple(name for cell in cells for name in cell.metrics),
         {f"{task} > {n}": m for task, cell in named for n, m in cell.set_metrics.items()},
+        whole,
+        {f"{task} > {n}": v for task, cell in named for n, v in cell.ood_by_seed.items()},
     )
 
 

@@ -13,6 +13,7 @@ from moe_runner.metrics import lower_is_better, named, shown, spread
 from moe_runner.report import domainbed
 from moe_runner.report.sheet import NOT_AVAILABLE, to_rich
 from moe_runner.runs.result import Axes, Result, Scored
+from moe_runner.tasks.gluex import ranked_as
 
 EQUAL = 1e-9  # least difference of two scores, see `ranks_of`
 
@@ -30,6 +31,8 @@ class Cell:
         further: the same for the other validation splits (MNLI mismatched).
         metrics: names of the task's metrics.
         set_metrics: names of what each of the other sets was scored by.
+        by_seed: the primary metric of each run, by its seed.
+        ood_by_seed: the same of each out-of-domain set that all the runs have.
     """
 
     mean: float
@@ -40,6 +43,8 @@ class Cell:
     further: dict[str, float | None]
     metrics: tuple[str, ...]
     set_metrics: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    by_seed: dict[int, float] = field(default_factory=dict)
+    ood_by_seed: dict[str, dict[int, float]] = field(default_factory=dict)
 
 
 def base_name(axes: Axes) -> str:
@@ -115,6 +120,12 @@ def aggregate(results: Sequence[Result]) -> Cell:
             for name, scores in {**result.id_metrics, **result.ood_metrics}.items()
             if scores is not None
         },
+        {result.axes.seed: result.primary for result in chosen},
+        {
+            name: {r.axes.seed: s.primary for r in chosen if (s := r.ood_metrics[name]) is not None}
+            for name in chosen[0].ood_metrics
+            if all(result.ood_metrics.get(name) is not None for result in chosen)
+        },
     )
 
 
@@ -139,7 +150,8 @@ def mean_ranks(cells: dict[tuple[str, str], Cell]) -> dict[str, float]:
 
     Returns:
         Mean rank by system; equal scores share the mean of their ranks. Empty for fewer than two
-        systems, or without a common OOD set.
+        systems, or without a common OOD set. Sets that count as one, see `ranked_as`, are ranked
+        by the mean of their scores.
 
     Source: EMoE reports OOD as the mean rank over GLUE-X sets; ranks depend on who is ranked.
     """
@@ -149,13 +161,24 @@ def mean_ranks(cells: dict[tuple[str, str], Cell]) -> dict[str, float]:
         rows = {name: cells[task, name] for name in systems if (task, name) in cells}
         if len(rows) < max(2, len(systems)):
             continue
+        counted: dict[str, list[str]] = {}
         for ood in next(iter(rows.values())).ood:
-            scores = {name: cell.ood.get(ood) for name, cell in rows.items()}
-            known = {name: score for name, score in scores.items() if score is not None}
-            if len(known) < len(rows):
-                continue
-            lower = any(lower_is_better(cell.set_metrics.get(ood, ())) for cell in rows.values())
-            for name, rank in ranks_of(known, lower=lower).items():
+            known = all(cell.ood.get(ood) is not None for cell in rows.values())
+            if known and (one := ranked_as(task, ood)) is not None:
+                counted.setdefault(one, []).append(ood)
+        for sets in counted.values():
+            scores = {
+                name: statistics.fmean(
+                    value for ood in sets if (value := cell.ood[ood]) is not None
+                )
+                for name, cell in rows.items()
+            }
+            lower = any(
+                lower_is_better(cell.set_metrics.get(ood, ()))
+                for cell in rows.values()
+                for ood in sets
+            )
+            for name, rank in ranks_of(scores, lower=lower).items():
                 ranks[name].append(rank)
     return {name: statistics.fmean(values) for name, values in ranks.items() if values}
 

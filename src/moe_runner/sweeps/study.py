@@ -24,18 +24,19 @@ a grid are added up; a run that several blocks or studies share is one run.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from moe_runner.files import read_yaml
 from moe_runner.options.build import build
-from moe_runner.options.errors import ConfigError, nearest, show
+from moe_runner.options.errors import ConfigError, join, nearest, show
 from moe_runner.options.files import option_file
 from moe_runner.options.folders import Folders, option_names
 
-Profile = Literal["mini", "paper"]
-PROFILES: tuple[Profile, ...] = ("mini", "paper")
+Profile = Literal["mini", "small", "paper", "own"]
+OWN: Profile = "own"  # of no study file: stored runs that are shown as a study
+PROFILES: tuple[Profile, ...] = ("mini", "small", "paper")
 Block = Mapping[str, Any]
 ONLY = (  # the axes by which study.only restricts studies
     "study", "method", "model", "tuning", "protocol", "suite", "task", "learning_rate", "seed",
@@ -103,7 +104,7 @@ def read_study(folders: Folders, name: str) -> Study:
     study = build(Study, {"name": name, **tree}, "study", problems)
     pairings = [build(Pairing, each, "study.beside", problems) for each in beside]
     wrong = [profile for profile in grids if profile not in PROFILES]
-    problems += [f"study.grids.{profile} is no profile; use mini or paper" for profile in wrong]
+    problems += [f"study.grids.{profile} is no profile; use {join(PROFILES)}" for profile in wrong]
     if problems or study is None:
         raise ConfigError(*(f"{file}: {problem}" for problem in problems))
     return replace(
@@ -114,6 +115,31 @@ def read_study(folders: Folders, name: str) -> Study:
             for profile, grid in grids.items()
         },
     )
+
+
+def read_studies(folders: Folders, names: Sequence[str], profile: Profile) -> list[Study]:
+    """Read the studies that have a grid of a profile.
+
+    Args:
+        folders: of option files.
+        names: of studies; `all`: every one that has such a grid.
+        profile: which.
+
+    Raises:
+        ConfigError: for a study that is not as it should be, or that is named and has no such grid.
+    """
+    every = list(names) == ["all"]
+    found = [read_study(folders, name) for name in (study_names(folders) if every else names)]
+    lacking = [study for study in found if profile not in study.grids]
+    if lacking and not every:
+        raise ConfigError(
+            *(
+                f"study={study.name} has no runs of profile={profile}; "
+                f"use profile={join(list(study.grids))}"
+                for study in lacking
+            )
+        )
+    return [study for study in found if study not in lacking]
 
 
 def study_names(folders: Folders) -> list[str]:

@@ -43,7 +43,7 @@ class StudyPlan:
 
     Args:
         study: the study.
-        profile: which grid.
+        profile: which grid; or `OWN`.
         jobs: each run once.
         gaps: configs that cannot be composed: an option that does not exist, values that clash.
     """

@@ -12,6 +12,7 @@ from moe_runner.options.layers import layer_problems
 from moe_runner.options.method import Backend, Expansion, Method, Phase
 from moe_runner.options.model import Model
 from moe_runner.options.protocol import Protocol
+from moe_runner.registry import FAMILIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class EMoE(Method):
     clustering: Literal["constrained_kmeans", "random"] = "constrained_kmeans"
     cluster_seed: Seed = 0
     select: Literal["top", "bottom", "not_top"] = "top"
-    gate_on: Literal["gate", "up", "inter"] = "gate"  # up and inter: gated FFNs only
+    gate_on: Literal["gate", "up", "up_abs", "inter", "inter_abs"] = "gate"  # others: gated FFNs
     normalize_gate: bool = later(False)  # gate vectors of length 1
     convert_at: Phase = later("both")  # EMoE2LoRA, LoRA2EMoE, EMoE
     backend: Backend = runtime("auto")
@@ -42,6 +43,11 @@ class EMoE(Method):
     def converted_at(self) -> Phase:
         """See `Method`."""
         return self.convert_at
+
+    @property
+    def computes_all(self) -> bool:
+        """Whether the gate needs the activation of every neuron."""
+        return self.gate_on in ("inter", "inter_abs")
 
     def problems(self, model: Model) -> list[str]:
         """See `Method`."""
@@ -65,17 +71,28 @@ class EMoE(Method):
                 f"method.gate_on={self.gate_on} needs a gated FFN and model={model.name} has none; "
                 "use method.gate_on=gate"
             )
-        if self.gate_on == "inter" and self.backend not in ("auto", "masked"):
+        if self.computes_all and self.backend not in ("auto", "masked"):
             problems.append(
-                f"method.gate_on=inter computes every neuron and has no back end `{self.backend}`; "
-                "use method.backend=masked"
+                f"method.gate_on={self.gate_on} computes every neuron and has no back end "
+                f"`{self.backend}`; use method.backend=masked"
             )
-        if self.gate_on == "inter" and self.normalize_gate:
+        if self.gate_on not in ("gate", "up") and self.normalize_gate:
             problems.append(
-                "method.normalize_gate=true does not go with method.gate_on=inter, which has no "
-                "gate vectors; use method.normalize_gate=false"
+                f"method.normalize_gate=true does not go with method.gate_on={self.gate_on}, which "
+                "has no gate vectors; use method.normalize_gate=false"
             )
         return problems
+
+    def expert_size(self, model: Model) -> int:
+        """See `Method`; its own part of the neurons."""
+        return model.d_ff // self.num_experts
+
+    def later_protocol(self, model: Model) -> frozenset[str]:
+        """See `Method`."""
+        if not FAMILIES[model.family].reference_extras:
+            return super().later_protocol(model)
+        own = {"load_threshold_on"} | ({"normalize_token"} if self.normalize_gate else set())
+        return super().later_protocol(model) | own
 
     def protocol_problems(self, protocol: Protocol) -> list[str]:
         """See `Method`."""

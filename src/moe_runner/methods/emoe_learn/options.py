@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from moe_runner.methods.checks import cluster_problems, top_k_problems
+from moe_runner.methods.checks import cluster_problems, later_of_cosine, top_k_problems
 from moe_runner.options.fields import Count, NotNegative, Seed, runtime
 from moe_runner.options.layers import layer_problems
 from moe_runner.options.method import Backend, Expansion, Method
@@ -49,6 +49,14 @@ class EMoELearn(Method):
     def expansion(self) -> Expansion:
         """See `Method`."""
         return Expansion(active=self.top_k / self.num_experts)
+
+    def expert_size(self, model: Model) -> int:
+        """See `Method`; its own part of the neurons."""
+        return model.d_ff // self.num_experts
+
+    def later_protocol(self, model: Model) -> frozenset[str]:
+        """See `Method`."""
+        return super().later_protocol(model) | later_of_cosine(self.top_k, model)
 
 
 METHOD = EMoELearn

@@ -15,7 +15,11 @@ from moe_runner.methods.building import OpenSite, check_top_k
 from moe_runner.methods.cosine import cosine_layer
 from moe_runner.methods.gmoe.options import GMoE
 from moe_runner.methods.neurons import Neurons
-from moe_runner.methods.reference_code import protocol_of_family, with_reference_dropout
+from moe_runner.methods.reference_code import (
+    protocol_of_family,
+    with_reference_dropout,
+    with_whole_bias,
+)
 from moe_runner.moe.experts import Experts
 from moe_runner.moe.layer import MoEFeedForward
 from moe_runner.options.protocol import Protocol
@@ -27,7 +31,7 @@ def build(
     """Build the MoE layers: copies, new routers.
 
     With `protocol.split_output_bias` they do not start as the dense networks (the weights have the
-    sum 1, and b / k is too small).
+    sum 1, and b / k is too small); `whole_vision_bias` takes that back on images.
 
     Args:
         sites: what is converted, in the order of the layers.
@@ -49,7 +53,7 @@ def build(
         layers.append(
             cosine_layer(
                 Experts.stack([ffn] * method.num_experts),
-                own,
+                with_whole_bias(own, site.family),
                 top_k=method.top_k,
                 router_dim=method.router_dim,
                 balance_loss=method.balance_loss,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from moe_runner.methods.checks import count_problems, top_k_problems
+from moe_runner.methods.checks import count_problems, later_of_cosine, top_k_problems
 from moe_runner.options.fields import Count, NotNegative, runtime
 from moe_runner.options.layers import layer_problems
 from moe_runner.options.method import Backend, Expansion, Method
 from moe_runner.options.model import Model
 from moe_runner.options.protocol import Protocol
+from moe_runner.registry import FAMILIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,12 @@ class GMoE(Method):
     def expansion(self) -> Expansion:
         """See `Method`."""
         return Expansion(copies=self.num_experts, active=self.top_k)
+
+    def later_protocol(self, model: Model) -> frozenset[str]:
+        """See `Method`."""
+        found = super().later_protocol(model) | later_of_cosine(self.top_k, model)
+        vision = FAMILIES[model.family].dropout_after_activation
+        return found | {"whole_vision_bias"} if vision and self.top_k > 1 else found
 
     def trains_whole_blocks(self, protocol: Protocol) -> bool:
         """See `Method`."""

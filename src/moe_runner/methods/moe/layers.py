@@ -13,7 +13,7 @@ Source: sparse upcycling, arXiv:2212.05055; HyperMoE, arXiv:2402.12656.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from moe_runner.methods.building import OpenSite, PretrainedMixture, as_site, check_top_k
 from moe_runner.methods.moe.options import NUM_EXPERTS, MoE
@@ -97,12 +97,15 @@ def copied_layer(
     """
     ffn = site.ffn
     balance = BALANCE if method.balance_loss is None else method.balance_loss
+    load: Literal["published", "hypermoe"] = (
+        "published" if protocol.load_threshold == "scores" else "hypermoe"
+    )
     return MoEFeedForward(
         Experts.stack([ffn] * num_experts),
         as_site(NoisyTopKRouter(ffn.keys.shape[1], num_experts), site),
         weighting="softmax",
         straight_through=protocol.straight_through,
-        losses=AuxiliaryLosses({"balance": balance}, "selected", protocol.load_threshold),
+        losses=AuxiliaryLosses({"balance": balance}, "selected", load),
         output_dropout=site.residual_dropout,
         **common,
     )
