@@ -24,7 +24,7 @@ WORD_LISTS = {f"{MINI}grammar.py", f"{MINI}lexicon.py"}  # may be longer
 # modules or packages in moe_runner; "" is the package itself, which only offers what is below.
 LAYERS = (
     ("", "train", "cli"),
-    ("sweeps", "training", "report"),
+    ("sweeps", "training", "report", "analysis"),
     ("conversion", "tasks"),
     ("methods", "backbones"),
     ("runs",),

@@ -40,7 +40,7 @@ from moe_runner.options.folders import CONF
 from moe_runner.options.settings import Settings
 from moe_runner.report.summary import print_table
 from moe_runner.runs import processes, stopping
-from moe_runner.runs.run import read_run
+from moe_runner.runs.run import stored_run
 from moe_runner.runs.store import Store, StoreError
 from moe_runner.sweeps.plan import Plan, make_plan, show_plan
 from moe_runner.training.execute import attempt, find_resources
@@ -184,13 +184,7 @@ def evaluate_stored(settings: Settings) -> float:
     assert settings.evaluate is not None
     store = Store(Path(settings.paths.output))
     run_id = store.find(settings.evaluate)
-    stored = read_run(store.folder(run_id) / "config.yaml")
-    if stored.id != run_id:
-        raise ConfigError(
-            f"evaluate={run_id}: its config.yaml is of the run {stored.id}; it was changed, or "
-            "another version wrote it, or a secret in it is not written down (***): run its "
-            "command again with keep_model=best"
-        )
+    stored = stored_run(store.folder(run_id), f"evaluate={run_id}")
     from moe_runner.training.evaluate import evaluate_kept  # torch: seconds
 
     found = evaluate_kept(stored, settings, store, find_resources(settings))

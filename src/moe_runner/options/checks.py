@@ -118,10 +118,17 @@ def search_problems(search: Search, trainer: Trainer, tuning: Tuning) -> list[st
     return problems
 
 
+def device_problem(device: str) -> str | None:
+    """Check the name of a device."""
+    if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        return None
+    return f"device={device} is not valid; use auto, cpu, mps, cuda or cuda:<n>"
+
+
 def device_problems(device: str, trainer: Trainer) -> list[str]:
     """Check the device's name, and the precision as far as the name tells."""
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
-        return [f"device={device} is not valid; use auto, cpu, mps, cuda or cuda:<n>"]
+    if (problem := device_problem(device)) is not None:
+        return [problem]
     if trainer.precision == "fp16" and device in ("cpu", "mps"):
         return [
             f"trainer.precision=fp16 does not work on device={device}; "

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 
+from moe_runner.analysis.command import analyze
 from moe_runner.files import one_line
 from moe_runner.options.errors import ConfigError, not_an_option
 from moe_runner.report.run_commands import compare, page, runs, show_run
@@ -21,6 +22,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {  # its docstring is 
     "show": show_run,
     "compare": compare,
     "page": page,
+    "analyze": analyze,
     "status": status,
     "clean": clean,
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from moe_runner.analysis.stored import Analysis
 from moe_runner.console import clear
 from moe_runner.files import write_atomic
 from moe_runner.metrics import shown
@@ -57,15 +58,17 @@ def write_page(
     verdicts: Sequence[Verdicts],
     results: Mapping[str, Result],
     store: Store,
+    analyses: Sequence[Analysis] = (),
 ) -> None:
     """Write the page.
 
     Args:
         file: to write to.
-        sections: the studies.
+        sections: the studies; none: a page of analyses alone.
         verdicts: of those that have something to say.
         results: by run id.
         store: tells the state of the runs that have none.
+        analyses: what the experts of kept runs are.
     """
     import jinja2
 
@@ -97,6 +100,7 @@ def write_page(
     ]
     text = template.render(
         sections=sections,
+        analyses=analyses,
         verdicts=verdicts,
         rows=rows,
         profile=sections[0].plan.profile if sections else "",

@@ -8,6 +8,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from moe_runner.analysis.stored import analyses_of
 from moe_runner.files import unfinished, write_atomic
 from moe_runner.report.page import Section, Verdicts, write_page
 from moe_runner.report.sheet import Sheet, to_csv, to_latex, to_markdown
@@ -45,7 +46,7 @@ def render(
         plots/, index.html.
 
     Raises:
-        StoreError: with a line for every result that is damaged.
+        StoreError: with a line for every result that is damaged, or for a damaged analysis.
         OSError: if a file cannot be written; it is named.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -96,7 +97,8 @@ def _render(
             drawn = draw_study(plan, results, loads_of(plan, store), plots)
             files += drawn
             sections.append(Section(plan, laid[plan.study.name], drawn))
-        write_page(out / "index.html", sections, list(verdicts.values()), results, store)
+        said, analyses = list(verdicts.values()), analyses_of(store, results)
+        write_page(out / "index.html", sections, said, results, store, analyses)
         files.append(out / "index.html")
     return files
 

@@ -150,6 +150,26 @@ def before(cls: type) -> dict[str, Any]:
     return {f.name: f.metadata["neutral"] for f in fields if "neutral" in f.metadata}
 
 
+def stored_run(folder: Path, given: str) -> Run:
+    """Read back the run that a folder is of.
+
+    Args:
+        folder: of the run; its name is the id.
+        given: what the user typed, for messages: "evaluate=<id>".
+
+    Raises:
+        ConfigError: see `read_run`; or if config.yaml is of another run.
+    """
+    found = read_run(folder / "config.yaml")
+    if found.id != folder.name:
+        raise ConfigError(
+            f"{given}: its config.yaml is of the run {found.id}; it was changed, or another "
+            "version wrote it, or a secret in it is not written down (***): run its command again "
+            "with keep_model=best"
+        )
+    return found
+
+
 def read_run(file: Path) -> Run:
     """Read a run back from its config.yaml.
 

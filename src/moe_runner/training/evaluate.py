@@ -17,12 +17,62 @@ from moe_runner.runs.store import RunFolder, Store
 from moe_runner.training import checkpoint
 from moe_runner.training.callbacks import ShowProgress
 from moe_runner.training.fit import (
+    Prepared,
     Resources,
     build,
     evaluate_ood,
     make_trainer,
     take_final_form,
 )
+
+
+def kept_folder(run: Run, store: Store, given: str) -> RunFolder:
+    """Find the folder of a finished run whose weights were kept.
+
+    Args:
+        run: as stored.
+        store: holds it.
+        given: what the user typed, for messages: "evaluate=<id>".
+
+    Raises:
+        ConfigError: if the run is not done, its weights were not kept, or the backbone's files
+            have changed since.
+        StoreError: if the result is damaged.
+    """
+    folder = RunFolder(store.folder(run.id))
+    if store.result(run.id) is None:
+        raise ConfigError(f"{given} is not done; run it first")
+    if not folder.best.is_dir():
+        raise ConfigError(
+            f"{given} was not kept; run its command again with keep_model=best rerun=true"
+        )
+    found_weights = find_weights(run.model)
+    if found_weights.problem is None and found_weights.fingerprint() != run.weights:
+        raise ConfigError(
+            f"{given}: the weights of model={run.model.name} are not those that it was tuned from; "
+            "run it again"
+        )
+    return folder
+
+
+def load_best(ready: Prepared, folder: RunFolder, given: str) -> None:
+    """Load the weights of a run's best epoch.
+
+    Args:
+        ready: the run's model, as `build` makes it.
+        folder: of the run.
+        given: see `kept_folder`.
+
+    Raises:
+        ConfigError: if they cannot be loaded.
+    """
+    try:
+        checkpoint.load_trained(ready.backbone.model, folder.best)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(
+            f"{given}: {folder.best} cannot be loaded ({one_line(error)}); run its command again "
+            "with keep_model=best rerun=true"
+        ) from error
 
 
 def evaluate_kept(
@@ -44,21 +94,10 @@ def evaluate_kept(
             backbone's files have changed since, or no set is named.
         StoreError: if ood.json or the result is damaged.
     """
-    folder = RunFolder(store.folder(run.id))
-    if store.result(run.id) is None:
-        raise ConfigError(f"evaluate={run.id} is not done; run it first")
-    if not folder.best.is_dir():
-        raise ConfigError(
-            f"evaluate={run.id} was not kept; run its command again with keep_model=best rerun=true"
-        )
+    given = f"evaluate={run.id}"
+    folder = kept_folder(run, store, given)
     file = folder.path / "ood.json"
     known = read_object(file, "delete it") or {}  # now: evaluating takes long
-    found_weights = find_weights(run.model)
-    if found_weights.problem is None and found_weights.fingerprint() != run.weights:
-        raise ConfigError(
-            f"evaluate={run.id}: the weights of model={run.model.name} are not those that it was "
-            "tuned from; run it again"
-        )
     if not settings.task.ood:
         raise ConfigError(
             "task.ood=[] names no set to evaluate on; use for example task.ood=[imdb]"
@@ -70,13 +109,7 @@ def evaluate_kept(
         data_dir=settings.task.data_dir or run.task.data_dir,
     )
     ready = build(replace(run, task=task), resources)
-    try:
-        checkpoint.load_trained(ready.backbone.model, folder.best)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(
-            f"evaluate={run.id}: {folder.best} cannot be loaded ({one_line(error)}); run its "
-            "command again with keep_model=best rerun=true"
-        ) from error
+    load_best(ready, folder, given)
     take_final_form(ready, run, resources)
     ready.backbone.model.eval()
     spec = ready.data.spec

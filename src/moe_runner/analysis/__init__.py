@@ -1,0 +1,1 @@
+"""What the experts of a tuned model are: numbers, tables and pictures."""
