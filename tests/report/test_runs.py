@@ -112,6 +112,8 @@ def test_runs_are_sorted(report):
 def test_nothing_is_said_in_a_line(report, tmp_path):
     assert report("runs", "task=qqp") == (0, f"no runs in {tmp_path}/out with these values\n")
     assert command.run(["runs", f"output={tmp_path}/empty"]) == 0
+    assert command.run(["page", f"output={tmp_path}/empty", "method.top_k=8"]) == 0
+    assert command.run(["page", f"output={tmp_path}/empty", "nope=8"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -120,8 +122,8 @@ def test_nothing_is_said_in_a_line(report, tmp_path):
         (["runs", "methd=emoe"], "methd=emoe is not an option of these runs; did you mean method?"),
         (["runs", "sort=scor"], "sort=scor is not an option; did you mean score?"),
         (["runs", "emoe"], "emoe is not an option of moe-report runs"),
-        (["show"], "moe-report show takes one id, not 0; moe-report runs lists them"),
-        (["compare", "abc"], "moe-report compare takes 2 ids or more, not 1"),
+        (["show"], "moe-report show takes one id, not none; moe-report runs lists them"),
+        (["compare", "abc"], "moe-report compare takes 2 ids or more, not abc; moe-report"),
         (["show", "zzzz"], "'zzzz' is not a run in"),
         (["page", "format=pdf"], "format=pdf is not an option"),
     ],

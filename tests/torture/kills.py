@@ -8,6 +8,7 @@ file, in the middle of a write (cache, checkpoint, status, result).
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.torture import commands, runs
 
 EACH = 10  # kills of a run, unless it comes to its end before
 LEAST, LEAST_RESUMED = 150, 20  # of a whole campaign
+MINUTE = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d")
 TRIES = 60  # of a run: more means that it does not go on
 
 
@@ -164,9 +166,9 @@ def kill_reports(folder: Path, rng: random.Random, kills: int) -> int:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Read every file below a folder."""
+    """Read every file below a folder; the minute in which a page was made is left out."""
     return {
-        str(path.relative_to(folder)): path.read_bytes()
+        str(path.relative_to(folder)): MINUTE.sub(b"", path.read_bytes())
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }

@@ -44,20 +44,18 @@ def run(words: Sequence[str]) -> int:
     """
     os.environ["HF_HUB_OFFLINE"] = "1"  # a report says what is here: ask nobody
     first = words[0] if words else "--help"
-    if first in ("--help", "-h"):
-        print(usage())
-        return 0
-    if first == "--version":
-        print(f"moe-runner {version('moe-runner')}")
-        return 0
-    if first not in COMMANDS:
-        print(not_an_option(first, " of moe-report", first, list(COMMANDS)), file=sys.stderr)
-        return 2
-    if {"--help", "-h"} & set(words[1:]):
-        print(summary(first, whole=True))
-        return 0
     try:
-        COMMANDS[first](words[1:])
+        if first in ("--help", "-h"):
+            print(usage())
+        elif first == "--version":
+            print(f"moe-runner {version('moe-runner')}")
+        elif first not in COMMANDS:
+            raise ConfigError(not_an_option(first, " of moe-report", first, list(COMMANDS)))
+        elif {"--help", "-h"} & set(words[1:]):
+            print(summary(first, whole=True))
+        else:
+            COMMANDS[first](words[1:])
+        sys.stdout.flush()
     except (ConfigError, StoreError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -213,7 +213,8 @@ def with_ids(
     if len(ids) < least or (most is not None and len(ids) > most):
         number = "one id" if most == least else f"{least} ids or more"
         raise ConfigError(
-            f"moe-report {command} takes {number}, not {len(ids)}; moe-report runs lists them"
+            f"moe-report {command} takes {number}, not {' '.join(ids) or 'none'}; moe-report runs lists "
+            "them"
         )
     return given, ids
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from moe_runner.files import one_line
 from moe_runner.metrics import named, scaled, shown
+from moe_runner.options.build import field_names
 from moe_runner.options.errors import ConfigError, not_an_option, show
+from moe_runner.options.settings import option_keys
 from moe_runner.report.sheet import Entry, Sheet
 from moe_runner.runs.objects import StoreError
-from moe_runner.runs.result import Result
+from moe_runner.runs.result import Axes, Result
 from moe_runner.runs.run import read_run
 from moe_runner.runs.store import Store
 
@@ -91,13 +93,13 @@ def chosen(rows: Sequence[Row], wanted: Mapping[str, str]) -> list[Row]:
             commas.
 
     Raises:
-        ConfigError: for a key that no run has.
+        ConfigError: for a key that no run can have.
     """
-    keys = list(dict.fromkeys(key for row in rows for key in (*row.axes, *row.settings)))
-    unknown = [key for key in wanted if key not in (*keys, "state", "id")]
-    if unknown and rows:
+    keys = dict.fromkeys(key for row in rows for key in (*row.axes, *row.settings))
+    known = [*(keys or (*field_names(Axes), *option_keys())), "state", "id"]
+    if unknown := [key for key in wanted if key not in known and key not in option_keys()]:
         raise ConfigError(
-            *(not_an_option(f"{k}={wanted[k]}", " of these runs", k, keys) for k in unknown)
+            *(not_an_option(f"{k}={wanted[k]}", " of these runs", k, known) for k in unknown)
         )
     return [row for row in rows if all(same(row.value(key), text) for key, text in wanted.items())]
 

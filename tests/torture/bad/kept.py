@@ -246,12 +246,12 @@ def stores() -> list[Case]:
             case(f"status {name}", in_run("status.json", text(content)), code=0)
             for name, content in contents
         ),
-        case("result is a folder", result_is_a_folder, "result.json"),
+        case("result is a folder", result_is_a_folder, "result.json", code=1),
         case("no status", in_run("status.json", Path.unlink), code=0),
         case("no config", in_run("config.yaml", Path.unlink), code=0),
         case("no environment", in_run("environment.json", Path.unlink), code=0),
         case("runs is a file", runs_is_a_file, "HERE/outputs/runs"),
-        case("the run is a file", run_is_a_file, "HERE/outputs/runs"),
+        case("the run is a file", run_is_a_file, "HERE/outputs/runs", code=1),
     ]
 
 
@@ -275,12 +275,12 @@ def evaluations() -> list[Case]:
              "config.yaml"),
         case("a config that is no yaml", in_run("config.yaml", lambda p: p.write_text("a: [")),
              "config.yaml"),
-        case("no result", in_run("result.json", Path.unlink), "result"),
+        case("no result", in_run("result.json", Path.unlink), "is not done"),
         case("half a result", in_run("result.json", lambda p: p.write_text("{")), "result.json"),
         case("no weights", in_run(best, Path.unlink), "keep_model=best"),
         case("half of the weights", in_run(best, lambda p: spoil(p, "half")),
-             "trained.safetensors"),
+             "checkpoint/best cannot be loaded"),
         case("no weights at all", in_run(best, lambda p: p.write_bytes(b"")),
-             "trained.safetensors"),
+             "checkpoint/best cannot be loaded"),
         case("an unknown set", None, "nope", words=("task.ood=[nope]",)),
     ]  # fmt: skip
