@@ -212,9 +212,9 @@ def with_ids(
     given = read_words(command, [word for word in words if "=" in word], output="outputs")
     if len(ids) < least or (most is not None and len(ids) > most):
         number = "one id" if most == least else f"{least} ids or more"
+        given_ids = " ".join(ids) or "none"
         raise ConfigError(
-            f"moe-report {command} takes {number}, not {' '.join(ids) or 'none'}; moe-report runs lists "
-            "them"
+            f"moe-report {command} takes {number}, not {given_ids}; moe-report runs lists them"
         )
     return given, ids
 
