@@ -111,3 +111,21 @@ def test_secrets_of_the_environment_are_in_no_log(tmp_path, monkeypatch):
     assert (tmp_path / "run.log").read_text().endswith("with ***\n")
     files.write_json(tmp_path / "a.json", {"hf_abcdefgh": 1})  # what is read back stays whole
     assert files.read_json(tmp_path / "a.json") == {"hf_abcdefgh": 1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0",
+        "basic_ios::clear: iostream error",  # the first write of a file fails
+    ],
+)
+def test_an_error_of_torchs_writer_names_the_folder(text, tmp_path):
+    named = pytest.raises(OSError, match=f"{tmp_path} cannot be written; is the disk full?")
+    with named, files.writing_tensors(tmp_path):
+        raise RuntimeError(text)
+
+
+def test_another_error_among_writes_stays_what_it_is(tmp_path):
+    with pytest.raises(RuntimeError, match="CUDA"), files.writing_tensors(tmp_path):
+        raise RuntimeError("CUDA error: out of memory")

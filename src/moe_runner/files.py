@@ -21,7 +21,7 @@ WORKING_FOLDER = ("PWD", "OLDPWD")
 WITH_PASSWORD = re.compile(r"(://[^\s/:@]*:)([^\s/@]+)@")  # scheme://user:password@host
 KEPT = "what is finished is kept: free some space, and the same command goes on"
 FULL = (errno.ENOSPC, errno.EDQUOT)
-TORCH_WRITER = "inline_container"  # its file, in the text of its errors
+TORCH_WRITER = ("inline_container", "iostream error")  # in its errors: its file; C++'s stream
 LEAST_SECRET = 8  # letters: a shorter value occurs by chance
 
 
@@ -144,7 +144,7 @@ def writing_tensors(folder: Path) -> Iterator[None]:
         yield
         share(folder, "*.safetensors")
     except (RuntimeError, SafetensorError) as error:
-        if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in TORCH_WRITER):
             raise
         reason = str(error).splitlines()[0]
         raise OSError(
