@@ -160,6 +160,12 @@ PROBLEMS = [
     ("--dry-run", "--dry-run is not a flag; did you mean dry_run=<value>?"),
     ("--xyzzy", "--xyzzy is not a flag; see moe-run --hydra-help"),
     (
+        "--=null",
+        "ambiguous option: --=null could match --help, --hydra-help, --version, --cfg, --resolve, "
+        "--package, --run, --multirun, --shell-completion, --config-path, --config-name, "
+        "--config-dir, --experimental-rerun, --info; see moe-run --hydra-help",
+    ),
+    (
         "method=emoe -m seed=1,2",
         "seed=1,2 comes after a flag that follows other options; put flags last",
     ),

@@ -6,7 +6,7 @@ import argparse
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -35,6 +35,11 @@ class Given:
         return Given(choices, values, self.stand_ins)
 
 
+def refuse(message: str) -> NoReturn:
+    """Raise what argparse says of the arguments."""
+    raise argparse.ArgumentError(None, message)
+
+
 def read_flags(argv: Sequence[str], problems: list[str]) -> argparse.Namespace | None:
     """Separate Hydra's flags from the overrides.
 
@@ -47,6 +52,7 @@ def read_flags(argv: Sequence[str], problems: list[str]) -> argparse.Namespace |
     """
     parser = get_args_parser()
     parser.exit_on_error = False
+    parser.error = refuse  # type: ignore[method-assign]  # else it ends the process: --=null
     try:
         flags, unknown = parser.parse_known_args(list(argv))
     except argparse.ArgumentError as error:
