@@ -16,6 +16,7 @@ from moe_runner.report.study_table import grouped, tabulate, unequal
 from moe_runner.runs.result import Accuracy, Checkpoint
 from moe_runner.sweeps.study import Pairing, Study, read_study, study_names
 from moe_runner.sweeps.study_plan import plan_study
+from tests.plans import planned
 from tests.results import make_result, scores
 
 FOLDERS = option_folders()
@@ -86,9 +87,9 @@ def results(plan, primary, ood=None, **more) -> dict:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_pairing_names_what_there_is(name, plan):
+def test_a_pairing_names_what_there_is(name):
     of = read_study(FOLDERS, name)
-    tables = [tabulate(plan(of, profile), {}) for profile in of.grids]
+    tables = [tabulate(planned(name, profile), {}) for profile in of.grids]
     rows = {row for table in tables for row in table.rows}
     for pairing in of.beside:
         published = published_tables()[pairing.table]
@@ -100,8 +101,8 @@ def test_a_pairing_names_what_there_is(name, plan):
 
 
 @pytest.mark.parametrize(("name", "profile"), GRIDS)
-def test_the_runs_of_a_cell_are_repetitions(name, profile, plan):
-    for cell, runs in grouped(plan(read_study(FOLDERS, name), profile)).items():
+def test_the_runs_of_a_cell_are_repetitions(name, profile):
+    for cell, runs in grouped(planned(name, profile)).items():
         settings: dict[int, list] = {}  # of DomainBed, a batch is a part of each training domain
         for run in runs:
             settings.setdefault(run.task_name.count("+"), []).append(run.settings())

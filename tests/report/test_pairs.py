@@ -15,6 +15,7 @@ from moe_runner.report.study_table import tabulate
 from moe_runner.report.verdicts import claims
 from moe_runner.sweeps.study import Pairing, read_study
 from moe_runner.sweeps.study_plan import plan_study
+from tests.plans import planned
 from tests.report.test_beside import FOLDERS, GRIDS, plan, results, study  # noqa: F401
 from tests.results import make_result, scores
 
@@ -119,9 +120,8 @@ def test_a_name_that_the_published_table_lacks_has_its_line(plan):  # noqa: F811
 
 
 @pytest.mark.parametrize(("name", "profile"), GRIDS)
-def test_the_studies_pair_alike_with_alike(name, profile, tmp_path):
-    of = read_study(FOLDERS, name)
-    check_pairings([plan_study(FOLDERS, of, profile, {"paths.cache": str(tmp_path)})])
+def test_the_studies_pair_alike_with_alike(name, profile):
+    check_pairings([planned(name, profile)])
 
 
 def test_the_llama_study_evaluates_mmlu_with_the_published_dropout(tmp_path):

@@ -24,6 +24,7 @@ from moe_runner.sweeps.study import (
     study_names,
 )
 from moe_runner.sweeps.study_plan import plan_study
+from tests.plans import planned
 
 FOLDERS = option_folders()
 STUDIES = study_names(FOLDERS)
@@ -76,22 +77,22 @@ def test_no_table_of_the_papers_is_left_out():
 
 
 @pytest.mark.parametrize(("name", "profile"), GRIDS)
-def test_a_study_composes_in_all_its_profiles(name, profile, common):
-    plan = plan_study(FOLDERS, read_study(FOLDERS, name), profile, common)
+def test_a_study_composes_in_all_its_profiles(name, profile):
+    plan = planned(name, profile)
     assert plan.gaps == ()
     assert plan.jobs
     assert len({job.run.id for job in plan.jobs}) == len(plan.jobs)
 
 
 @pytest.mark.parametrize("name", [name for name, profile in GRIDS if profile == "mini"])
-def test_a_mini_study_runs_here_and_briefly(name, common):
-    plan = plan_study(FOLDERS, read_study(FOLDERS, name), "mini", common)
+def test_a_mini_study_runs_here_and_briefly(name):
+    plan = planned(name, "mini")
     assert [job.problems for job in plan.jobs if job.problems] == []
     assert all(job.run.trainer.max_steps <= 100 for job in plan.jobs)
 
 
-def test_the_mini_profile_has_at_most_280_distinct_runs(common):
-    plans = [plan_study(FOLDERS, read_study(FOLDERS, name), "mini", common) for name in STUDIES]
+def test_the_mini_profile_has_at_most_280_distinct_runs():
+    plans = [planned(name, "mini") for name in STUDIES]
     assert 100 < len({job.run.id for plan in plans for job in plan.jobs}) <= 280
 
 
