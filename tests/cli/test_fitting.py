@@ -44,6 +44,8 @@ def test_several_that_lack_it_are_named_and_suites_are_treated_alike():
 def test_what_all_have_stays():
     jobs = [["method=emoe", "method.top_k=8", "trainer.epochs=1"], ["trainer.epochs=2"]]
     assert fitted(jobs, FILES) == ([tuple(job) for job in jobs], [])
+    twice = [["method=emoe"], ["method=emoe"]]  # as it was typed: the second finds the first done
+    assert fitted(twice, FILES)[0] == [("method=emoe",)] * 2
 
 
 @pytest.mark.parametrize(

@@ -43,10 +43,10 @@ def fitted(
         files: the groups and their defaults.
 
     Returns:
-        The jobs, each once (dense is not repeated for every number of experts), and a line for
-        each option that was left out somewhere.
+        The jobs, each that lost an option once (dense is not repeated for every number of experts),
+        and a line for each option that was left out somewhere.
     """
-    kept: dict[tuple[str, ...], None] = {}
+    kept: list[Sequence[str]] = []
     without: dict[str, dict[str, None]] = {}
     for job in jobs:
         kinds = kinds_of(job, files)
@@ -58,11 +58,12 @@ def fitted(
             else:
                 group = key.partition(".")[0]
                 without.setdefault(key, {})[f"{group}={kinds[group]}"] = None
-        kept[tuple(words)] = None
+        if len(words) == len(job) or tuple(words) not in kept:
+            kept.append(tuple(words))
     lines = [
         f"{key} is no option of {', '.join(names)}, which goes without it"
         if len(names) == 1
         else f"{key} is no option of {', '.join(names)}, which go without it"
         for key, names in without.items()
     ]
-    return list(kept), lines
+    return kept, lines
