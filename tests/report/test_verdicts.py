@@ -116,5 +116,5 @@ def test_a_study_without_runs_says_nothing(plan):  # noqa: F811
 
 
 def test_reasons_are_counted_together():
-    made = [Claim("a", "b", "c", None, None, False, word) for word in (MISSING, TOY, REPRODUCED)]
+    made = [Claim("a", "b", "c", None, None, word) for word in (MISSING, TOY, REPRODUCED)]
     assert summed_up(made) == "not comparable 2, reproduced 1"

@@ -40,7 +40,6 @@ class Claim:
         ours: in percent, or as the metric is; None without the runs. A difference of ranks has no
             error.
         published: the same difference in the paper; None where it is not known.
-        lower: whether a smaller number is better.
         verdict: in words.
     """
 
@@ -49,7 +48,6 @@ class Claim:
     column: str
     ours: Effect | None
     published: float | None
-    lower: bool
     verdict: str
 
 
@@ -81,7 +79,7 @@ def claims(plan: StudyPlan, results: Results) -> list[Claim]:
                     continue  # an average of percentages and perplexities means nothing
                 ours, lower = measured(table, row, table.rows[0], key)
                 verdict = own_verdict(ours, lower)
-                found.append(Claim(row, table.rows[0], key, ours, None, lower, verdict))
+                found.append(Claim(row, table.rows[0], key, ours, None, verdict))
     return found
 
 
@@ -104,9 +102,9 @@ def published_claims(
                 if isinstance(cells[0], int | float) and isinstance(cells[1], int | float)
                 else None
             )
-            ours, lower = measured(table, own, baseline, key)
+            ours, _ = measured(table, own, baseline, key)
             word = TOY if plan.profile == "mini" else verdict(ours, gain)
-            yield Claim(own, baseline, key, ours, gain, lower, word)
+            yield Claim(own, baseline, key, ours, gain, word)
 
 
 def measured(table: StudyTable, row: str, baseline: str, key: str) -> tuple[Effect | None, bool]:
