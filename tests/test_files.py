@@ -1,11 +1,15 @@
+import errno
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from moe_runner import files
+from moe_runner.backbones.loading import read_model
 from moe_runner.runs.log import logged_to
+from moe_runner.training import checkpoint
 
 
 def test_write_json_and_read_json_agree(tmp_path):
@@ -129,3 +133,43 @@ def test_an_error_of_torchs_writer_names_the_folder(text, tmp_path):
 def test_another_error_among_writes_stays_what_it_is(tmp_path):
     with pytest.raises(RuntimeError, match="CUDA"), files.writing_tensors(tmp_path):
         raise RuntimeError("CUDA error: out of memory")
+
+
+STARVED = [
+    MemoryError(),
+    OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+    RuntimeError("can't start new thread"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:125] DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", STARVED, ids=str)
+def test_too_little_memory_is_told_with_what_to_do(error):
+    assert "ulimit -v" in files.one_line(error)
+
+
+@pytest.mark.parametrize("error", STARVED, ids=str)
+def test_too_little_memory_is_no_damage_of_a_checkpoint(error, tmp_path):
+    with pytest.raises(type(error)) as raised, checkpoint.reading(tmp_path):
+        raise error
+    assert raised.value is error
+
+
+@pytest.mark.parametrize("error", STARVED, ids=str)
+def test_too_little_memory_is_no_fault_of_the_weights(error):
+    class Starved:
+        @staticmethod
+        def from_pretrained(**_):
+            raise error
+
+    weights = SimpleNamespace(location={}, origin="weights")
+    with pytest.raises(type(error)) as raised:
+        read_model(Starved, weights)
+    assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("size mismatch"), OSError(errno.ENOENT, "missing"), ValueError("memory")]
+)
+def test_other_errors_are_not_about_memory(error):
+    assert not files.is_starved(error)

@@ -21,6 +21,8 @@ WORKING_FOLDER = ("PWD", "OLDPWD")
 WITH_PASSWORD = re.compile(r"(://[^\s/:@]*:)([^\s/@]+)@")  # scheme://user:password@host
 KEPT = "what is finished is kept: free some space, and the same command goes on"
 FULL = (errno.ENOSPC, errno.EDQUOT)
+STARVED = "the system gave too little memory or too few threads (ulimit -v, -u): give more"
+STARVING = ("can't start new thread", "can't allocate memory", "Cannot allocate memory")
 TORCH_WRITER = ("inline_container", "iostream error")  # in its errors: its file; C++'s stream
 LEAST_SECRET = 8  # letters: a shorter value occurs by chance
 
@@ -173,9 +175,18 @@ def share(folder: Path, pattern: str) -> None:
 
 def one_line(error: Exception) -> str:
     """Word an error in a line; of a file that is out of reach, its name and the system's reason."""
+    if is_starved(error):
+        return f"{str(error).strip() or 'not enough memory'}; {STARVED}"
     if not isinstance(error, OSError) or error.filename is None:
         return str(error)
     return f"{error.filename}: {error.strerror}{f'; {KEPT}' if error.errno in FULL else ''}"
+
+
+def is_starved(error: BaseException) -> bool:
+    """Say if an error comes from too little memory or too few threads, so from no file."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in STARVING)
 
 
 def no_place(key: str, place: str) -> str | None:

@@ -11,6 +11,7 @@ from tests.torture import commands, runs
 NAMES = ("emoe bert_tiny rte", "hypermoe bert_tiny rte", "emoe gpt2_tiny language")
 ROOM = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # MiB more than the process has
 WORDS = ("memory", "allocate", "MemoryError")
+BLAMED = ("cannot be loaded", "damaged", "cannot be read")  # files that are whole
 
 
 def campaign(folder: Path, *, only: int | None = None, seed: int = 0) -> dict:
@@ -64,4 +65,5 @@ def ending(done: commands.Done, what: str) -> str:
         return "had enough"
     assert done.code in (1, 2), f"{what}: code {done.code}: {screen}"
     assert any(word in screen for word in WORDS), f"{what}: {screen}"
+    assert not any(word in screen for word in BLAMED), f"{what}: {screen}"
     return "failed and named memory"

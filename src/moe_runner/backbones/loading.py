@@ -25,7 +25,7 @@ from transformers import (
 
 from moe_runner.backbones.loaded import check_loaded, renew_head, some
 from moe_runner.backbones.weights import Weights
-from moe_runner.files import read_json
+from moe_runner.files import is_starved, read_json
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.model import Model
 from moe_runner.registry import FAMILIES
@@ -163,6 +163,8 @@ def read_model(
             **weights.location,
         )
     except UNREADABLE as error:
+        if is_starved(error):
+            raise
         reason = str(error).strip().partition("\n")[0]
         if "weights_only" in str(error) or isinstance(error, UnpicklingError):
             reason = (

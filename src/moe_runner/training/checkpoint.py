@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 
 from moe_runner.backbones.integrity import file_problem
-from moe_runner.files import writing_tensors
+from moe_runner.files import is_starved, writing_tensors
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +133,8 @@ def reading(folder: Path) -> Iterator[None]:
     try:
         yield
     except READING as error:
+        if is_starved(error):
+            raise
         reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise ValueError(
             f"{folder} is damaged ({reason}); delete it, and the same command goes on from the one "
