@@ -173,3 +173,9 @@ def test_too_little_memory_is_no_fault_of_the_weights(error):
 )
 def test_other_errors_are_not_about_memory(error):
     assert not files.is_starved(error)
+
+
+def test_a_process_short_of_memory_is_told_before_it_starts_threads():
+    files.check_room()
+    with pytest.raises(MemoryError, match="fewer than 1073741824 MiB are free"):
+        files.check_room(2**30)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import mmap
 import os
 import re
 import tempfile
@@ -187,6 +188,23 @@ def is_starved(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in STARVING)
+
+
+def check_room(mebibytes: int = 64) -> None:
+    """Find out now whether the process is short of memory: a thread cannot say so, it hangs.
+
+    (CPython 3.11, where the allocator fails in the first lines of a new thread.)
+
+    Args:
+        mebibytes: of addresses that there must be; they are given back.
+
+    Raises:
+        MemoryError: if there are fewer.
+    """
+    try:
+        mmap.mmap(-1, mebibytes * 2**20).close()
+    except OSError as error:
+        raise MemoryError(f"fewer than {mebibytes} MiB are free") from error
 
 
 def no_place(key: str, place: str) -> str | None:

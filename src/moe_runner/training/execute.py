@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from moe_runner.files import one_line, unusable
+from moe_runner.files import check_room, one_line, unusable
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.settings import Settings
 from moe_runner.report.summary import headline
@@ -105,6 +105,7 @@ def execute(run: Run, settings: Settings, store: Store) -> Result | PrimaryOnly:
 
     from moe_runner.training.fit import carry_out
 
+    check_room()
     resources = find_resources(settings)
     software = environment(settings.threads or torch.get_num_threads())
     try:
