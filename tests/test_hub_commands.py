@@ -181,6 +181,9 @@ def test_prepare_data_fills_a_folder_with_all_that_the_hub_has(hub, run, tmp_pat
     asked = len(hub.answered)
     assert run(*COMMANDS["gluex"], *local).code == 0
     assert [address for _, address, _ in hub.answered[asked:] if address != "/"] == []
+    (result,) = tmp_path.glob("outputs/runs/*/result.json")
+    planned = run(*COMMANDS["gluex"], "model=gpt2_tiny", "dry_run=true")  # data of the Hub
+    assert result.parent.name in planned.out, "one id, wherever the data lie"
 
 
 @pytest.mark.long

@@ -77,10 +77,31 @@ def content_hash(paths: Sequence[Path], memo: Path | None = None) -> str:
     if not files:
         raise ValueError("content_hash needs at least one file; got none")
     folder = os.path.commonpath([os.path.dirname(file) for file in files])
-    known = _read_memo(memo)
-    fresh: dict[str, list[int | str]] = {}
+    digests = file_hashes(files, memo)
     total = hashlib.sha256()
     for name, file in sorted((Path(os.path.relpath(f, folder)).as_posix(), f) for f in files):
+        name_bytes = os.fsencode(name)
+        total.update(f"{len(name_bytes)}:".encode() + name_bytes + digests[file].encode())
+    return total.hexdigest()
+
+
+def file_hashes(files: Sequence[str], memo: Path | None = None) -> dict[str, str]:
+    """Hash the content of each file.
+
+    Args:
+        files: absolute paths.
+        memo: see `content_hash`.
+
+    Returns:
+        File -> 64 hex digits.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+    """
+    known = _read_memo(memo)
+    fresh: dict[str, list[int | str]] = {}
+    digests = {}
+    for file in files:
         stat = os.stat(file)
         match known.get(file):
             case [stat.st_size, stat.st_mtime_ns, str(digest)]:
@@ -89,13 +110,12 @@ def content_hash(paths: Sequence[Path], memo: Path | None = None) -> str:
                 with open(file, "rb") as stream:
                     digest = hashlib.file_digest(stream, "sha256").hexdigest()
                 fresh[file] = [stat.st_size, stat.st_mtime_ns, digest]
-        name_bytes = os.fsencode(name)
-        total.update(f"{len(name_bytes)}:".encode() + name_bytes + digest.encode())
+        digests[file] = digest
     if memo is not None and fresh:
         with suppress(OSError):  # a store that can only be read: hashed again next time
             memo.parent.mkdir(parents=True, exist_ok=True)
             write_json(memo, _read_memo(memo) | fresh)  # read again: others may have added to it
-    return total.hexdigest()
+    return digests
 
 
 def identifying(options: Any) -> list[dataclasses.Field[Any]]:

@@ -1,5 +1,6 @@
 """Tasks, whatever their suite: what a member is, where its data are, and reading them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from moe_runner.options.task import FormName, Task
 from moe_runner.options.training import Recipe
 from moe_runner.registry import FAMILIES, SUITES
 from moe_runner.runs.identity import content_hash
+from moe_runner.tasks.downloaded import downloaded_commit
 from moe_runner.tasks.overlap import warn_of_data
 from moe_runner.tasks.places import Source
 from moe_runner.tasks.specs import TaskData, TaskSpec
@@ -135,7 +137,8 @@ def fingerprint(options: Task, name: str, memo: Path | None = None) -> dict[str,
 
     Returns:
         The keys of `sources` -> the hash of the files read, or data set, configuration, split and
-        revision of the Hub, or generator, version and seed; "not available" for what is absent.
+        revision of the Hub (also of files that were fetched from there and are unchanged), or
+        generator, version and seed; "not available" for what is absent.
 
     Raises:
         ConfigError: for an out-of-domain set that no member can be evaluated on.
@@ -169,6 +172,8 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
 def _fingerprint(source: Source, memo: Path | None) -> str:
     if source.absent:
         return "not available"
+    if source.original is not None and (commit := downloaded_commit(source.files, memo)):
+        return str(replace(source.original, revision=commit))
     if source.files:
         return f"sha256 {content_hash(source.files, memo)} {source.reading}".rstrip()
     return source.generated or str(source.hub or "not available")

@@ -137,7 +137,7 @@ def source(options: Task, name: str) -> Source:
         single = folder / f"{name}.parquet"
         files = find_parquet(folder / name, "test") or ((single,) if single.is_file() else ())
         if files:
-            return Source(files=files)
+            return Source(files=files, original=place)
         looked_for = f"{name}/test.parquet, {name}/test-*-of-*.parquet or {name}.parquet"
         remedy = f"put {looked_for} into task.ood_dir={options.ood_dir}"
     else:

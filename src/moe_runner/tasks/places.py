@@ -40,6 +40,7 @@ class Source:
     hub: HubSplit | None = None
     reading: str = ""  # how the files are read, where an earlier version read them otherwise
     generated: str | None = None  # generator, version and seed
+    original: HubSplit | None = None  # the Hub's split that the files may be a copy of
     problem: str | None = None  # why it can't be had, and the remedy: one line
     absent: str | None = None  # the same, for a split that may be missing
 
@@ -160,7 +161,7 @@ def split_source(options: Task, name: str, place: HubSplit, *, instead: str) -> 
     folder, split = Path(options.data_dir).expanduser(), place.split
     for own in dict.fromkeys((name, place.config)):
         if files := find_parquet(folder / own, split):
-            return Source(files=files)
+            return Source(files=files, original=place)
     state = "lacks a split" if folder.is_dir() else "is not a folder"
     return Source(
         problem=f"task.data_dir={options.data_dir} {state}: looked for {name}/{split}.parquet and "
