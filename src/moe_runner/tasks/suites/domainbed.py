@@ -89,15 +89,15 @@ SPLITS = ("train", "test")  # of MNIST; the benchmark uses all of it
 
 
 def _mnist_source(options: Task, data_set: DataSet, split: str) -> Source:
+    hub_id = options.hub_id or data_set.hub_id
+    assert hub_id is not None
+    place = hub_split(options, hub_id, "mnist", split)
     if options.data_dir is None:
-        hub_id = options.hub_id or data_set.hub_id
-        assert hub_id is not None
-        place = hub_split(options, hub_id, "mnist", split)
         return hub_source(place, "use task.data_dir=<folder>, or task=domainbed_mini")
     root = Path(options.data_dir).expanduser()
     folder = find_folder(root, data_set.folder)
     if folder is not None and (files := find_parquet(folder, split)):
-        return Source(files=files)
+        return Source(files=files, original=place)
     return Source(
         problem=f"task.data_dir={options.data_dir} lacks MNIST: looked for MNIST/{split}.parquet "
         f"and MNIST/{split}-*-of-*.parquet (columns image, label); put it there, or use "

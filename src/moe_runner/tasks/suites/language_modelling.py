@@ -139,7 +139,8 @@ def _text_source(options: Task, name: str, split: str) -> Source:
             if (within / file).is_file():
                 return Source(files=(within / file,))
     if files := find_parquet(folder / config, split):
-        return Source(files=files)
+        copied = hub_split(options, HUB_ID, config, split) if name in CONFIGS else None
+        return Source(files=files, original=copied)
     if name == OWN and (alone := _only_file(folder)) is not None:
         return Source(files=(alone,), reading=BY_ROWS if kind_of(alone) else "")
     state = "lacks a split" if folder.is_dir() else "is neither a folder nor a text file"
