@@ -45,7 +45,10 @@ reproduce-tables: install  ## run what is missing of every study, then render th
 	OMP_NUM_THREADS=1 $(BIN)/moe-run study=all profile=$(PROFILE) hydra/launcher=joblib hydra.launcher.n_jobs=$(WORKERS)
 
 bench: install  ## the benchmarks: about an hour; minutes with make bench QUICK=--quick
-	set -e; for script in scripts/bench_*.py; do $(BIN)/python $$script $(QUICK); done
+	set -e; for script in $(filter-out scripts/bench_cuda.py,$(wildcard scripts/bench_*.py)); do $(BIN)/python $$script $(QUICK); done
+
+bench-cuda: install  ## every back end on a GPU: parity, then speed against dense; under eight minutes
+	$(BIN)/python scripts/bench_cuda.py $(QUICK)
 
 docs: install  ## the documentation as a site: outputs/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -70,4 +73,4 @@ clean:  ## remove caches and build products; outputs/ stays
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -exec rm -rf {} +
 
-.PHONY: help install demo test test-long test-slow test-cluster torture reproduce-tables bench docs check audit format clean
+.PHONY: help install demo test test-long test-slow test-cluster torture reproduce-tables bench bench-cuda docs check audit format clean

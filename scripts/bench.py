@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 OUTPUT = Path("outputs/bench")
 
@@ -115,6 +113,9 @@ def save(name: str, rows: list[Row]) -> None:
 
 def show(title: str, rows: list[Row]) -> None:
     """Print rows as a table."""
+    from rich.console import Console  # bench_cuda.py runs without
+    from rich.table import Table
+
     table = Table(title=f"{title}; {torch.get_num_threads()} threads")
     extras = list(dict.fromkeys(name for row in rows for name in row.extra))
     for name in ("case", "variant", "phase", "ms", "x baseline", "extra MiB", *extras):

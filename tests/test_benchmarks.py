@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import re
+import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
@@ -64,3 +68,55 @@ def test_every_benchmark_explains_itself(script, bench, monkeypatch, capsys):
         module.main()
     assert stopped.value.code == 0
     assert "--quick" in capsys.readouterr().out
+
+
+def needed_by(*packages: str) -> set[str]:
+    """List packages and what they need, extras left out."""
+    found: set[str] = set()
+    waiting = list(packages)
+    while waiting:
+        name = waiting.pop().lower().replace("_", "-")
+        try:
+            requirements = distribution(name).requires or []
+        except PackageNotFoundError:  # of another platform
+            continue
+        if name not in found:
+            found.add(name)
+            plain = [line for line in requirements if "extra ==" not in line]
+            waiting += [re.match(r"[\w.-]+", line)[0] for line in plain]
+    return found
+
+
+@pytest.mark.long
+def test_the_benchmark_of_gpus_runs_where_little_is_installed(tmp_path):
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for name in needed_by("torch", "transformers", "numpy", "safetensors"):
+        tops = {Path(str(file)).parts[0] for file in distribution(name).files or []}
+        for top in tops - {"..", "__pycache__"}:
+            place = Path(distribution(name).locate_file(top))
+            if place.exists() and not (packages / top).exists():
+                (packages / top).symlink_to(place)
+    assert not (packages / "hydra").exists()
+    assert not (packages / "datasets").exists()
+    done = subprocess.run(
+        [sys.executable, "-S", SCRIPTS / "bench_cuda.py", "--device", "cpu", "--quick"],
+        env={**os.environ, "PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path, capture_output=True, text=True, timeout=250,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "outputs/bench/cuda_tried_on_cpu.json").read_text())
+    assert len(found["parity"]) == 3 * 2 * 2 * 6  # back ends, dtypes, kinds of FFN, tensors
+    assert all(check["ok"] for check in found["parity"])
+    phases = {row["phase"] for row in found["rows"]}
+    assert phases == {"forward", "forward+backward", "prefill", "decoding"}
+    assert {"dense", "grouped_mm", "hypermoe", "emoe"} <= {row["variant"] for row in found["rows"]}
+
+
+def test_the_benchmark_of_gpus_sees_what_is_off(bench, monkeypatch):
+    cuda = importlib.import_module("bench_cuda")
+    right = cuda.BACKENDS["sorted"]
+    wrong = {**cuda.BACKENDS, "sorted": lambda *args: right(*args) * 1.1}
+    monkeypatch.setattr(cuda, "BACKENDS", wrong)
+    checks = cuda.parity(cuda.TRYING[0], torch.device("cpu"))
+    assert {c["what"].split()[0] for c in checks if not c["ok"]} == {"sorted"}

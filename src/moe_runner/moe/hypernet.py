@@ -33,6 +33,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from moe_runner.moe.backends import BACKENDS
 from moe_runner.moe.experts import Stack
+from moe_runner.moe.routing import count_choices
 
 MOST_COMBINATIONS = 32  # up to here every selection is listed, used or not
 GPT2_STD = 0.02  # of GPT-2's initialiser
@@ -283,7 +284,7 @@ def group_tokens(selection_T: Tensor, num_selections: int) -> tuple[Tensor, list
         The selections that have tokens, those with the most first, int64 (S,); the tokens of each
         group, int64 (B, L), its selections in that order, filled up with T.
     """
-    load_S, order_S = selection_T.bincount(minlength=num_selections).sort(descending=True)
+    load_S, order_S = count_choices(selection_T, num_selections).sort(descending=True)
     loads = [load for load in load_S.tolist() if load]
     place_S = order_S.argsort()
     token = place_S[selection_T].argsort(stable=True).split(loads)

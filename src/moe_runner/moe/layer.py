@@ -30,6 +30,7 @@ from moe_runner.moe.routing import (
     Scores,
     Select,
     Weighting,
+    count_choices,
     expert_weights,
     select_experts,
     within_capacity,
@@ -63,7 +64,7 @@ class Routing:
     def load(self, num_experts: int) -> Tensor:
         """Count the tokens of each expert, padding left out, int64 (E,)."""
         index = self.index if self.mask is None else self.index[self.mask]
-        return torch.bincount(index.flatten(), minlength=num_experts)
+        return count_choices(index, num_experts)
 
 
 @dataclass(frozen=True)
@@ -121,14 +122,14 @@ class SideExperts(nn.Module):
         Args:
             x_TD: tokens, float (T, D).
             index_TK: selected experts, int64 (T, K).
-            masked: use the back end `masked` instead of `sorted`.
+            masked: use the back end `masked` instead of the fastest.
 
         Returns:
             float (T, D).
         """
-        backend = "masked" if masked else "sorted"
         if self.experts.num_experts == 1:
             index_TK = torch.zeros_like(index_TK[:, :1])
+        backend = "masked" if masked else fast_backend(x_TD, index_TK, self.experts)
         return compute(x_TD, index_TK, None, self.experts, backend) * self.scale
 
 
@@ -380,6 +381,13 @@ def compute(
     output_TD = call(x_TD, index_TK, weights_TK, experts.tensors())
     bias = experts.bias(index_TK, weights_TK)
     return output_TD if bias is None else output_TD + bias.to(output_TD.dtype)
+
+
+def fast_backend(x_TD: Tensor, index_TK: Tensor, experts: Experts) -> str:
+    """Choose the back end of experts beside others: `sorted` on a CPU, elsewhere as `auto`."""
+    if x_TD.device.type == "cpu":
+        return "sorted"
+    return choose_backend(len(x_TD), index_TK.shape[1], experts.tensors())
 
 
 def for_inference(model: M) -> M:

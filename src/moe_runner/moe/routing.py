@@ -299,6 +299,15 @@ def select_experts(scores_TE: Tensor, top_k: int, select: Select = "top") -> Ten
     return scores_TE.topk(count, dim=-1, largest=select == "top").indices
 
 
+def count_choices(index: Tensor, number: int) -> Tensor:
+    """Count how often each of 0..number-1 occurs, int64 (number,), without asking the device.
+
+    (`bincount` reads the largest value on the host, so that a GPU has to be waited for.)
+    """
+    flat = index.flatten()
+    return flat.new_zeros(number).scatter_add_(0, flat, torch.ones_like(flat))
+
+
 def expert_weights(
     scores_TE: Tensor, index_TK: Tensor, weighting: Weighting, *, straight_through: bool = True
 ) -> Tensor | None:

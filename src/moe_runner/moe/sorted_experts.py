@@ -65,10 +65,12 @@ class Group:
 
     Args:
         experts: int64 (B,).
+        numbers: the same on the host, so that a GPU need not be asked.
         blocks: rows of the layout that go through at once, each B times as many as of an expert.
     """
 
     experts: Tensor
+    numbers: list[int]
     blocks: list[slice]
 
     def view(self, rows_X: Tensor) -> Tensor:
@@ -78,7 +80,7 @@ class Group:
     def take(self, tensor_EX: Tensor) -> Tensor:
         """Take the group's part of a tensor of the experts, (B, ...); of one expert as a view."""
         if len(self.experts) == 1:
-            return tensor_EX.narrow(0, int(self.experts), 1)
+            return tensor_EX.narrow(0, self.numbers[0], 1)
         return tensor_EX.index_select(0, self.experts)
 
 
@@ -128,7 +130,7 @@ def lay_out(index_TK: Tensor, num_experts: int, size: int, d_model: int) -> Layo
             ]
             blocks.append(slice(start, start + (high - low) * len(experts)))
             start = blocks[-1].stop
-        groups.append(Group(torch.tensor(experts, device=device), blocks))
+        groups.append(Group(torch.tensor(experts, device=device), experts, blocks))
     rows_Q, own_Q, first_Q = torch.tensor(pieces, device=device).long().reshape(-1, 3).T
     within_P = torch.arange(start, device=device)
     within_P -= (rows_Q.cumsum(0) - rows_Q).repeat_interleave(rows_Q, output_size=start)
@@ -338,7 +340,7 @@ class Total:
     def close(self, group: Group) -> None:
         """End with a group; the part of one expert is a view, and is there already."""
         if self.grad_EX is not None and self.part is not None and len(group.experts) > 1:
-            for e, part in zip(group.experts.tolist(), self.part, strict=True):
+            for e, part in zip(group.numbers, self.part, strict=True):
                 self.grad_EX[e] = part  # much faster than index_copy_
 
 
