@@ -145,7 +145,7 @@ def run_config(cfg: DictConfig, command: Command) -> float:
         check_direction(plan)
         if settings.dry_run:
             if processes.is_leader():
-                show_plan(plan, Store(Path(settings.paths.output)))
+                show_plan(plan, Store(Path(settings.paths.output)), settings.device)
             if direction() is not None:
                 say("the trials after the first depend on its score; nothing is run")
                 sys.exit(0)

@@ -82,7 +82,7 @@ class Handover:
         """Note a plan for the end, and tell whether there is nothing to do for it."""
         store = Store(Path(settings.paths.output))
         if settings.dry_run:
-            show_plan(plan, store)
+            show_plan(plan, store, settings.device)
             return True
         self.command.plans.append((plan, store))
         try:
