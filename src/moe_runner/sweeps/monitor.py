@@ -18,7 +18,7 @@ from moe_runner.files import read_lines
 from moe_runner.metrics import named, shown
 from moe_runner.runs.objects import StoreError
 from moe_runner.runs.run import Run
-from moe_runner.runs.store import State, Store
+from moe_runner.runs.store import State, Status, Store
 from moe_runner.sweeps.naming import names_of, shared_by
 
 POLL_SECONDS = 1.0
@@ -40,7 +40,7 @@ class Monitor:
     def __init__(self, runs: Mapping[str, Run], store: Store) -> None:
         self.runs, self.store = runs, store
         self.names = names_of(runs)
-        self.before = {run_id: store.status(run_id).attempts for run_id in runs}
+        self.before = {run_id: attempt_of(store.status(run_id)) for run_id in runs}
         self.states: dict[str, State] = {}
         self.started = time.monotonic()
         self.stop = threading.Event()
@@ -80,8 +80,8 @@ class Monitor:
             if self.states.get(run_id) == "done":
                 continue
             status = self.store.status(run_id)
-            tried = status.attempts > self.before[run_id]  # else the state is of an earlier sweep
-            state: State = status.state if tried or status.state == "done" else "pending"
+            tried = attempt_of(status) != self.before[run_id]  # else it is of an earlier sweep
+            state: State = status.state if tried else "pending"
             if state != self.states.get(run_id, "pending"):
                 self.states[run_id] = state
                 self.tell(run_id, state)
@@ -156,3 +156,8 @@ class Monitor:
         length = f"epoch {last['epoch']:g} of {run.trainer.epochs}"
         place = length if steps is None else f"update {last['step']} of {steps}"
         return [name, place, f"loss {last['loss']:.3f}"]
+
+
+def attempt_of(status: Status) -> tuple[int, str | None]:
+    """Tell attempts apart; a run that is done anew (rerun=true) begins to count again."""
+    return status.attempts, status.started
