@@ -88,7 +88,7 @@ def test_where_the_neighbours_in_a_batch_matter_the_order_stays(key, tmp_path):
         assert trainers.depends_on_batch(model)
         return
     settings = compose_settings(
-        option_folders(), {"paths.output": str(tmp_path), "method": "moe", key: 1.0}
+        option_folders(), {"paths.output": str(tmp_path), "method": "gmoe", key: 1.0}
     )
     (run,) = make_plan(settings).runs[:1]
     resources = Resources(torch.device("cpu"), 1, tmp_path / "clusters", Logger(name="none"), False)
