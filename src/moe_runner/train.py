@@ -23,6 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from moe_runner.cli.arguments import check_arguments, for_hydra
+from moe_runner.cli.completion import completed
 from moe_runner.cli.ending import Command
 from moe_runner.cli.help import chosen_files, register_help, versions
 from moe_runner.cli.launching import (
@@ -33,13 +34,16 @@ from moe_runner.cli.launching import (
     is_left_alone,
     one_of_many_jobs,
 )
+from moe_runner.cli.sweeping import tally_of
 from moe_runner.cli.values import parse_config
+from moe_runner.console import spell_plainly
 from moe_runner.files import masked, one_line
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import CONF
 from moe_runner.options.settings import Settings
 from moe_runner.report.summary import print_table
 from moe_runner.runs import processes, stopping
+from moe_runner.runs.result import Result
 from moe_runner.runs.run import stored_run
 from moe_runner.runs.store import Store, StoreError
 from moe_runner.sweeps.plan import Plan, make_plan, show_plan
@@ -50,6 +54,7 @@ log = logging.getLogger("moe_runner.train")  # also when run as __main__
 
 def main() -> None:
     """Check the arguments, let Hydra run the jobs, tell what became of them, exit."""
+    spell_plainly()
     if "--version" in sys.argv[1:]:
         say(versions())
         return
@@ -58,6 +63,9 @@ def main() -> None:
         say("\n".join(problems), file=sys.stderr)
         sys.exit(2)
     if text := chosen_files(sys.argv[1:]):
+        say(text)
+        return
+    if (text := completed(sys.argv[1:])) is not None:
         say(text)
         return
     sys.argv[1:] = for_hydra(sys.argv[1:])
@@ -137,7 +145,7 @@ def run_config(cfg: DictConfig, command: Command) -> float:
         check_direction(plan)
         if settings.dry_run:
             if processes.is_leader():
-                show_plan(plan, Store(Path(settings.paths.output)))
+                show_plan(plan, Store(Path(settings.paths.output)), settings.device)
             if direction() is not None:
                 say("the trials after the first depend on its score; nothing is run")
                 sys.exit(0)
@@ -158,9 +166,12 @@ def run_plan(plan: Plan, settings: Settings, command: Command) -> float:
     """Carry out the runs of a plan one after the other."""
     store = Store(Path(settings.paths.output))
     results = []
-    for number, run in enumerate(plan.runs, start=1):
-        log.info("[%d/%d] %s  (%s)", number, len(plan.runs), run.label, run.id)
-        results.append(attempt(run, settings, store, command.reasons))
+    tally = tally_of(plan, settings)
+    for run in plan.runs:
+        for line in tally.begin(run).splitlines():
+            log.info("%s", line)
+        results.append(found := attempt(run, settings, store, command.reasons))
+        tally.end(found.wall_seconds if isinstance(found, Result) else None)
     if is_left_alone():
         Command([(plan, store)], command.reasons, quiet=settings.quiet).end()
     else:

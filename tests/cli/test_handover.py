@@ -35,13 +35,16 @@ def finish(store, run) -> None:
 @pytest.fixture
 def hand_over(tmp_path):
     """Sweep over the seeds with a launcher whose jobs do what is asked of them."""
+    silenced = []  # of the last sweep, by job: whether it is to tell nothing
 
     def build(do, *words):
         seen = []
 
         def launch(batch, initial_job_idx):
-            seen.extend(batch)
-            return [SimpleNamespace(return_value=do(overrides)) for overrides in batch]
+            given = [[word for word in job if word != "quiet=true"] for job in batch]
+            seen.extend(given)
+            silenced[:] = ["quiet=true" in job for job in batch]
+            return [SimpleNamespace(return_value=do(overrides)) for overrides in given]
 
         def composed(overrides):
             common = ["task=glue_mini/cola", "method=dense", f"paths.output={tmp_path}", *words]
@@ -52,6 +55,7 @@ def hand_over(tmp_path):
         handover.launch(SEEDS, 0)
         return seen, handover.command.end()
 
+    build.silenced = silenced
     return build
 
 
@@ -65,7 +69,14 @@ def test_what_is_done_is_not_handed_over_and_all_are_in_one_table(hand_over, tmp
 
     assert hand_over(do) == ([["seed=0"], ["seed=2"]], 0)
     text = capsys.readouterr()
-    assert text.err.startswith(f"done before: {runs[1].label}  ({runs[1].id}): matthews 25.0")
+    before, common, *ends = text.err.splitlines()
+    assert before.startswith(f"done before: {runs[1].label}  ({runs[1].id}): matthews 25.0")
+    assert common.startswith("2 runs, all with model bert_tiny")
+    assert [line.split("  ")[:4] for line in ends] == [
+        ["[1/2]", "done", "dense cola seed 0", "matthews 25.0"],
+        ["[2/2]", "done", "dense cola seed 2", "matthews 25.0"],
+    ]
+    assert hand_over.silenced == [True, True]
     row = next(line for line in text.out.splitlines() if "cola" in line)
     assert [cell.strip() for cell in row.split("│")[1:-1]] == [
         "cola", "matthews", "dense bert_tiny", "25.0 ± 0.0", "", "3",
@@ -88,11 +99,14 @@ def test_a_run_that_failed_elsewhere_is_told_and_the_exit_code_is_1(hand_over, t
 
     assert hand_over(do) == (SEEDS, 1)
     failed = f"failed: {runs[1].label} ({runs[1].id}): RuntimeError: out of memory"
-    assert capsys.readouterr().err.splitlines() == [failed]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == failed
+    assert [line for line in lines if "out of memory" in line] == [failed]  # told once
 
 
 def test_what_cannot_be_planned_here_is_for_the_job_to_tell(hand_over, capsys):
     assert hand_over(lambda _: math.nan, "task.data_dir=/nowhere", "task=glue/cola") == (SEEDS, 2)
+    assert hand_over.silenced == [False, False, False]
 
 
 def test_a_dry_run_hands_nothing_over(hand_over, tmp_path, capsys):

@@ -256,17 +256,24 @@ def test_everything_is_rendered(conf, cfg, plan):
 def test_the_monitor_says_every_change_once(plan, conf, capsys):
     store = Store(conf.parent / "out")
     runs = {job.run.id: job.run for job in plan.jobs[:2]}
-    failing = {plan.jobs[1].run.id}
+    first, second = runs.values()
     with Monitor(runs, store) as monitor:
         batch = [studies.as_overrides(job.choices) for job in plan.jobs[:2]]
-        launcher(store, plan.jobs[:2], failing).launch(batch, 0)
+        launcher(store, plan.jobs[:2], {second.id}).launch(batch, 0)
         monitor.look()
         monitor.look()
-    lines = [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()]
-    assert sorted(lines) == ["[1/2]  done", "[1/2]  failed"]
+    text = capsys.readouterr().err
+    assert "\r" not in text
+    common, done, failed = text.splitlines()
+    assert common == (
+        "2 runs, all with model bert_tiny, tuning full, protocol paper, suite glue_mini, lr 0.0005"
+    )
+    assert re.fullmatch(r"\[1/2\]  done  dense cola seed 0  accuracy 50.0  1 s  \d+ s left", done)
+    assert failed == f"[2/2]  failed  dense cola seed 1  ({second.id})"
 
 
-def test_a_terminal_of_80_columns_shows_the_running_runs_and_a_bar(plan, conf):
+@pytest.mark.parametrize("width", [80, 40])
+def test_a_terminal_shows_what_runs_and_loses_nothing(width, plan, conf):
     store = Store(conf.parent / "out")
     first, second, other = (job.run for job in plan.jobs[:3])
     twin = dataclasses.replace(first, method=EMoE(num_experts=32, top_k=8))
@@ -279,14 +286,14 @@ def test_a_terminal_of_80_columns_shows_the_running_runs_and_a_bar(plan, conf):
     with claims[0] as folder, claims[1]:
         monitor.look()
         folder.log_metrics({"step": 25, "epoch": 1.0, "loss": 0.68})
-        console = Console(width=80, file=io.StringIO())
-        console.print(monitor.picture())
+        console = Console(width=width, file=io.StringIO())
+        console.print(monitor.picture(width))
     lines = console.file.getvalue().splitlines()
-    assert len(lines) == 3
-    assert lines[0].strip() == f"{capped.label}: update 25 of 50, loss 0.680"
-    assert lines[1].strip() == f"{twin.label} ({twin.id[:8]}): started"  # another is named so too
-    assert re.search(
-        r"^sweep [━ ]+0/4 done, 0 failed, 4 left, time left unknown$", lines[2].strip()
+    assert max(map(len, lines)) <= width
+    assert " ".join(" ".join(lines).split()) == (
+        "dense cola seed 1 update 25 of 50 loss 0.680 "
+        "emoe cola seed 0 num_experts=32 top_k=8 started "
+        "[0/4] 2 running time left not known yet"
     )
 
 

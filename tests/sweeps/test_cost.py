@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+import time
+from dataclasses import replace
 
 import pytest
 from safetensors import safe_open
 
 from moe_runner.backbones.weights import ASSETS
 from moe_runner.options.folders import option_folders
+from moe_runner.runs.store import Store
+from moe_runner.sweeps import speed
 from moe_runner.sweeps.compose import compose_settings
 from moe_runner.sweeps.cost import estimate
 from moe_runner.sweeps.plan import Inventory, list_runs
+from moe_runner.sweeps.speed import Clock, time_of
 from moe_runner.sweeps.study_plan import short
+from tests.results import make_result
 
 FOLDERS = option_folders()
 
@@ -79,3 +85,62 @@ def test_unknown_sizes_give_no_number(cost):
 )
 def test_numbers_are_written_with_three_digits(number, text):
     assert short(number) == text
+
+
+def planned(tmp_path, **choices):
+    """One run of the settings."""
+    common = {"paths.output": str(tmp_path), "task": "glue_mini/cola", "method": "dense"}
+    settings = compose_settings(FOLDERS, {**common, **choices})
+    return list_runs(settings, Inventory(tmp_path / "hashes.json")).runs[0]
+
+
+def keep(store, run, updates: int, seconds: float, rate: float) -> None:
+    """Store what a run took."""
+    result = make_result(run.axes(), 0.5, id=run.id, settings=run.settings())
+    result = replace(
+        result,
+        updates=updates, wall_seconds=seconds,
+        speed=replace(result.speed, examples_per_second=rate),
+    )  # fmt: skip
+    with store.claim(run.id, config_yaml="", environment={}) as folder:
+        folder.finish(result)
+
+
+def test_alike_stored_runs_tell_the_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "measured_flops", lambda: pytest.fail("nothing has to be measured"))
+    store = Store(tmp_path / "out")
+    short = planned(tmp_path, **{"trainer.max_steps": 10})
+    keep(store, short, updates=10, seconds=7.0, rate=64.0)  # 5 s of training, 2 s besides
+    clock = Clock(store, "cpu")
+    longer = planned(tmp_path, **{"trainer.max_steps": 100, "seed": 1})
+    assert clock.seconds(longer) == pytest.approx(100 * 32 / 64 + 2)
+    other = planned(tmp_path, **{"trainer.max_steps": 100, "method": "emoe"})
+    assert clock.seconds(other) == clock.seconds(longer)  # of the same model and task
+    assert clock.explained() == "3 from the seconds of alike runs that are stored here"
+    assert time_of([longer, other], clock) == "1.7 min"
+
+
+def test_without_stored_runs_the_speed_of_this_machine_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "measured_flops", lambda: 40e9)
+    monkeypatch.setattr(speed, "has_gpu", lambda: True)
+    run = planned(tmp_path, **{"trainer.max_steps": 100})
+    clock = Clock(Store(tmp_path / "none"), "cpu")
+    assert clock.seconds(run) == pytest.approx(estimate(run).flops / 20e9)
+    assert "from 40 GFLOP/s in matrix products, measured just now" in clock.explained()
+    clock = Clock(Store(tmp_path / "none"), "auto")  # with the GPU
+    assert clock.seconds(run) == pytest.approx(estimate(run).flops / 100e12)
+    assert "assumed 100 TFLOP/s of the GPU" in clock.explained()
+
+
+def test_a_run_of_unknown_size_has_no_time_and_is_told(tmp_path):
+    run = planned(tmp_path, task="glue/rte", model="bert")
+    clock = Clock(Store(tmp_path / "none"), "cpu")
+    assert clock.seconds(run) is None
+    assert time_of([run], clock) == ">0 s"
+    assert clock.explained() == "2 not known: the size of the data is not"
+
+
+def test_the_measured_speed_is_one_that_a_machine_can_have():
+    started = time.perf_counter()
+    assert 1e8 < speed.measured_flops() < 1e14
+    assert time.perf_counter() - started < 20

@@ -21,7 +21,7 @@ OPTUNA = importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is not N
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not OPTUNA, reason="no hydra-optuna-sweeper: pip install moe-runner[optuna]")
+@pytest.mark.skipif(not OPTUNA, reason="no hydra-optuna-sweeper: pip install -e '.[optuna]'")
 def test_optuna_finds_the_best_of_its_trials(tmp_path):
     command = [
         sys.executable, "-m", "moe_runner.train", "-m", "hydra/sweeper=optuna",

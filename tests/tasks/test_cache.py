@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from moe_runner import tasks
 from moe_runner.options.task import TextTask
-from moe_runner.tasks.cache import cached_map, content, tokenizer_content
+from moe_runner.tasks.cache import cached_map, cached_table, content, tokenizer_content
 
 ASSETS = Path(__file__).parents[2] / "src" / "moe_runner" / "assets"
 FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=["a", "b"])})
@@ -158,3 +158,32 @@ def test_what_is_read_is_mapped_and_a_limit_reads_nothing_anew(tmp_path, monkeyp
     second = tasks.load(replace(options, limit=4), "cola", tmp_path / "cache")
     monkeypatch.undo()
     assert second.train.to_dict() == tasks.load(replace(options, limit=4), "cola").train.to_dict()
+
+
+def test_a_generated_table_is_made_once(tmp_path):
+    calls = []
+
+    def make():
+        calls.append(None)
+        return {"text": ["a", "b"], "answers": [{"text": ["x"]}, {"text": ["y", "z"]}]}
+
+    plain = cached_table(make, ["toy", 1, "train", 0], None)
+    first = cached_table(make, ["toy", 1, "train", 0], tmp_path)
+    second = cached_table(make, ["toy", 1, "train", 0], tmp_path)
+    assert len(calls) == 2  # without the cache, and for it
+    assert first.to_pydict() == second.to_pydict() == plain.to_pydict() == make()
+    assert second.schema == plain.schema
+    cached_table(make, ["toy", 2, "train", 0], tmp_path)  # another version
+    assert len(calls) == 4
+
+
+def test_generated_tasks_are_the_same_from_the_cache(tmp_path):
+    options = TextTask(suite="glue_mini", members=("mnli",), ood=("all",))
+    without, new, again = (tasks.load(options, "mnli", c) for c in (None, tmp_path, tmp_path))
+    assert len(list(tmp_path.glob("data/*.arrow"))) == 4  # training, two validation sets, ood
+    for each in (new, again):
+        assert content(each.train) == content(without.train)
+        for split, data in {**without.validation, **without.ood}.items():
+            found = {**each.validation, **each.ood}[split]
+            assert found.features == data.features
+            assert content(found) == content(data)

@@ -259,7 +259,7 @@ def plain_loop(model, tokenizer, rows: list[dict], shots: int) -> tuple[list[int
 
 
 def test_the_harness_gives_the_numbers_of_a_plain_loop(caplog):
-    pytest.importorskip("lm_eval", reason="pip install 'moe-runner[llm]'")
+    pytest.importorskip("lm_eval", reason="pip install -e '.[llm]'")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from moe_runner.backbones.weights import ASSETS

@@ -67,7 +67,8 @@ class MoEStudySweeper(BasicSweeper):
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> Any:
         """List the jobs of a sweep in batches; each has the options of its method and suite."""
         from moe_runner.cli.fitting import fitted
-        from moe_runner.cli.launching import folders_of
+        from moe_runner.cli.launching import folders_of, runs_here
+        from moe_runner.cli.sweeping import announce
         from moe_runner.options.files import OptionFiles
 
         assert self.config is not None
@@ -76,6 +77,8 @@ class MoEStudySweeper(BasicSweeper):
         jobs, lines = fitted([job for batch in batches for job in batch], files)
         for line in lines:
             print(line, file=sys.stderr)
+        if runs_here(self.config.hydra):
+            announce(jobs, folders_of(self.config.hydra))
         size = max_batch_size or len(jobs)
         return [jobs[start : start + size] for start in range(0, len(jobs), size)]
 

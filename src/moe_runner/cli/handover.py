@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from moe_runner.options.settings import Settings
 from moe_runner.report.summary import headline
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store, StoreError
+from moe_runner.sweeps.monitor import Monitor
 from moe_runner.sweeps.plan import Plan, make_plan, show_plan
 
 
@@ -58,8 +60,14 @@ class Handover:
                 rest.append((overrides, [(run, store) for run in plan.runs]))
         if not rest:
             return []
-        batch = [overrides for overrides, _ in rest]
-        returns = launch_elsewhere(self.launcher.launch, batch, initial_job_idx)
+        planned = {run.id: (run, store) for _, runs in rest for run, store in runs or ()}
+        batch = [quietly(overrides) if runs else overrides for overrides, runs in rest]
+        stores = {store.root: store for _, store in planned.values()}
+        with ExitStack() as shown:
+            for root, store in stores.items():  # one, but for a sweep over paths.output
+                own = {key: run for key, (run, at) in planned.items() if at.root == root}
+                shown.enter_context(Monitor(own, store))
+            returns = launch_elsewhere(self.launcher.launch, batch, initial_job_idx)
         ended = []
         for (_, runs), job in zip(rest, returns, strict=True):
             if isinstance(job, LostJob):
@@ -74,7 +82,7 @@ class Handover:
         """Note a plan for the end, and tell whether there is nothing to do for it."""
         store = Store(Path(settings.paths.output))
         if settings.dry_run:
-            show_plan(plan, store)
+            show_plan(plan, store, settings.device)
             return True
         self.command.plans.append((plan, store))
         try:
@@ -87,3 +95,9 @@ class Handover:
             assert result is not None
             print(f"done before: {run.label}  ({run.id}): {headline(result)}", file=sys.stderr)
         return True
+
+
+def quietly(overrides: Sequence[str]) -> Sequence[str]:
+    """Let a job tell nothing of what the monitor shows; its run.log has all."""
+    told = any(word.lstrip("+").startswith("quiet=") for word in overrides)
+    return overrides if told else [*overrides, "quiet=true"]

@@ -55,7 +55,7 @@ def carry_out_study(
     try:
         plans = restrict(plan_studies(folders, [name], cfg, for_all), only)
         if cfg.dry_run:
-            show_study_plans(plans, store)
+            show_study_plans(plans, store, cfg.device)
             return 0
         lost = launch_missing(plans, cfg, launch, store, for_all)
         place = report_folder(Path(cfg.paths.output), cfg.profile, only, for_all)

@@ -3,7 +3,7 @@
 Parameters are those of the matrices and embeddings. A token's forward pass takes two FLOPs per
 active weight outside the embeddings, attention scores left out; training takes three times that,
 with LoRA twice (no gradients of frozen weights). Texts are taken to be as long as `max_length`
-allows, so that FLOPs and hours are upper bounds.
+allows, so that FLOPs are upper bounds. How long that takes is `speed`'s.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from moe_runner.methods.moe.options import NUM_EXPERTS
 from moe_runner.options.layers import select_layers
 from moe_runner.registry import FAMILIES
 from moe_runner.runs.run import Run
-
-SUSTAINED_TFLOPS = 100.0  # of one A100 in half precision: an assumption, about a third of its peak
 
 
 @dataclass(frozen=True)
@@ -32,11 +30,6 @@ class Cost:
     parameters: float
     trainable: float
     flops: float | None
-
-    @property
-    def hours(self) -> float | None:
-        """Hours on one device that sustains `SUSTAINED_TFLOPS`."""
-        return None if self.flops is None else self.flops / (SUSTAINED_TFLOPS * 1e12) / 3600
 
     @property
     def disk(self) -> float:
@@ -96,14 +89,17 @@ def expansion(run: Run, layers: int) -> tuple[float, float, int]:
 
 def training_tokens(run: Run) -> float | None:
     """Count the tokens of the whole training; None: the size of the data is not known."""
+    examples = training_examples(run)
+    return None if examples is None else examples * run.task.tokens(run.model)
+
+
+def training_examples(run: Run) -> float | None:
+    """Count the examples of the whole training, each as often as it comes; see above."""
     task, trainer = run.task, run.trainer
     assert trainer.batch_size is not None
     if trainer.max_steps is not None:
-        examples = float(trainer.max_steps * trainer.batch_size)
-    else:
-        size = tasks.spec(task, run.task_name).about.rows.get("train")
-        if size is None:
-            return None
-        used = min(size, task.limit or size) * task.share
-        examples = used * (trainer.epochs or 1)
-    return examples * task.tokens(run.model)
+        return float(trainer.max_steps * trainer.batch_size)
+    size = tasks.spec(task, run.task_name).about.rows.get("train")
+    if size is None:
+        return None
+    return min(size, task.limit or size) * task.share * (trainer.epochs or 1)

@@ -20,6 +20,7 @@ from moe_runner.runs.processes import world_size
 from moe_runner.runs.result import Result
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
+from moe_runner.sweeps.speed import Clock, time_of
 
 
 @dataclass(frozen=True)
@@ -245,8 +246,14 @@ def absolute(path: str | None) -> str | None:
     return None if path is None else str(Path(path).expanduser().resolve())
 
 
-def show_plan(plan: Plan, store: Store) -> None:
-    """Print the runs of a plan and which of them are done."""
+def show_plan(plan: Plan, store: Store, device: str) -> None:
+    """Print the runs of a plan, which of them are done, and how long the others will take.
+
+    Args:
+        plan: of a command.
+        store: of the results.
+        device: that was asked for.
+    """
     for run in plan.runs:
         steps = run.trainer.max_steps
         length = f"{run.trainer.epochs} epochs" if steps is None else f"{steps} updates"
@@ -255,6 +262,11 @@ def show_plan(plan: Plan, store: Store) -> None:
         print(f"{'':16}  skipped      {name}: {reason}")
     done = sum(store.status(run.id).state == "done" for run in plan.runs)
     print(f"{len(plan.runs)} runs, {done} done, {len(plan.runs) - done} to do")
+    rest = [run for run in plan.runs if store.status(run.id).state != "done"]
+    if rest:
+        clock = Clock(store, device)
+        print(f"time on this machine, one after the other: {time_of(rest, clock)}")
+        print(f"  ({clock.explained()})")
     tell_open(plan.runs)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from moe_runner.console import wide_console
 from moe_runner.options.errors import ConfigError, nearest, show
@@ -15,8 +16,9 @@ from moe_runner.options.folders import Folders
 from moe_runner.runs.run import Run
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.compose import compose_settings
-from moe_runner.sweeps.cost import SUSTAINED_TFLOPS, estimate
+from moe_runner.sweeps.cost import estimate
 from moe_runner.sweeps.plan import Inventory, list_runs, tell_open
+from moe_runner.sweeps.speed import Clock, time_of
 from moe_runner.sweeps.study import Profile, Study, expand
 
 PAPER_MODELS = 1785  # that EMoE's first version says it tuned; not exactly recoverable
@@ -166,25 +168,34 @@ def same(value: Any) -> str:
         return show(value)
 
 
-def show_study_plans(plans: Sequence[StudyPlan], store: Store) -> None:
-    """Print a line per study, the distinct runs of all, and what is missing here."""
-    table = Table(
-        title=f"profile={plans[0].profile}",
-        title_justify="left",
-        caption="parameters, disk: of the largest run; FLOPs, hours: of all training, texts as "
-        f"long as allowed, one device with {SUSTAINED_TFLOPS:.0f} TFLOP/s sustained (assumed, as "
-        "of an A100); >: size of some data not known; ready: weights and data are here",
-        caption_justify="left",
-    )
-    for name in ("study", "runs", "done", "ready", "parameters", "FLOPs", "hours", "disk"):
-        table.add_column(name, justify="left" if name == "study" else "right", no_wrap=True)
-    every = {job.run.id: job for plan in plans for job in plan.jobs}
+def show_study_plans(plans: Sequence[StudyPlan], store: Store, device: str) -> None:
+    """Print a line per study, the distinct runs of all, and what is missing here.
+
+    Args:
+        plans: of studies.
+        store: of the results.
+        device: that was asked for.
+    """
+    clock, every = Clock(store, device), {job.run.id: job for plan in plans for job in plan.jobs}
     done = {run_id for run_id in every if store.result(run_id) is not None}
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for name in ("study", "runs", "done", "ready", "params", "FLOPs", "time", "disk"):
+        table.add_column(name, justify="left" if name == "study" else "right", no_wrap=True)
     for plan in plans:
-        table.add_row(plan.study.name, *counted(plan.jobs, done))
-    table.add_section()
-    table.add_row("distinct runs", *counted(list(every.values()), done))
-    wide_console().print(table)
+        table.add_row(plan.study.name, *counted(plan.jobs, done, clock))
+    clock.sources.clear()  # for the sentence below each run counts once
+    table.add_row("distinct runs", *counted(list(every.values()), done, clock))
+    print(f"profile={plans[0].profile}")
+    console = wide_console()
+    console.print(table)
+    lines = [
+        "ready: weights and data are here; params, disk: of the largest run; FLOPs: of all "
+        "training, texts as long as allowed; >: size of some data not known"
+    ]
+    if how := clock.explained():
+        lines.append(f"time: of what is not done, one run after the other, on this machine: {how}")
+    for line in lines:
+        console.print(Text(line))
     for plan in plans:
         missing = dict.fromkeys([*plan.gaps, *(p for job in plan.jobs for p in job.problems)])
         if missing:
@@ -199,7 +210,7 @@ def show_study_plans(plans: Sequence[StudyPlan], store: Store) -> None:
         )
 
 
-def counted(jobs: Sequence[Job], done: Set[str]) -> list[str]:
+def counted(jobs: Sequence[Job], done: Set[str], clock: Clock) -> list[str]:
     """Count some runs and what they cost, as cells of a table."""
     costs = [estimate(job.run) for job in jobs]
     known = [cost for cost in costs if cost.flops is not None]
@@ -210,7 +221,7 @@ def counted(jobs: Sequence[Job], done: Set[str]) -> list[str]:
         str(sum(not job.problems for job in jobs)),
         short(max((cost.parameters for cost in costs), default=0.0)),
         sign + short(sum(cost.flops or 0.0 for cost in known)),
-        sign + short(sum(cost.hours or 0.0 for cost in known)),
+        time_of((job.run for job in jobs if job.run.id not in done), clock),
         short(max((cost.disk for cost in costs), default=0.0)) + "B",
     ]
 

@@ -108,6 +108,32 @@ def cached_batches(
     return cached(key, write, cache)
 
 
+def cached_table(
+    make: Callable[[], Mapping[str, list[Any]]], key: Sequence[Any], cache: Path | None
+) -> pyarrow.Table:
+    """Generate a table once, and find it on disk ever after.
+
+    Args:
+        make: gives its columns; not called if the table is there.
+        key: all that the table depends on, as plain values: name, version, split, seed.
+        cache: `paths.cache`; None: the table is held in memory.
+
+    Returns:
+        The table, memory-mapped if there is a cache.
+    """
+    import pyarrow as pa
+
+    if cache is None:
+        return pa.table(make())
+
+    def write(file: Path) -> None:
+        table = pa.table(make())
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+
+    return cached({"generated": key}, write, cache).data.table
+
+
 def cached(key: Mapping[str, Any], write: Callable[[Path], None], cache: Path) -> Dataset:
     """Find an entry by its key; make it if it is not there, or damaged.
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_runner.options.task import GenerationTask
 from moe_runner.options.training import Recipe
+from moe_runner.tasks.cache import cached_table
 from moe_runner.tasks.free_text import no_ood, texts
 from moe_runner.tasks.mini.texts import SIZES, VERSION
 from moe_runner.tasks.places import Source
@@ -56,13 +58,13 @@ class GeneratedTexts(Suite[GenerationTask]):
 
     def load(self, options: GenerationTask, name: str, cache: Path | None = None) -> TaskData:
         """See `Suite`; the data are the same for the same version and `data_seed`."""
-        import pyarrow as pa  # heavy, so here
-
         no_ood(options, name)
         columns = {column: column for column in self.spec.columns}
 
         def made(split: str, limit: int | None) -> Dataset:
-            table = pa.table(self.generate(split, seed=options.data_seed))
+            key = [name, VERSION, split, options.data_seed]
+            make = partial(self.generate, split, seed=options.data_seed)
+            table = cached_table(make, key, cache)
             return texts(table, f"{name}/{split}", columns, self.answers, limit)
 
         return TaskData(

@@ -30,7 +30,7 @@ def harness_problem(set_name: str) -> str | None:
         return None
     return (
         f"task.ood=[{set_name}] is evaluated by lm-evaluation-harness, which is not installed; "
-        "pip install 'moe-runner[llm]'"
+        "pip install -e '.[llm]'"
     )
 
 

@@ -6,85 +6,61 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.live import Live
+from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from moe_runner import metrics as metrics_of
+from moe_runner.console import duration, fitted_lines
 from moe_runner.runs import processes, stopping
 
 log = logging.getLogger(__name__)
 
 LINES_PER_RUN = 10  # off a terminal: a line of progress every tenth of a run
+EVALUATION_SECONDS = 30.0  # off a terminal: between two lines of a long evaluation
 AGREE_EVERY = 10  # updates between two looks of several processes for a signal to end
 
 
 class ShowProgress(TrainerCallback):
-    """A live bar with loss, best metric and the time left; off a terminal a line now and then."""
+    """Updates, loss, best metric and the time left, and how far an evaluation is.
+
+    On a terminal in a line that is written anew, or two where it is narrow; elsewhere a line now
+    and then.
+    """
 
     def __init__(self, label: str, metric_names: tuple[str, ...], quiet: bool = False) -> None:
         self.quiet = quiet
         self.label, self.metric_names = label, metric_names
-        self.loss = "loss -"
-        self.best = ""
-        self.bar: Progress | None = None
+        self.loss = self.best = ""
+        self.live: Live | None = None
+        self.training: list[str] = []  # what is shown of training; nothing outside of it
         self.started, self.first_step = 0.0, 0
+        self.loader: Any = None  # of the evaluation that runs
+        self.batches, self.evaluated_from, self.told = 0, 0.0, 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Open the bar at the step that training goes on from."""
+        """Begin at the step that training goes on from."""
         self.started, self.first_step = time.monotonic(), state.global_step
-        if self.quiet or not state.is_world_process_zero or not sys.stderr.isatty():
-            return
-        self.bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]} {task.fields[best]}", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self.task = self.bar.add_task(
-            self.label, total=state.max_steps, completed=state.global_step, loss="", best=""
-        )
-        self.bar.start()
+        self.show_training(state)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Move on by one update."""
-        if self.bar is not None:
-            self.bar.update(self.task, completed=state.global_step, loss=self.loss, best=self.best)
-        elif state.is_world_process_zero and state.global_step % self.interval(state) == 0:
-            done = state.global_step - self.first_step
-            rate = (time.monotonic() - self.started) / max(done, 1)
-            left = rate * (state.max_steps - state.global_step)
-            log.info(
-                "  %d/%d  %s %s  %.0f s left",
-                state.global_step,
-                state.max_steps,
-                self.loss,
-                self.best,
-                left,
-            )
+        self.show_training(state)
+        if self.live is None and state.is_world_process_zero and self.is_due(state):
+            log.info("  %s", "  ".join(self.training))
 
-    def interval(self, state: TrainerState) -> int:
-        """Count the updates between two lines."""
-        return max(1, state.max_steps // LINES_PER_RUN)
+    def is_due(self, state: TrainerState) -> bool:
+        """Tell whether an update gets a line where there is no terminal."""
+        return state.global_step % max(1, state.max_steps // LINES_PER_RUN) == 0
 
     def on_log(
         self,
@@ -98,6 +74,31 @@ class ShowProgress(TrainerCallback):
         if logs and "loss" in logs:
             self.loss = f"loss {logs['loss']:.3f}"
 
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **_: Any,
+    ) -> None:
+        """Move on by one batch of an evaluation, during training or after it."""
+        now = time.monotonic()
+        if eval_dataloader is not self.loader:
+            self.loader, self.batches, self.evaluated_from, self.told = eval_dataloader, 0, now, now
+        self.batches += 1
+        if not state.is_world_process_zero:
+            return
+        every = len(eval_dataloader)
+        parts = [f"evaluating {self.batches}/{every}"]
+        if self.batches > 1:  # the first has started the clock
+            rate = (now - self.evaluated_from) / (self.batches - 1)
+            parts.append(f"{duration(rate * (every - self.batches))} left")
+        self.show([*self.training[:1], *parts])
+        if self.live is None and not self.quiet and now - self.told >= EVALUATION_SECONDS:
+            self.told = now
+            log.info("  %s", "  ".join(parts))
+
     def on_evaluate(
         self,
         args: TrainingArguments,
@@ -107,18 +108,54 @@ class ShowProgress(TrainerCallback):
         **_: Any,
     ) -> None:
         """Remember the best metric so far."""
+        self.loader = None
         value = (metrics or {}).get("eval_primary")
         if value is not None:
             better = min if metrics_of.lower_is_better(self.metric_names) else max
             best = better(value, state.best_metric if state.best_metric is not None else value)
             name = metrics_of.named(self.metric_names, "+")
-            self.best = f"{name} {metrics_of.shown(best, self.metric_names)}"
+            self.best = f"best {name} {metrics_of.shown(best, self.metric_names)}"
+        self.show(self.training)
+
+    def on_predict(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *_: Any,
+        **__: Any,
+    ) -> None:
+        """End what an evaluation after training has shown."""
+        self.close()
+
+    def show_training(self, state: TrainerState) -> None:
+        """Take down how far training is, and show it."""
+        done = state.global_step - self.first_step
+        parts = [f"{state.global_step}/{state.max_steps}", self.loss, self.best]
+        if done:
+            rate = (time.monotonic() - self.started) / done
+            parts.append(f"{duration(rate * (state.max_steps - state.global_step))} left")
+        self.training = [part for part in parts if part]
+        if state.is_world_process_zero:
+            self.show(self.training)
+
+    def show(self, parts: Sequence[str]) -> None:
+        """Write parts in place of what was shown, if there is a terminal."""
+        if self.quiet or not parts or not sys.stderr.isatty():
+            return
+        if self.live is None:
+            console = Console(stderr=True, markup=False, highlight=False)
+            self.live = Live(console=console, transient=True, refresh_per_second=4)
+            self.live.start()
+        lines = fitted_lines([f"  {parts[0]}", *parts[1:]], self.live.console.width)
+        self.live.update(Text("\n".join(lines), no_wrap=True))
 
     def close(self) -> None:
-        """Take the bar away, also after an error."""
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+        """Take away what is shown, also after an error."""
+        self.loader, self.training = None, []
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
 
 
 class SaveAndStop(TrainerCallback):

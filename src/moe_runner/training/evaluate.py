@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 
 from safetensors import SafetensorError
@@ -114,15 +115,8 @@ def evaluate_kept(
     ready.backbone.model.eval()
     spec = ready.data.spec
     train = ready.encode(ready.data.train, spec.columns)  # as in training, so it is cached
-    trainer = make_trainer(
-        run,
-        folder,
-        resources,
-        ready,
-        train,
-        train,
-        ShowProgress(run.label, spec.metrics),
-    )
-    found = evaluate_ood(trainer, ready, run)
+    with closing(ShowProgress(run.label, spec.metrics)) as progress:
+        trainer = make_trainer(run, folder, resources, ready, train, train, progress)
+        found = evaluate_ood(trainer, ready, run)
     write_json(file, {**known, **figures_by_set(found)})
     return found

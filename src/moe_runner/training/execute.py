@@ -63,7 +63,7 @@ def attempt(
             reason = f"{reason} (see {error_file})"
         else:
             reasons[run.id] = reason
-    log.error("  failed: %s", reason)
+    log.warning("  failed; the reason comes at the end")  # once: a sweep's lines would hide it
     if processes.world_size() > 1:
         print(f"failed: {run.label}: {reason}", file=sys.stderr)
         sys.stdout.flush()

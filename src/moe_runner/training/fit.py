@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,7 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> Result | Pri
         warn_of_rest(run, len(train))
     if newest:
         log.info("  going on from update %d", resumed_at)
-    with tracker(run, folder, resources.logger) as copy:
+    with tracker(run, folder, resources.logger) as copy, closing(progress):
         trainer = make_trainer(run, folder, resources, ready, train, selecting, progress)
         trainer.tracker = copy
         training_started = time.monotonic()

@@ -1,6 +1,6 @@
 """MMLU by lm-evaluation-harness, on a model in memory: its prompts, its scoring, our questions.
 
-The harness is an extra: pip install 'moe-runner[llm]'. Nothing else imports this module before the
+The harness is an extra: pip install -e '.[llm]'. Nothing else imports this module before the
 plan has seen that it is there.
 """
 

@@ -6,18 +6,20 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import PrinterCallback, Seq2SeqTrainingArguments, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from moe_runner.conversion.counts import moe_layers
 from moe_runner.files import writing_tensors
 from moe_runner.moe.layer import auxiliary_loss
 from moe_runner.runs import processes, stopping
@@ -54,6 +56,7 @@ class RunTrainer(Trainer):
     """
 
     optimizer: torch.optim.Optimizer | None
+    by_length = False  # whether an evaluation may take the examples in the order of their lengths
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class RunTrainer(Trainer):
         self.tracker = Tracker()
         self.metric_names = metric_names
         self.lr_scales = lr_scales
+        self.order: np.ndarray | None = None  # of the examples in the last evaluation; None: theirs
         self.evaluation_seconds = 0.0  # within training
         self.data_seconds = 0.0  # in which training waited for a batch
         self.auxiliary: list[Tensor] = []  # losses of the micro-batches since the last log
@@ -154,6 +158,27 @@ class RunTrainer(Trainer):
         """Evaluate with the same noise each time, see `same_noise`."""
         with same_noise(self.model, self.args.seed):
             return super().evaluation_loop(*args, **kwargs)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        """Take texts of like length together, the longest first: less padding."""
+        self.order = None
+        if not self.by_length or depends_on_batch(self.model):
+            return SequentialSampler(eval_dataset)
+        lengths = np.array([len(ids) for ids in eval_dataset["input_ids"]])
+        self.order = np.argsort(-lengths, kind="stable")
+        return InOrder(self.order)
+
+    def in_order(self, rows: Any) -> Any:
+        """Put what was predicted into the order of the data set.
+
+        Args:
+            rows: an array of the evaluation that has just ended, (N, ...).
+        """
+        if self.order is None or len(rows) != len(self.order):
+            return rows
+        found = np.empty_like(rows)
+        found[self.order] = rows
+        return found
 
     def further_figures(self) -> dict[str, Any]:
         """Measure what an evaluation is to record besides; nothing, unless a form has more."""
@@ -271,6 +296,33 @@ def outlive_signals(begin: Callable[[int], None] | None, worker: int) -> None:
         signal.signal(number, lambda *_: signal.alarm(WORKER_GRACE))
     if begin is not None:
         begin(worker)
+
+
+def depends_on_batch(model: nn.Module) -> bool:
+    """Tell whether what comes out for an example depends on those beside it in the batch.
+
+    It does where experts have a capacity, and where noise is drawn for every place of a batch.
+    """
+    if any(getattr(module, "jitter_in_evaluation", False) for module in model.modules()):
+        return True
+    return any(layer.capacity.factor is not None for layer in moe_layers(model))
+
+
+class InOrder(Sampler[int]):
+    """Gives rows in an order.
+
+    Args:
+        order: of the rows, int (N,).
+    """
+
+    def __init__(self, order: np.ndarray) -> None:
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order.tolist())
 
 
 class GroupedByLength(LengthGroupedSampler):

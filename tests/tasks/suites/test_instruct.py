@@ -279,7 +279,7 @@ def test_without_the_harness_a_named_set_is_a_problem_and_others_are_absent(monk
     options = replace(OPTIONS, data_dir=str(tmp_path), ood=("mmlu",), ood_dir=str(tmp_path))
     assert tasks.sources(options, "alpaca")["ood/mmlu"].problem == (
         "task.ood=[mmlu] is evaluated by lm-evaluation-harness, which is not installed; "
-        "pip install 'moe-runner[llm]'"
+        "pip install -e '.[llm]'"
     )
     place = tasks.sources(replace(options, ood=("all",)), "alpaca")["ood/mmlu"]
     assert place.problem is None

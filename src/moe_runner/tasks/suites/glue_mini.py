@@ -4,12 +4,14 @@ Each has one out-of-domain partner with the columns of its task, scored as GLUE-
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_runner.options.task import TextTask
 from moe_runner.options.training import Recipe
 from moe_runner.tasks import gluex
+from moe_runner.tasks.cache import cached_table
 from moe_runner.tasks.mini.glue import OOD_NAMES, SIZES, VERSION, generate
 from moe_runner.tasks.places import Source, chosen_ood
 from moe_runner.tasks.specs import About, OODSpec, TaskData, TaskSpec
@@ -60,13 +62,13 @@ class GlueMini(Suite[TextTask]):
 
     def load(self, options: TextTask, name: str, cache: Path | None = None) -> TaskData:
         """See `Suite`; the data are the same for the same version and `data_seed`."""
-        import pyarrow as pa  # heavy, so here
-
         spec = TASKS[name]
         columns = [spec.columns]
 
         def made(split: str, limit: int | None) -> "Dataset":
-            table = pa.table(generate(name, split, seed=options.data_seed))
+            key = ["glue_mini", VERSION, name, split, options.data_seed]
+            make = partial(generate, name, split, seed=options.data_seed)
+            table = cached_table(make, key, cache)
             return tidy(table, f"glue_mini/{name}/{split}", columns, spec.labels, limit)
 
         chosen = chosen_ood(options, name, ood_names, spec.ood)

@@ -355,8 +355,10 @@ class LanguageModelling(Suite[LanguageModellingTask]):
         for key, source in found.items():
             limit = options.limit if key == "train" else options.eval_limit
             if source.generated:
-                lines = partial(mini_text, key.removeprefix("ood/"), options.data_seed)
-                data[key] = _first(_dataset(lines, {}, None), limit)
+                split = key.removeprefix("ood/")
+                lines = partial(mini_text, split, options.data_seed)
+                made_from = {"generated": source.generated, "split": split}
+                data[key] = _first(_dataset(lines, made_from, cache), limit)
             else:
                 divided = found["train"].files == found["validation"].files != ()
                 part = PARTS[key] if divided and key in PARTS else WHOLE

@@ -21,6 +21,8 @@ from moe_runner.training.trainer import RunTrainer
 class ClassificationTrainer(RunTrainer):
     """Score logits, or the one output of a regression."""
 
+    by_length = True
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(
             compute_metrics=self.compute_task_metrics,
@@ -30,7 +32,8 @@ class ClassificationTrainer(RunTrainer):
 
     def compute_task_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Compute the task's metrics and `primary`, fractions in 0-1."""
-        values = metrics.compute(prediction.predictions, prediction.label_ids, self.metric_names)
+        predicted, labels = map(self.in_order, (prediction.predictions, prediction.label_ids))
+        values = metrics.compute(predicted, labels, self.metric_names)
         return {**values, "primary": metrics.primary(values)}
 
 

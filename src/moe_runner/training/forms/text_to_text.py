@@ -31,6 +31,8 @@ class GeneratingTrainer(RunTrainer, Seq2SeqTrainer):
         **kwargs: see `RunTrainer`.
     """
 
+    by_length = True
+
     def __init__(self, *, form: TextToText, **kwargs: Any) -> None:
         super().__init__(compute_metrics=self.compute_task_metrics, **kwargs)
         self.form = form
@@ -48,7 +50,7 @@ class GeneratingTrainer(RunTrainer, Seq2SeqTrainer):
 
     def compute_task_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Compute the task's metrics and `primary`, fractions in 0-1."""
-        given = self.form.texts(prediction.predictions)
+        given = self.form.texts(self.in_order(prediction.predictions))
         values = self.form.score(given, self.scored, self.metric_names)
         return {**values, "primary": metrics.primary(values)}
 

@@ -1,0 +1,76 @@
+"""A sweep whose jobs run in this process, one after the other: which of how many, how long yet.
+
+Hydra hands a job nothing but its config, so what is known of the others is kept here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.folders import Folders
+from moe_runner.options.settings import Settings
+from moe_runner.runs.run import Run
+from moe_runner.runs.store import Store, StoreError
+from moe_runner.sweeps.compose import compose_settings
+from moe_runner.sweeps.plan import Inventory, Plan, list_runs
+from moe_runner.sweeps.tally import Tally
+
+_announced: list[Tally] = []  # of the sweep that runs; at most one
+
+
+def announce(jobs: Sequence[Sequence[str]], folders: Folders) -> None:
+    """Count the runs of a sweep before its first job begins.
+
+    Args:
+        jobs: overrides of each.
+        folders: of option files.
+    """
+    runs: dict[str, Run] = {}
+    settled: set[str] = set()
+    inventory: Inventory | None = None
+    for job in jobs:
+        try:
+            settings = compose_settings(folders, as_choices(job))
+            inventory = inventory or Inventory(Path(settings.paths.cache) / "hashes.json")
+            found = {run.id: run for run in list_runs(settings, inventory).runs}
+        except (ConfigError, OSError):  # the job tells it
+            continue
+        runs |= found
+        settled |= done_of(found, settings)
+    if runs:
+        _announced[:] = [Tally(runs, settled)]
+
+
+def tally_of(plan: Plan, settings: Settings) -> Tally:
+    """Give the count of the sweep that runs, or make that of an only job."""
+    if _announced and all(run.id in _announced[0].runs for run in plan.runs):
+        return _announced[0]
+    runs = {run.id: run for run in plan.runs}
+    return Tally(runs, done_of(runs, settings))
+
+
+def done_of(runs: Iterable[str], settings: Settings) -> set[str]:
+    """Find the ids of those runs that are not carried out again."""
+    if settings.rerun:
+        return set()
+    store = Store(Path(settings.paths.output))
+    done = set()
+    for run_id in runs:
+        try:
+            if store.result(run_id) is not None:
+                done.add(run_id)
+        except StoreError:  # carrying it out tells it
+            continue
+    return done
+
+
+def as_choices(words: Iterable[str]) -> Mapping[str, Any]:
+    """Read the overrides of a job: option or value by group or key."""
+    parser = OverridesParser.create()
+    overrides = [parser.parse_override(word) for word in words]
+    return {each.key_or_group: each.value() for each in overrides}

@@ -1,0 +1,77 @@
+"""How far a sweep is that runs in this process, one run after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from moe_runner.console import duration
+from moe_runner.runs.run import Run
+from moe_runner.sweeps.naming import names_of, shared_by
+
+LIKE = ("model", "suite", "task")  # what the time of a run depends on most
+
+
+class Tally:
+    """Counts runs, and estimates the time left from those that were carried out here.
+
+    Args:
+        runs: of the whole sweep, by id, in their order.
+        settled: the ids of those that are done already: they take no time.
+    """
+
+    def __init__(self, runs: Mapping[str, Run], settled: set[str]) -> None:
+        self.runs, self.names = dict(runs), names_of(runs)
+        self.left = [run_id for run_id in runs if run_id not in settled]
+        self.seconds: dict[str, float] = {}
+        self.number = 0
+        self.running: tuple[str, float] | None = None
+
+    def begin(self, run: Run) -> str:
+        """Note that a run begins; say which of how many, and the time left for all.
+
+        Before the first of several a line says what they have in common.
+        """
+        self.number += 1
+        self.running = run.id, time.monotonic()
+        left = self.time_left()
+        count = f"[{self.number}/{max(len(self.runs), self.number)}]"
+        first = f"{shared_by(self.runs)}\n" if self.number == 1 and len(self.runs) > 1 else ""
+        return f"{first}{count} {self.names.get(run.id, run.label)}  ({run.id})" + (
+            f"  {duration(left)} left" if left is not None else ""
+        )
+
+    def end(self, seconds: float | None = None) -> None:
+        """Note that the run that began has ended.
+
+        Args:
+            seconds: that it took by itself, without what only the first run of a process has to
+                do; None: what is known here.
+        """
+        assert self.running is not None
+        run_id, started = self.running
+        self.running = None
+        if run_id in self.left:
+            self.left.remove(run_id)
+            self.seconds[run_id] = time.monotonic() - started if seconds is None else seconds
+
+    def time_left(self) -> float | None:
+        """Estimate the seconds until the last run has ended; None: none has ended yet.
+
+        A run takes as long as those of its model and task took, else as all did on average.
+        """
+        if not self.seconds:
+            return None
+        mean = sum(self.seconds.values()) / len(self.seconds)
+        return sum(self.expected(run_id, mean) for run_id in self.left)
+
+    def expected(self, run_id: str, mean: float) -> float:
+        """Estimate the seconds of a run."""
+        kind = self.kind(run_id)
+        alike = [taken for other, taken in self.seconds.items() if self.kind(other) == kind]
+        return sum(alike) / len(alike) if alike else mean
+
+    def kind(self, run_id: str) -> tuple[str, ...]:
+        """Give the axes by which runs take alike."""
+        axes = self.runs[run_id].axes()
+        return tuple(str(axes[axis]) for axis in LIKE)
