@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.torture import commands
 
-CAMPAIGNS = ("kills", "inputs", "crowds", "disk", "memory")
+CAMPAIGNS = ("kills", "inputs", "crowds", "disk", "memory", "shown")
 OUTPUT = commands.ROOT / "outputs" / "torture"
 
 

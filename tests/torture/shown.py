@@ -1,4 +1,4 @@
-"""Carry out every command that README and docs show, shortened; what cannot be had here is planned."""
+"""Carry out every command that README and docs show, shortened, or plan what cannot be had here."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def carry_out(command: str, folder: Path) -> str:
     if program == "moe-report":
         done = commands.forked(program, *words, folder=folder, environment=quiet).wait()
         assert not done.has_traceback, f"{command}: {done.err}"
-        known = done.code == 0 or any(word in done.err for word in ("is no run", "is not there", "were kept", "is no folder"))
+        known = done.code == 0 or any(
+            word in done.err for word in ("is no run", "is not there", "were kept", "is no folder")
+        )
         assert known, f"{command}: code {done.code}: {done.err}"
         return "done" if done.code == 0 else "refused"
     wrong = command.startswith("moe-run method=emo ")  # shown with its three mistakes
@@ -119,7 +121,10 @@ def write_data(folder: Path) -> None:
     texts = [f"the {what} was {how}, number {i}" for i in range(60)
              for what, how in (("film", "good"), ("book", "bad"))]  # fmt: skip
     tables = {
-        "reviews.csv": [("review", "stars"), *((t, "five" if "good" in t else "one") for t in texts)],
+        "reviews.csv": [
+            ("review", "stars"),
+            *((t, "five" if "good" in t else "one") for t in texts),
+        ],
         "texts.csv": [("body",), *((t,) for t in texts)],
         "articles.csv": [("article", "summary"), *((t, t.split()[3]) for t in texts)],
     }
