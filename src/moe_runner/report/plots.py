@@ -12,7 +12,8 @@ from typing import Any
 
 from moe_runner.files import replacing
 from moe_runner.metrics import scaled
-from moe_runner.report.study_table import Results, StudyTable, label, tabulate
+from moe_runner.report.labels import label
+from moe_runner.report.study_table import Results, StudyTable, tabulate
 from moe_runner.runs.result import Result
 from moe_runner.runs.run import Run
 from moe_runner.sweeps.study_plan import StudyPlan

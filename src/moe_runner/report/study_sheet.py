@@ -9,7 +9,8 @@ from moe_runner.report.beside import beside_sheet, published_sheet
 from moe_runner.report.pairs import check_figures
 from moe_runner.report.published import published_tables
 from moe_runner.report.sheet import NOT_AVAILABLE, Entry, Sheet, to_rich
-from moe_runner.report.study_table import Results, StudyCell, StudyTable, label, tabulate, unequal
+from moe_runner.report.labels import label
+from moe_runner.report.study_table import Results, StudyCell, StudyTable, tabulate, unequal
 from moe_runner.report.verdicts import claims, verdict_sheet
 from moe_runner.runs.result import Result
 from moe_runner.sweeps.study_plan import StudyPlan

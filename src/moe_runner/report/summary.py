@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.table import Table
 
@@ -33,6 +34,13 @@ class Cell:
         set_metrics: names of what each of the other sets was scored by.
         by_seed: the primary metric of each run, by its seed.
         ood_by_seed: the same of each out-of-domain set that all the runs have.
+        majority: the primary metric of who always answers the most frequent class, or the mean
+            score; None: not recorded, or there is no such answer.
+        ood_majority: the same of each out-of-domain set that has it.
+        constant: what the runs with one answer to every example were evaluated on: "" is the set
+            that selects; a set is named once.
+        recorded: whether the runs say that.
+        ids: of the runs.
     """
 
     mean: float
@@ -45,6 +53,11 @@ class Cell:
     set_metrics: dict[str, tuple[str, ...]] = field(default_factory=dict)
     by_seed: dict[int, float] = field(default_factory=dict)
     ood_by_seed: dict[str, dict[int, float]] = field(default_factory=dict)
+    majority: float | None = None
+    ood_majority: dict[str, float] = field(default_factory=dict)
+    constant: frozenset[str] = frozenset()
+    recorded: bool = False
+    ids: tuple[str, ...] = ()
 
 
 def base_name(axes: Axes) -> str:
@@ -126,7 +139,29 @@ def aggregate(results: Sequence[Result]) -> Cell:
             for name in chosen[0].ood_metrics
             if all(result.ood_metrics.get(name) is not None for result in chosen)
         },
+        **plain_facts(chosen),
     )
+
+
+def plain_facts(chosen: Sequence[Result]) -> dict[str, Any]:
+    """Collect what is known of those who answer without reading, as fields of `Cell`."""
+    first = [next(iter(result.id_metrics.values()), None) for result in chosen]
+    majority = [s.majority for s in first if s is not None and s.majority is not None]
+    ood: dict[str, list[float]] = {}
+    constant = {"" for s in first if s is not None and s.constant}
+    for result in chosen:
+        for name, scores in result.ood_metrics.items():
+            if scores is not None and scores.majority is not None:
+                ood.setdefault(name, []).append(scores.majority)
+            if scores is not None and scores.constant:
+                constant.add(name)
+    return {
+        "majority": statistics.fmean(majority) if majority else None,
+        "ood_majority": {name: statistics.fmean(values) for name, values in ood.items()},
+        "constant": frozenset(constant),
+        "recorded": any(s is not None and s.constant is not None for s in first),
+        "ids": tuple(result.id for result in chosen),
+    }
 
 
 def means(scored: Sequence[Scored]) -> dict[str, float | None]:

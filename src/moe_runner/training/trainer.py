@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Seq2SeqTrainingArguments, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import PredictionOutput
 
 from moe_runner.files import writing_tensors
 from moe_runner.moe.layer import auxiliary_loss
@@ -158,6 +159,17 @@ class RunTrainer(Trainer):
     def further_figures(self) -> dict[str, Any]:
         """Measure what an evaluation is to record besides; nothing, unless a form has more."""
         return {}
+
+    def plain_facts(self, found: PredictionOutput) -> tuple[float | None, bool | None]:
+        """Score who needs no input, and tell whether all answers are one; None: not known.
+
+        Args:
+            found: of `predict`.
+
+        Returns:
+            See `Scores.majority` and `Scores.constant`.
+        """
+        return None, None
 
     def tokens_seen(self) -> int:
         """Count the tokens that were trained on, padding left out."""
