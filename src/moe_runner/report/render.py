@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from filelock import FileLock
 from moe_runner.analysis.stored import analyses_of
 from moe_runner.files import unfinished, write_atomic
 from moe_runner.report.page import Section, Verdicts, write_page
-from moe_runner.report.sheet import Sheet, to_csv, to_latex, to_markdown
+from moe_runner.report.sheet import Sheet, plain_label, to_csv, to_latex, to_markdown
 from moe_runner.report.study_sheet import sheets
+from moe_runner.report.tidy import tidy_sheet
 from moe_runner.report.verdicts import claims, summed_up, verdict_sheet
 from moe_runner.runs.objects import StoreError
 from moe_runner.runs.store import RunFolder, Store
@@ -42,8 +43,9 @@ def render(
         formats: some of `FORMATS`; html includes the plots.
 
     Returns:
-        The files that were written: tables.md, tables.tex, <study>.csv and <study>-verdicts.csv,
-        plots/, index.html.
+        The files that were written: tables.md; tables.tex, a document, and tables/<table>.tex, each
+        a table for one's own; <table>.csv as shown and <study>-tidy.csv, every number unrounded;
+        plots/; index.html.
 
     Raises:
         StoreError: with a line for every result that is damaged, or for a damaged analysis.
@@ -54,6 +56,7 @@ def render(
         for left in (
             *unfinished(out),
             *unfinished(out / "plots"),
+            *unfinished(out / "tables"),
         ):  # of killed ones
             left.unlink()
         return _render(plans, store, out, formats)
@@ -80,13 +83,15 @@ def _render(
         write("tables.md", "\n".join(to_markdown(sheet) for sheet in every))
     if "latex" in formats:
         write("tables.tex", TEX % "\n".join(fitted(sheet) for sheet in every))
+        (out / "tables").mkdir(exist_ok=True)
+        for name, sheet in named_sheets(laid, verdicts):
+            write(f"tables/{name}.tex", to_latex(sheet, label=name))
     if "csv" in formats:
+        for name, sheet in named_sheets(laid, verdicts):
+            write(f"{name}.csv", to_csv(sheet))
         for plan in plans:
-            for number, sheet in enumerate(laid[plan.study.name]):
-                suffix = f"-{number}" if number else ""
-                write(f"{plan.study.name}{suffix}.csv", to_csv(sheet))
-        for name, each in verdicts.items():
-            write(f"{name}-verdicts.csv", to_csv(each.sheet))
+            if plan.jobs:
+                write(f"{plan.study.name}-tidy.csv", to_csv(tidy_sheet(plan, results)))
     if "html" in formats:
         from moe_runner.report.plots import draw_study  # matplotlib: seconds
 
@@ -101,6 +106,19 @@ def _render(
         write_page(out / "index.html", sections, said, results, store, analyses)
         files.append(out / "index.html")
     return files
+
+
+def named_sheets(
+    laid: Mapping[str, Sequence[Sheet]], verdicts: Mapping[str, Verdicts]
+) -> Iterator[tuple[str, Sheet]]:
+    """Give every table with the name of its files: <study>, <study>-ood, <study>-beside-<table>."""
+    used: dict[str, int] = {}
+    for study, found in laid.items():
+        first = [verdicts[study].sheet] if study in verdicts else []
+        for sheet in [*first, *found]:
+            name = f"{study}-{plain_label(sheet.name)}" if sheet.name else study
+            used[name] = used.get(name, 0) + 1
+            yield (name if used[name] == 1 else f"{name}-{used[name]}"), sheet
 
 
 def fitted(sheet: Sheet) -> str:

@@ -212,6 +212,16 @@ def grouped(plan: StudyPlan) -> dict[tuple[str, str], list[Run]]:
     return groups
 
 
+def names_in(plan: StudyPlan) -> tuple[Names, Names]:
+    """Put the rows and the columns of a study into words."""
+    rows: dict[str, Run] = {}
+    columns: dict[str, Run] = {}
+    for job in plan.jobs:
+        rows.setdefault(label(job.run, plan.study.rows), job.run)
+        columns.setdefault(label(job.run, plan.study.columns), job.run)
+    return names_of(rows, plan.study.rows), names_of(columns, plan.study.columns)
+
+
 def combine(results: Sequence[Result], rule: str) -> Cell | None:
     """Aggregate the finished runs of a cell.
 

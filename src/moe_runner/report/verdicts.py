@@ -11,7 +11,7 @@ from moe_runner.report.effects import FEWEST, Effect, effect
 from moe_runner.report.pairs import check_figures
 from moe_runner.report.published import PublishedTable, published_tables
 from moe_runner.report.sheet import NOT_AVAILABLE, Entry, Sheet
-from moe_runner.report.study_table import Results, StudyTable, alike, tabulate
+from moe_runner.report.study_table import Results, StudyTable, alike, names_in, tabulate
 from moe_runner.report.summary import Cell
 from moe_runner.sweeps.study import Pairing
 from moe_runner.sweeps.study_plan import StudyPlan
@@ -191,8 +191,10 @@ def verdict_sheet(plan: StudyPlan, found: Sequence[Claim]) -> Sheet | None:
         return None
     paper = bool(plan.study.beside)
     rows = []
+    of_rows, of_columns = names_in(plan)
     for claim in found:
-        words = [claim.row, claim.baseline, "average" if claim.column == "all" else claim.column]
+        words = [of_rows[claim.row], of_rows[claim.baseline]]
+        words.append("average" if claim.column == "all" else of_columns[claim.column])
         words.append(written(claim.ours))
         if paper:
             known = claim.published is not None
@@ -212,6 +214,7 @@ def verdict_sheet(plan: StudyPlan, found: Sequence[Claim]) -> Sheet | None:
         rows=tuple(tuple(map(Entry, row)) for row in rows),
         caption=f"profile={plan.profile}; percent (perplexity, rank: as it is); {CAPTION}",
         words=3,
+        name="verdicts",
     )
 
 
