@@ -70,10 +70,7 @@ def blocks(sheet: Sheet, width: int) -> list[Sheet]:
     ]
     # a header may fold at its spaces, the numbers below it may not
     needed = [
-        max(
-            [longest_word(sheet.header[i])]
-            + [cell_len(clear(row[i].text)) for row in sheet.rows]
-        )
+        max([longest_word(sheet.header[i])] + [cell_len(clear(row[i].text)) for row in sheet.rows])
         if i >= sheet.words
         else min(widest[i], WORDS)
         for i in range(len(sheet.header))
@@ -212,7 +209,11 @@ def plain_label(text: str) -> str:
 
 LATEX = {
     "\\": r"\textbackslash{}",
-    "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "†": r"$\dagger$", "‡": r"$\ddagger$",
+    "±": r"$\pm$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "<": r"$<$",

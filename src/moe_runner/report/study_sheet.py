@@ -9,11 +9,11 @@ from moe_runner.console import wide_console
 from moe_runner.metrics import lower_is_better, named, shown
 from moe_runner.report import domainbed
 from moe_runner.report.beside import beside_sheet, published_sheet
+from moe_runner.report.labels import label
 from moe_runner.report.pairs import check_figures
 from moe_runner.report.published import published_tables
-from moe_runner.report.sheet import NOT_AVAILABLE, Entry, Sheet, print_sheet
-from moe_runner.report.labels import label
 from moe_runner.report.ranking import rank_sheet
+from moe_runner.report.sheet import NOT_AVAILABLE, Entry, Sheet, print_sheet
 from moe_runner.report.study_table import (
     Results,
     StudyCell,
@@ -71,7 +71,7 @@ def study_sheet(plan: StudyPlan, table: StudyTable) -> Sheet:
     rows = []
     for row in table.rows:
         entries = [
-            Entry(written(table.cells.get((row, column))), best[column] == row)
+            Entry(written(table.cells.get((row, column))), row in best[column])
             for column in table.columns
         ]
         mean = table.average(row, table.columns)
@@ -95,9 +95,7 @@ def study_sheet(plan: StudyPlan, table: StudyTable) -> Sheet:
         rows.append((Entry(majority_name(names)), *map(Entry, cells)))
         rows[-1] += (Entry(""),) if ranks else ()
     notes = notes_of(table, "")
-    notes += [
-        f"{MARK} {table.row_names[row]}: {'; '.join(lines)}" for row, lines in marked.items()
-    ]
+    notes += [f"{MARK} {table.row_names[row]}: {'; '.join(lines)}" for row, lines in marked.items()]
     return Sheet(
         title=f"{plan.study.name}: {plan.study.title}",
         header=tuple(header),
@@ -118,7 +116,7 @@ def ood_sheet(plan: StudyPlan, table: StudyTable) -> Sheet | None:
         for column, ood in places:
             found = table.cells.get((row, column))
             text = "" if found is None else ood_written(found, ood)
-            entries.append(Entry(text, table.best(column, ood) == row))
+            entries.append(Entry(text, row in table.best(column, ood)))
         rank = [Entry(f"{ranks[row]:.2f}" if row in ranks else "")] if ranks else []
         rows.append((Entry(table.row_names[row]), *entries, *rank))
     names = [table.set_metrics(column, ood) for column, ood in places]

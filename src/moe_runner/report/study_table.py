@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from moe_runner.metrics import lower_is_better, scaled, spread
 from moe_runner.options.errors import show
 from moe_runner.report import domainbed
 from moe_runner.report.labels import Names, label, names_of
-from moe_runner.report.summary import Cell, aggregate, mean_ranks
+from moe_runner.report.summary import Cell, aggregate, mean_ranks, ranks_of
 from moe_runner.runs.result import Result
 from moe_runner.runs.run import Run
 from moe_runner.sweeps.study_plan import StudyPlan
@@ -127,14 +128,12 @@ class StudyTable:
             {
                 (column, row): cell.cell
                 for (row, column), cell in self.cells.items()
-                if column in columns
-                and cell.cell is not None
-                and self.is_complete(row, columns)
+                if column in columns and cell.cell is not None and self.is_complete(row, columns)
             }
         )
 
-    def best(self, column: str, ood: str | None = None) -> str | None:
-        """Find the best row of a column among those that lack no run; None if there is none.
+    def best(self, column: str, ood: str | None = None) -> frozenset[str]:
+        """Find the best rows of a column among those that lack no run; none if all are equal.
 
         Args:
             column: label.
@@ -145,12 +144,15 @@ class StudyTable:
             each = self.cells.get((row, column))
             if each is not None and each.cell is not None and each.complete:
                 value = each.cell.mean if ood is None else each.cell.ood.get(ood)
-                if value is not None:
+                if value is not None and math.isfinite(value):
                     found[row] = value
-        if not found:
-            return None
+        if len(found) < 2:
+            return frozenset(found)
         names = self.metrics(column) if ood is None else self.set_metrics(column, ood)
-        return (min if lower_is_better(names) else max)(found, key=found.__getitem__)
+        ranks = ranks_of(found, lower=lower_is_better(names))
+        first = min(ranks.values())
+        best = frozenset(row for row, rank in ranks.items() if rank == first)
+        return best if len(best) < len(found) else frozenset()
 
 
 def alike(metrics: Sequence[Sequence[str]]) -> bool:

@@ -1,4 +1,4 @@
-"""Studies as tidy rows: one number a row, unrounded, with the runs behind it, for other programs."""
+"""Studies as tidy rows: a number each, unrounded, with the runs behind it, for other programs."""
 
 from __future__ import annotations
 

@@ -183,6 +183,8 @@ def own_verdict(ours: Effect | None, lower: bool) -> str:
 def verdict_sheet(plan: StudyPlan, found: Sequence[Claim]) -> Sheet | None:
     """Lay out what a study says; None if that is nothing.
 
+    What lacks runs, and has no published figure either, is counted only.
+
     Args:
         plan: the study.
         found: its claims.
@@ -192,7 +194,8 @@ def verdict_sheet(plan: StudyPlan, found: Sequence[Claim]) -> Sheet | None:
     paper = bool(plan.study.beside)
     rows = []
     of_rows, of_columns = names_in(plan)
-    for claim in found:
+    shown = [claim for claim in found if claim.ours is not None or claim.published is not None]
+    for claim in shown:
         words = [of_rows[claim.row], of_rows[claim.baseline]]
         words.append("average" if claim.column == "all" else of_columns[claim.column])
         words.append(written(claim.ours))
@@ -200,6 +203,9 @@ def verdict_sheet(plan: StudyPlan, found: Sequence[Claim]) -> Sheet | None:
             known = claim.published is not None
             words.append(f"{claim.published:+.2f}" if known else NOT_AVAILABLE)
         rows.append((*words, claim.verdict))
+    left_out = len(found) - len(shown)
+    parts = [f"profile={plan.profile}; percent (perplexity, rank: as it is); {CAPTION}"]
+    parts += [f"{left_out} more lack runs"] if left_out else []
     word = "does it reproduce?" if paper else "what differs?"
     return Sheet(
         title=f"{plan.study.name}: {word}",
@@ -212,7 +218,7 @@ def verdict_sheet(plan: StudyPlan, found: Sequence[Claim]) -> Sheet | None:
             "verdict",
         ),  # fmt: skip
         rows=tuple(tuple(map(Entry, row)) for row in rows),
-        caption=f"profile={plan.profile}; percent (perplexity, rank: as it is); {CAPTION}",
+        caption="; ".join(parts),
         words=3,
         name="verdicts",
     )
