@@ -13,6 +13,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 WIDTH, HEIGHT = 8.0, 4.0  # inches
 ACROSS = 3  # panels side by side
 LEAST = 0.5  # of what an axis spans: a tenth of a percent fills no picture
+LONG = 14  # characters of an axis's name, before its direction comes in a line of its own
 MOST_PANELS = 12  # of one picture; that others are left out is said
 
 
@@ -45,6 +46,7 @@ def panels(
     for ax, name in zip(grid, shown, strict=False):
         ax.set_title(plain(name), fontsize=8, loc="left")
         ax.tick_params(labelsize=7)
+        ax.locator_params(nbins=5) if ax.name == "rectilinear" else None
         for side in ("top", "right"):
             if side in ax.spines:
                 ax.spines[side].set_visible(False)
@@ -66,7 +68,8 @@ def unit(metrics: Sequence[str]) -> str:
 
 def measured(metrics: Sequence[str]) -> str:
     """Name a metric with its unit and direction, for an axis."""
-    return f"{unit(metrics)} ({'lower' if lower_is_better(metrics) else 'higher'} is better)"
+    name, better = unit(metrics), "lower" if lower_is_better(metrics) else "higher"
+    return f"{name}{chr(10) if len(name) > LONG else ' '}({better} is better)"
 
 
 def widen(ax: Any, axis: str) -> None:

@@ -17,7 +17,9 @@ AXES: Mapping[str, str] = {
     "learning_rate": "learning rate {}", "seed": "seed {}", "protocol": "{} protocol",
 }  # fmt: skip
 VALUES: Mapping[str, Mapping[str, str]] = {  # by option, then by value as it is typed
-    "select": {"top": "top-k experts", "bottom": "bottom-k experts", "not_top": "not-top-k experts"},
+    "select": {
+        "top": "top-k experts", "bottom": "bottom-k experts", "not_top": "not-top-k experts",
+    },
     "clustering": {"constrained_kmeans": "clustered", "random": "random groups"},
     "convert_at": {
         "train": "MoE in training only", "eval": "MoE in evaluation only", "both": "MoE throughout",
@@ -28,8 +30,8 @@ VALUES: Mapping[str, Mapping[str, str]] = {  # by option, then by value as it is
     "hypernet_lr_scale": {"auto": "hypernetwork's rate automatic"},
 }  # fmt: skip
 TEXTS: Mapping[str, str] = {  # of any other value
-    "num_experts": "{} experts", "top_k": "top-k {}", "hypernet_lr_scale": "hypernetwork's rate x {}",
-    "learning_rate": "learning rate {}",
+    "num_experts": "{} experts", "top_k": "top-k {}", "learning_rate": "learning rate {}",
+    "hypernet_lr_scale": "hypernetwork's rate x {}",
 }  # fmt: skip
 HASHES = ("weights", "task.data")  # their first digits say that they differ, no more is known
 

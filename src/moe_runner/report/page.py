@@ -127,6 +127,8 @@ def missing(plan: StudyPlan) -> str:
 
 def other_pages(file: Path) -> list[str]:
     """List the folders beside a page's own that have a page, too: other profiles, own runs."""
+    if file.parent.parent.name != "reports":
+        return []  # a place of the user's: what lies beside it is not ours
     return sorted(
         page.parent.name
         for page in file.parent.parent.glob("*/index.html")

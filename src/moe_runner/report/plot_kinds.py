@@ -30,13 +30,14 @@ def points(
         return None
     averaged = len(table.columns) > 1 and alike([table.metrics(c) for c in table.columns])
     names = [table.column_names[column] for column in columns] + ["average"] * averaged
-    height = 0.55 + 0.22 * len(table.rows)
-    figure, axes = panels(f"{plan.study.title}\n{ERROR}", names, height, sharey=True)
-    places = {row: -number for number, row in enumerate(table.rows)}
     theirs = dict(published_points(plan, table))
+    rows = [row for row in table.rows if any(known(table, row, c) for c in columns)]
+    places = {row: -number for number, row in enumerate(rows)}
+    height = 0.75 + 0.22 * len(rows)
+    figure, axes = panels(f"{plan.study.title}\n{ERROR}", names, height, sharey=True)
     for ax, column in zip(axes, [*columns, "all"][: len(names)], strict=False):
         metrics = table.metrics(table.columns[0] if column == "all" else column)
-        for number, row in enumerate(table.rows):
+        for number, row in enumerate(rows):
             cells = [known(table, row, c) for c in table.columns] if column == "all" else None
             cell = known(table, row, column) if cells is None else None
             if cell is not None:

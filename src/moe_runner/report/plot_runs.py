@@ -130,7 +130,7 @@ def pairs(result: Result) -> list[tuple[str, float, float, tuple[str, ...]]]:
 
 
 def rank_diagram(title: str, found: Ranking) -> Any:
-    """Draw the critical-difference diagram: mean ranks on a line, a bar over what is not told apart.
+    """Draw the critical-difference diagram: mean ranks, and bars over what is not told apart.
 
     Source: Demsar, JMLR 7, 2006, figure 1.
     """

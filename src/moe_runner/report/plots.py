@@ -47,6 +47,7 @@ def draw_study(
         file = out / f"{plan.study.name}-{kind}.png"
         with replacing(file) as temporary:
             figure.savefig(temporary, format="png", dpi=DPI)
+        figure.set_layout_engine("none")  # it is laid out: once is enough
         with replacing(file.with_suffix(".pdf")) as temporary:
             figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
         files.append(file)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -79,16 +80,10 @@ def compare(scores: Sequence[dict[str, float]], lower: Sequence[bool]) -> Rankin
         return None
     if not all(math.isfinite(value) for of in scores for value in of.values()):
         return None
-    from scipy.stats import friedmanchisquare, studentized_range  # not at the start of a command
-
     by_task = [ranks_of(of, lower=less) for of, less in zip(scores, lower, strict=True)]
     ranks = {name: statistics.fmean(of[name] for of in by_task) for name in systems}
-    if all(len(set(of.values())) == 1 for of in by_task):
-        p = 1.0  # all tied: the statistic is 0 / 0
-    else:
-        p = float(friedmanchisquare(*([of[name] for of in by_task] for name in systems)).pvalue)
-    error = math.sqrt(k * (k + 1) / (6 * n))
-    critical = float(studentized_range.ppf(1 - LEVEL, k, math.inf)) / math.sqrt(2) * error
+    critical = studentized_range(k) / math.sqrt(2) * math.sqrt(k * (k + 1) / (6 * n))
+    p = friedman([[of[name] for name in systems] for of in by_task])
     ordered = sorted(systems, key=ranks.__getitem__)
     differing = tuple(
         (one, other)
@@ -96,6 +91,46 @@ def compare(scores: Sequence[dict[str, float]], lower: Sequence[bool]) -> Rankin
         if ranks[other] - ranks[one] >= critical
     )
     return Ranking(ranks, n, p, critical, differing)
+
+
+def friedman(ranks: Sequence[Sequence[float]]) -> float:
+    """Compute the p-value of Friedman's test, corrected for ties.
+
+    Args:
+        ranks: of each task, those of the systems.
+
+    Returns:
+        1 if all are tied everywhere.
+    """
+    from scipy.special import chdtrc  # scipy.stats takes seconds to import
+
+    n, k = len(ranks), len(ranks[0])
+    means = [statistics.fmean(column) for column in zip(*ranks, strict=True)]
+    ties = sum(count**3 - count for row in ranks for count in Counter(row).values())
+    untied = 1 - ties / (n * k * (k * k - 1))
+    if untied <= 0:
+        return 1.0
+    spread = sum((mean - (k + 1) / 2) ** 2 for mean in means)
+    return float(chdtrc(k - 1, 12 * n / (k * (k + 1)) * spread / untied))
+
+
+def studentized_range(k: int) -> float:
+    """Find the studentized range that k normal values exceed with probability `LEVEL`.
+
+    It is the root of P(range <= q) = k * integral of phi(z) (Phi(z) - Phi(z - q))^(k - 1), by
+    bisection; infinite degrees of freedom.
+    """
+    import numpy as np
+    from scipy.special import ndtr
+
+    z = np.linspace(-9, 9, 6001)
+    density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    low, high = 0.0, 20.0
+    while high - low > 1e-9:
+        q = (low + high) / 2
+        inside = k * np.trapezoid(density * (ndtr(z) - ndtr(z - q)) ** (k - 1), z)
+        low, high = (q, high) if inside < 1 - LEVEL else (low, q)
+    return (low + high) / 2
 
 
 def ranking_of(table: StudyTable) -> Ranking | None:
