@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from moe_runner.metrics import lower_is_better
 from moe_runner.options.errors import show
 from moe_runner.runs.run import Run
 
@@ -33,6 +34,7 @@ TEXTS: Mapping[str, str] = {  # of any other value
     "num_experts": "{} experts", "top_k": "top-k {}", "learning_rate": "learning rate {}",
     "hypernet_lr_scale": "hypernetwork's rate x {}",
 }  # fmt: skip
+ONE_ANSWER = "‡"  # marks a number of constant predictions
 HASHES = ("weights", "task.data")  # their first digits say that they differ, no more is known
 
 
@@ -165,3 +167,14 @@ def share(value: float) -> str:
 
 
 SPECIAL: Mapping[str, Callable[[Any], str]] = {"layers": layers, "train_fraction": share}
+
+
+def direction(metrics: Sequence[str]) -> str:
+    """Show whether more (up) or less (down) of a score is better."""
+    return "↓" if lower_is_better(metrics) else "↑"
+
+
+def majority_name(metrics: Sequence[Sequence[str]]) -> str:
+    """Name the row of who answers without reading."""
+    kinds = {"mean" if {"pearson", "spearman"} & set(of) else "majority class" for of in metrics}
+    return " or ".join(sorted(kinds))

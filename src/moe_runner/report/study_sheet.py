@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Sequence
 
 from moe_runner.console import wide_console
-from moe_runner.metrics import lower_is_better, named, shown
+from moe_runner.metrics import named, shown
 from moe_runner.report import domainbed
 from moe_runner.report.beside import beside_sheet, published_sheet
-from moe_runner.report.labels import label
+from moe_runner.report.labels import ONE_ANSWER, direction, label, majority_name
 from moe_runner.report.pairs import check_figures
 from moe_runner.report.published import published_tables
 from moe_runner.report.ranking import rank_sheet
@@ -28,7 +28,6 @@ from moe_runner.runs.result import Result
 from moe_runner.sweeps.study_plan import StudyPlan
 
 MARK = "†"  # a row whose settings differ from the first
-ONE_ANSWER = "‡"  # a number of constant predictions
 NOT_RECORDED = (
     "majority class and constant predictions are not recorded in these results (of an older "
     "version; rerun=true records them)"
@@ -161,17 +160,6 @@ def column_head(table: StudyTable, column: str, metrics: Sequence[str] | None = 
     name = table.column_names[column]
     found = tuple(dict.fromkeys(table.metrics(column) if metrics is None else metrics))
     return f"{name} ({named(found)} {direction(found)})" if found else name
-
-
-def direction(metrics: Sequence[str]) -> str:
-    """Show whether more (up) or less (down) of a score is better."""
-    return "↓" if lower_is_better(metrics) else "↑"
-
-
-def majority_name(metrics: Sequence[Sequence[str]]) -> str:
-    """Name the row of who answers without reading."""
-    kinds = {"mean" if {"pearson", "spearman"} & set(of) else "majority class" for of in metrics}
-    return " or ".join(sorted(kinds))
 
 
 def number(value: float | None, metrics: Sequence[str]) -> str:
