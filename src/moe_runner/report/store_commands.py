@@ -73,10 +73,8 @@ def tables(words: Sequence[str]) -> None:
     if not plans:
         print(NOTHING.format(output=given["output"], profile=given["profile"], done=len(done)))
         return
-    if not given["to"] and not only_of(given):
-        every = with_others(plans, *planning_of(given), store)
-    else:
-        every = plans
+    named = given["study"] != "all" and not given["to"] and not only_of(given)
+    every = with_others(plans, *planning_of(given), store) if named else plans
     results = store.results_of(job.run.id for plan in every for job in plan.jobs)
     for plan in plans:
         own = [job.run.id for job in plan.jobs if job.run.id in results]
