@@ -66,15 +66,18 @@ def tables(words: Sequence[str]) -> None:
     formats = [] if given["format"] == "none" else given["format"].split(",")
     if wrong := [name for name in formats if name not in FORMATS]:
         raise ConfigError(not_an_option(f"format={wrong[0]}", "", wrong[0], [*FORMATS, "none"]))
-    plans, store = plans_of(given)
+    planning, store = planning_of(given), Store(Path(given["output"]))
     done = finished(store)
+    plans: list[StudyPlan] = []
+    if done or given["study"] != "all":  # planning all studies takes seconds
+        plans, _ = plans_of(given)
     if given["study"] == "all":
         plans = [plan for plan in plans if has_results(plan, done)]
     if not plans:
         print(NOTHING.format(output=given["output"], profile=given["profile"], done=len(done)))
         return
     named = given["study"] != "all" and not given["to"] and not only_of(given)
-    every = with_others(plans, *planning_of(given), store) if named else plans
+    every = with_others(plans, *planning, store) if named else plans
     results = store.results_of(job.run.id for plan in every for job in plan.jobs)
     for plan in plans:
         own = [job.run.id for job in plan.jobs if job.run.id in results]
