@@ -78,6 +78,7 @@ def results(plan, primary, ood=None, **more) -> dict:
         job.run.id: make_result(
             job.run.axes(),
             primary(job.run),
+            id=job.run.id,
             metrics=("accuracy",),
             ood_metrics={"ood": scores(ood(job.run))},
             **more,
