@@ -16,6 +16,7 @@ from rich.text import Text
 from moe_runner.console import clear
 
 NOT_AVAILABLE = "not available"  # what a cell without a number says
+FIGURES = tuple("0123456789+-±")  # what a figure begins with
 WORDS = 24  # characters that a column of words gets at least, before numbers go to another block
 
 
@@ -51,7 +52,7 @@ class Sheet:
 def print_sheet(console: Console, sheet: Sheet) -> None:
     """Print a table, in blocks of columns where it does not fit side by side."""
     for block in blocks(sheet, console.width):
-        console.print(to_rich(block))
+        console.print(to_rich(block, console.width))
 
 
 def blocks(sheet: Sheet, width: int) -> list[Sheet]:
@@ -64,17 +65,7 @@ def blocks(sheet: Sheet, width: int) -> list[Sheet]:
     Returns:
         The table itself if it fits or has no columns of numbers.
     """
-    widest = [
-        max(cell_len(clear(text)) for text in (name, *(row[i].text for row in sheet.rows)))
-        for i, name in enumerate(sheet.header)
-    ]
-    # a header may fold at its spaces, the numbers below it may not
-    needed = [
-        max([longest_word(sheet.header[i])] + [cell_len(clear(row[i].text)) for row in sheet.rows])
-        if i >= sheet.words
-        else min(widest[i], WORDS)
-        for i in range(len(sheet.header))
-    ]
+    needed = [least_width(sheet, i) for i in range(len(sheet.header))]
     head = sum(needed[: sheet.words]) + 3 * sheet.words + 1
     if head + sum(n + 3 for n in needed[sheet.words :]) <= width:
         return [sheet]
@@ -104,13 +95,42 @@ def blocks(sheet: Sheet, width: int) -> list[Sheet]:
     return found
 
 
+def least_width(sheet: Sheet, column: int) -> int:
+    """Measure how narrow a column may be: words fold at spaces, figures do not."""
+    texts = [clear(row[column].text) for row in sheet.rows]
+    widths = [longest_word(sheet.header[column])]
+    widths += [cell_len(t) if t[:1] in FIGURES else longest_word(t) for t in texts]
+    if column < sheet.words:
+        whole = max(map(cell_len, (clear(sheet.header[column]), *texts)))
+        return max(min(whole, WORDS // sheet.words), min(max(widths), WORDS))
+    return max(widths)
+
+
 def longest_word(text: str) -> int:
     """Measure the longest word of a text, in columns of a terminal."""
     return max((cell_len(word) for word in clear(text).split()), default=0)
 
 
-def to_rich(sheet: Sheet) -> Table:
-    """Lay out for the terminal, where a narrow one folds words; the best of a column is bold."""
+def widths_of(sheet: Sheet, width: int) -> list[int]:
+    """Share out the width of a terminal: what figures need first, then words, then headers."""
+    found = [least_width(sheet, i) for i in range(len(sheet.header))]
+    spare = width - 1 - sum(least + 3 for least in found)
+    for i, name in enumerate(sheet.header):
+        whole = max(cell_len(clear(text)) for text in (name, *(row[i].text for row in sheet.rows)))
+        more = max(0, min(whole - found[i], spare))
+        found[i] += more
+        spare -= more
+    return found
+
+
+def to_rich(sheet: Sheet, width: int | None = None) -> Table:
+    """Lay out for the terminal, where a narrow one folds words; the best of a column is bold.
+
+    Args:
+        sheet: the table.
+        width: of the terminal, in which no figure is folded; None: the terminal decides.
+    """
+    widths = [None] * len(sheet.header) if width is None else widths_of(sheet, width)
     table = Table(
         title=Text(clear(sheet.title)),
         title_justify="left",
@@ -122,6 +142,7 @@ def to_rich(sheet: Sheet) -> Table:
             Text(clear(name)),
             justify="left" if number < sheet.words else "right",
             overflow="fold",
+            width=widths[number],
         )
     for row in sheet.rows:
         table.add_row(*(Text(clear(e.text), style="bold" if e.best else "") for e in row))
