@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench import Row, median_seconds, parser, save, set_threads, show
+from moe_runner import tasks
 from moe_runner.options.folders import option_folders
 from moe_runner.report.render import FORMATS, render
 from moe_runner.runs.result import (
@@ -99,15 +100,17 @@ def result_of(run: Run) -> Result:
     if run.form == "domain_generalisation":
         held_out = run.task_name.rpartition("/")[2].split("+")
         domains = {name: Accuracy(score, score) for name in (*held_out, "other")}
+    names = tasks.spec(run.task, run.task_name).metrics  # those that published figures are of
+    own, far = dict.fromkeys(names, score), dict.fromkeys(names, score / 2)
     routing = {f"routing/{name}": 0.5 for name in ("entropy", "max_share", "active")}
     return Result(
         id=run.id,
         axes=Axes(**run.axes()),
         settings=run.settings(),
-        metrics=("accuracy",),
-        id_metrics={"validation": Scores({"accuracy": score}, score, 0.5, 100, routing)},
+        metrics=names,
+        id_metrics={"validation": Scores(own, score, 0.5, 100, routing)},
         primary=score,
-        ood_metrics={"other": Scores({"accuracy": score / 2}, score / 2, 0.5, 100, routing)},
+        ood_metrics={"other": Scores(far, score / 2, 0.5, 100, routing)},
         best_epoch=1.0,
         selection="best epoch on validation, the set that is reported",
         learning_curve=tuple(

@@ -110,3 +110,18 @@ def test_squad_ignores_articles_and_case_and_takes_the_best_answer():
     right = [["barn", "the old barn"], ["green barn", "it"], ["barn"]]
     found = metrics.compare_texts(given, right, ["exact_match", "token_f1"])
     assert found == {"exact_match": pytest.approx(1 / 3), "token_f1": pytest.approx(1.5 / 3)}
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "score"),
+    [
+        ([1, 1, 0], ("accuracy",), 2 / 3),
+        ([1, 1, 0], ("accuracy", "f1"), (2 / 3 + 0.8) / 2),  # f1 of "always yes": 2p / (1 + p)
+        ([0, 0, 1], ("f1",), 0.0),
+        ([0, 0, 1], ("matthews",), 0.0),
+        ([1, 0], ("accuracy",), 0.5),
+        ([0.5, 1.5], ("pearson", "spearman"), 0.0),
+    ],
+)
+def test_who_reads_nothing_gives_the_most_frequent_class_or_the_mean(labels, names, score):
+    assert metrics.of_one_answer(np.array(labels), names) == pytest.approx(score)

@@ -20,7 +20,7 @@ def matthews(predicted: ndarray, labels: ndarray) -> float:
     """Correlate two sets of classes; 0 if one is constant. -1 to 1."""
     from sklearn.metrics import matthews_corrcoef
 
-    if _constant(predicted) or _constant(labels):
+    if constant(predicted) or constant(labels):
         return 0.0
     return float(matthews_corrcoef(labels, predicted))
 
@@ -41,7 +41,7 @@ def pearson(predicted: ndarray, labels: ndarray) -> float:
     """Correlate two sets of scores; 0 if one is constant. -1 to 1."""
     from scipy.stats import pearsonr
 
-    if _constant(predicted) or _constant(labels):
+    if constant(predicted) or constant(labels):
         return 0.0
     return float(pearsonr(predicted, labels).statistic)
 
@@ -50,7 +50,7 @@ def spearman(predicted: ndarray, labels: ndarray) -> float:
     """Correlate the ranks of two sets of scores; 0 if one is constant. -1 to 1."""
     from scipy.stats import spearmanr
 
-    if _constant(predicted) or _constant(labels):
+    if constant(predicted) or constant(labels):
         return 0.0
     return float(spearmanr(predicted, labels).statistic)
 
@@ -282,5 +282,27 @@ def primary(values: Mapping[str, float]) -> float:
     return sum(sum(own) / len(own) for own in tasks.values()) / len(tasks)
 
 
-def _constant(values: ndarray) -> bool:
+def of_one_answer(labels: ndarray, metrics: Sequence[str]) -> float:
+    """Score who always answers with the most frequent class; of scores, with their mean.
+
+    Args:
+        labels: classes, int (n,), of equally frequent ones the smallest counts; or scores,
+            float (n,). At least one.
+        metrics: keys of `METRICS`.
+
+    Returns:
+        The primary number.
+    """
+    import numpy as np
+
+    if np.issubdtype(labels.dtype, np.integer):
+        classes, counts = np.unique(labels, return_counts=True)
+        answer = classes[counts.argmax()]
+    else:
+        answer = labels.mean()
+    return primary(compare(np.full_like(labels, answer), labels, metrics))
+
+
+def constant(values: ndarray) -> bool:
+    """Tell whether some answers, at least one, are one."""
     return bool((values == values[0]).all())

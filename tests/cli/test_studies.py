@@ -245,7 +245,8 @@ def test_everything_is_rendered(conf, cfg, plan):
     studies.carry_out_study((conf,), "small", cfg, launcher(store, plan.jobs).launch)
     folder = conf.parent / "out" / "reports" / "mini"
     names = {file.relative_to(folder).as_posix() for file in folder.rglob("*.*")}
-    assert {"tables.md", "tables.tex", "small.csv", "small-1.csv", "index.html"} <= names
+    assert {"tables.md", "tables.tex", "small.csv", "small-ood.csv", "index.html"} <= names
+    assert {"small-tidy.csv", "tables/small.tex", "tables/small-verdicts.tex"} <= names
     assert {"plots/small-bars.png", "plots/small-curves.pdf", "plots/small-id-ood.png"} <= names
     page = (folder / "index.html").read_text()
     assert "<script src" not in page

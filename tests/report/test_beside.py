@@ -78,6 +78,7 @@ def results(plan, primary, ood=None, **more) -> dict:
         job.run.id: make_result(
             job.run.axes(),
             primary(job.run),
+            id=job.run.id,
             metrics=("accuracy",),
             ood_metrics={"ood": scores(ood(job.run))},
             **more,
@@ -170,7 +171,7 @@ def test_what_is_not_finished_is_missing(plan):
     sheet = beside_sheet(table, PUBLISHED, PAIRING, "paper")
     assert {row[3].text for row in sheet.rows} == {"missing", ""}
     own = study_sheet(made, table)
-    assert own.rows[0][1].text == "missing (2 runs)"
+    assert own.rows[0][1].text == "0 of 2 runs"
 
 
 def test_the_tasks_of_a_cell_are_averaged_seed_by_seed_each_at_its_own_rate(plan):

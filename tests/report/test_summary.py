@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from moe_runner.report.summary import aggregate, build_table, headline, mean_ranks, ranks_of
-from moe_runner.runs.result import Result
+from moe_runner.runs.result import Result, Scores
 from moe_runner.tasks import gluex
 from tests.results import make_result, scores
 
@@ -193,8 +193,8 @@ def test_runs_with_other_settings_are_other_systems_not_seeds():
         result(task="rte", primary=0.8, **{"method.top_k": 16, "trainer.epochs": 3}),
     ]
     shown = text(rows, {})
-    assert "emoe bert_tiny top_k=16" in shown
-    assert "emoe bert_tiny top_k=32" in shown
+    assert "emoe bert_tiny, top-k 16" in shown
+    assert "emoe bert_tiny, top-k 32" in shown
     assert "±" not in shown
     assert "epochs" not in shown  # the tasks have their own; within a task they are equal
 
@@ -232,3 +232,20 @@ def test_a_perplexity_is_shown_as_it_is_and_the_lower_one_is_better():
     assert mean_ranks(cells) == {"dense": 1.5, "moe": 1.5}
     rates = [of("moe", 70.0, 1.0, 1.0), of("moe", 60.0, 1.0, 1.0, rate=1.0)]
     assert aggregate(rates).mean == 60.0
+
+
+def test_the_majority_class_has_a_line_and_constant_predictions_a_mark():
+    first, second = (
+        make_result(
+            {"method": method}, value, metrics=("accuracy",),
+            id_metrics={"validation": Scores({"accuracy": value}, value, 1.0, 10, {}, 0.65, flat)},
+            ood_metrics={"far": Scores({"accuracy": 0.5}, 0.5, 1.0, 10, {}, 0.7, False)},
+        )
+        for method, value, flat in (("dense", 0.65, True), ("emoe", 0.8, False))
+    )  # fmt: skip
+    shown = text([first, second], {})
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines()]
+    assert ["cola", "accuracy ↑", "dense bert_tiny", "65.0 ‡", "far 50.0", "1"] in lines
+    assert ["", "", "emoe bert_tiny", "80.0", "far 50.0", "1"] in lines
+    assert ["", "", "majority class", "65.0", "far 70.0", ""] in lines
+    assert "‡ every example got the same answer" in " ".join(shown.split())

@@ -48,8 +48,14 @@ def test_what_is_written_is_read_back(file):
         settings={"trainer.epochs": 3, "method.layers": [1, 2], "tuning.rank": None},
         id_metrics={
             "training_domains": Scores(
-                {"accuracy": 0.5}, 0.5, 0.7, 64, {"routing/entropy": 0.25, "routing/active": 1.0}
-            ),
+                {"accuracy": 0.5},
+                0.5,
+                0.7,
+                64,
+                {"routing/entropy": 0.25, "routing/active": 1.0},
+                majority=0.375,
+                constant=False,
+            ),  # fmt: skip
             "other": None,
         },
         ood_metrics={"mmlu": scores(0.25, **{"accuracy": 0.25, "accuracy/anatomy": 0.5})},

@@ -24,7 +24,7 @@ from moe_runner.analysis.stored import Picture
 from moe_runner.analysis.words import CLASSES
 from moe_runner.console import clear
 from moe_runner.files import replacing
-from moe_runner.report.plots import COLOURS, WIDTH
+from moe_runner.report.canvas import COLOURS, WIDTH
 
 MOST_PANELS = 4  # layers of a picture with a panel for each
 MOST_BARS = 12  # layers of a picture with bars

@@ -13,6 +13,7 @@ from moe_runner.cli.elsewhere import launch_elsewhere, reasons_of
 from moe_runner.cli.ending import end
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import Folders
+from moe_runner.report.gather import with_others
 from moe_runner.report.pairs import check_pairings
 from moe_runner.report.render import FORMATS, render
 from moe_runner.report.store_commands import report_folder
@@ -59,7 +60,9 @@ def carry_out_study(
             return 0
         lost = launch_missing(plans, cfg, launch, store, for_all)
         place = report_folder(Path(cfg.paths.output), cfg.profile, only, for_all)
-        return report(plans, store, place, lost)
+        alone = only or for_all  # such a report has a folder of its own
+        shown = plans if alone else with_others(plans, folders, cfg.profile, paths_of(cfg), store)
+        return report(plans, store, place, lost, shown)
     except (ConfigError, StoreError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -151,7 +154,13 @@ def plan_studies(
     return [noted(plan, " ".join(as_overrides(for_all))) for plan in plans] if for_all else plans
 
 
-def report(plans: Sequence[StudyPlan], store: Store, folder: Path, lost: Mapping[str, str]) -> int:
+def report(
+    plans: Sequence[StudyPlan],
+    store: Store,
+    folder: Path,
+    lost: Mapping[str, str],
+    shown: Sequence[StudyPlan],
+) -> int:
     """Print the tables of studies, render them, say what is not done.
 
     Args:
@@ -159,6 +168,7 @@ def report(plans: Sequence[StudyPlan], store: Store, folder: Path, lost: Mapping
         store: of the results.
         folder: of the report.
         lost: id -> reason of the runs whose job came to no end.
+        shown: the studies of the files and the page: these, and others with results.
 
     Returns:
         The exit code: see `end`.
@@ -170,7 +180,7 @@ def report(plans: Sequence[StudyPlan], store: Store, folder: Path, lost: Mapping
         for plan in plans:
             own = [job.run.id for job in plan.jobs if job.run.id in found]
             print_study(plan, {run_id: found[run_id] for run_id in own})
-        render(plans, store, folder, FORMATS)
+        render(shown, store, folder, FORMATS)
         print(f"tables, plots and a page of all: {folder}/index.html")
 
     reasons = {job.run.id: "; ".join(job.problems) for job in jobs if job.problems} | dict(lost)

@@ -65,12 +65,16 @@ def beside_sheet(
                 )
             baseline = baseline or (figure, cell)
             words = (figure.text, differences[0], number(cell, std), differences[1])
-            rows.append(tuple(map(Entry, (own or row, theirs, key or ABSENT, *words))))
+            name = row if own is None else table.row_names[own]
+            ours = ABSENT if key is None else table.column_names[key]
+            rows.append(tuple(map(Entry, (name, theirs, ours, *words))))
     return Sheet(
         title=f"beside the paper: {published.where}; {published.metric}",
         header=HEADER,
         rows=tuple(rows),
         caption="; ".join([comparable(profile), origin(published)]),
+        words=3,
+        name=f"beside-{published.id}",
     )
 
 
@@ -167,6 +171,7 @@ def published_sheet(published: PublishedTable) -> Sheet:
         header=("", *published.columns),
         rows=tuple(rows),
         caption=origin(published),
+        name=f"published-{published.id}",
     )
 
 

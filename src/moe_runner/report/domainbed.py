@@ -268,8 +268,10 @@ def build_sheet(title: str, systems: Mapping[str, Sequence[Result]]) -> Sheet:
             rows.append((*head, *cells, Entry(n)))
     return Sheet(
         title=f"{title}: accuracy on the held-out domain",
-        header=("selection", "system", *domains, "average", "n"),
+        header=("selection", "system", *(f"{d} (accuracy ↑)" for d in domains), "average ↑", "n"),
         rows=tuple(rows),
         caption="Percent; mean ± standard error over n trials, checkpoint and rate chosen by the "
         f"rule on the left (oracle: last checkpoint, rate by the test domain){hint}",
+        words=2,
+        name=f"domains-{title}",
     )

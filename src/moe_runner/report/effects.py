@@ -91,7 +91,7 @@ def interval(gains_TS: ndarray, seed: int) -> tuple[float, float]:
         seed: of the draws.
     """
     import numpy as np
-    from scipy.stats import t
+    from scipy.special import stdtrit  # scipy.stats takes seconds to import
 
     tasks, seeds = gains_TS.shape
     generator = np.random.default_rng(seed)
@@ -99,6 +99,6 @@ def interval(gains_TS: ndarray, seed: int) -> tuple[float, float]:
     drawn_DS = generator.integers(seeds, size=(DRAWS, seeds))
     means_D = gains_TS[drawn_DT[:, :, None], drawn_DS[:, None, :]].mean((1, 2))
     unbiased = math.sqrt(seeds / (seeds - 1))  # a drawn sample has the spread of a population
-    reach = t.ppf((1 + COVERS) / 2, seeds - 1) * means_D.std() * unbiased
+    reach = stdtrit(seeds - 1, (1 + COVERS) / 2) * means_D.std() * unbiased
     mean = float(gains_TS.mean())
     return mean - float(reach), mean + float(reach)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,12 +14,14 @@ from moe_runner.analysis.stored import Analysis
 from moe_runner.console import clear
 from moe_runner.files import write_atomic
 from moe_runner.metrics import shown
-from moe_runner.report.sheet import Sheet
+from moe_runner.report.provenance import provenance_sheet
+from moe_runner.report.sheet import Sheet, blocks
 from moe_runner.runs.result import Result
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.study import Study
 from moe_runner.sweeps.study_plan import StudyPlan
 
+WIDTH = 165  # characters: what a table may have side by side in a window of 1400 pixels
 TEMPLATE = Path(__file__).parent / "page.html.jinja"
 
 
@@ -80,6 +83,7 @@ def write_page(
     )
     environment.filters["data_uri"] = data_uri
     environment.filters["clear"] = clear
+    environment.filters["blocks"] = lambda sheet: blocks(sheet, WIDTH)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     jobs = {job.run.id: job for section in sections for job in section.plan.jobs}
     studies: dict[str, list[str]] = {}
@@ -106,9 +110,30 @@ def write_page(
         profile=sections[0].plan.profile if sections else "",
         done=sum(row["state"] == "done" for row in rows),
         results=results,
-        when=datetime.now(UTC).isoformat(timespec="minutes"),
+        missing={section.plan.study.name: missing(section.plan) for section in sections},
+        others=other_pages(file),
+        came=provenance_sheet(results, store),
+        when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
     )
     write_atomic(file, text)
+
+
+def missing(plan: StudyPlan) -> str:
+    """Say what a study lacks on this machine, and for how many runs."""
+    counts = Counter(problem for job in plan.jobs for problem in job.problems)
+    words = [f"{problem} ({count} runs)" for problem, count in counts.items()]
+    return "; ".join([*plan.gaps, *words]) or "nothing"
+
+
+def other_pages(file: Path) -> list[str]:
+    """List the folders beside a page's own that have a page, too: other profiles, own runs."""
+    if file.parent.parent.name != "reports":
+        return []  # a place of the user's: what lies beside it is not ours
+    return sorted(
+        page.parent.name
+        for page in file.parent.parent.glob("*/index.html")
+        if page.parent.name != file.parent.name
+    )
 
 
 def primary(result: Result) -> str:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from moe_runner.analysis.stored import analyses_of
-from moe_runner.files import unfinished, write_atomic
+from moe_runner.files import read_json, unfinished, write_atomic, write_json
 from moe_runner.report.page import Section, Verdicts, write_page
-from moe_runner.report.sheet import Sheet, to_csv, to_latex, to_markdown
+from moe_runner.report.sheet import Sheet, plain_label, to_csv, to_latex, to_markdown
 from moe_runner.report.study_sheet import sheets
+from moe_runner.report.tidy import tidy_sheet
 from moe_runner.report.verdicts import claims, summed_up, verdict_sheet
 from moe_runner.runs.objects import StoreError
+from moe_runner.runs.result import Result
 from moe_runner.runs.store import RunFolder, Store
 from moe_runner.sweeps.study_plan import StudyPlan
 
@@ -42,8 +46,9 @@ def render(
         formats: some of `FORMATS`; html includes the plots.
 
     Returns:
-        The files that were written: tables.md, tables.tex, <study>.csv and <study>-verdicts.csv,
-        plots/, index.html.
+        The files that were written: tables.md; tables.tex, a document, and tables/<table>.tex, each
+        a table for one's own; <table>.csv as shown and <study>-tidy.csv, every number unrounded;
+        plots/; index.html.
 
     Raises:
         StoreError: with a line for every result that is damaged, or for a damaged analysis.
@@ -54,6 +59,7 @@ def render(
         for left in (
             *unfinished(out),
             *unfinished(out / "plots"),
+            *unfinished(out / "tables"),
         ):  # of killed ones
             left.unlink()
         return _render(plans, store, out, formats)
@@ -80,13 +86,15 @@ def _render(
         write("tables.md", "\n".join(to_markdown(sheet) for sheet in every))
     if "latex" in formats:
         write("tables.tex", TEX % "\n".join(fitted(sheet) for sheet in every))
+        (out / "tables").mkdir(exist_ok=True)
+        for name, sheet in named_sheets(laid, verdicts):
+            write(f"tables/{name}.tex", to_latex(sheet, label=name))
     if "csv" in formats:
+        for name, sheet in named_sheets(laid, verdicts):
+            write(f"{name}.csv", to_csv(sheet))
         for plan in plans:
-            for number, sheet in enumerate(laid[plan.study.name]):
-                suffix = f"-{number}" if number else ""
-                write(f"{plan.study.name}{suffix}.csv", to_csv(sheet))
-        for name, each in verdicts.items():
-            write(f"{name}-verdicts.csv", to_csv(each.sheet))
+            if plan.jobs:
+                write(f"{plan.study.name}-tidy.csv", to_csv(tidy_sheet(plan, results)))
     if "html" in formats:
         from moe_runner.report.plots import draw_study  # matplotlib: seconds
 
@@ -94,13 +102,70 @@ def _render(
         plots.mkdir(exist_ok=True)
         sections = []
         for plan in plans:
-            drawn = draw_study(plan, results, loads_of(plan, store), plots)
+            drawn = drawn_before(plan, results, store, plots)
+            if drawn is None:
+                drawn = draw_study(plan, results, loads_of(plan, store), plots)
+                remember(plan, results, store, plots, drawn)
             files += drawn
             sections.append(Section(plan, laid[plan.study.name], drawn))
         said, analyses = list(verdicts.values()), analyses_of(store, results)
         write_page(out / "index.html", sections, said, results, store, analyses)
         files.append(out / "index.html")
     return files
+
+
+def drawn_before(
+    plan: StudyPlan, results: Mapping[str, Result], store: Store, plots: Path
+) -> list[Path] | None:
+    """Find the plots of a study that were drawn from the same results; None: they are to be drawn.
+
+    A page has every study, and most have not changed since it was last written.
+    """
+    try:
+        tree = read_json(plots / f".{plan.study.name}.json")
+        files = [plots / Path(str(name)).name for name in tree["files"]]
+        known = tree["from"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    whole = all(file.exists() and file.with_suffix(".pdf").exists() for file in files)
+    return files if whole and known == drawn_from(plan, results, store) else None
+
+
+def remember(
+    plan: StudyPlan, results: Mapping[str, Result], store: Store, plots: Path, files: Sequence[Path]
+) -> None:
+    """Write down what the plots of a study were drawn from."""
+    content = {"from": drawn_from(plan, results, store), "files": [file.name for file in files]}
+    write_json(plots / f".{plan.study.name}.json", content)
+
+
+def drawn_from(plan: StudyPlan, results: Mapping[str, Result], store: Store) -> str:
+    """Sum up all that the plots of a study depend on: its runs' files, the study, our code."""
+    content = sha256()
+    for file in sorted(Path(__file__).parent.iterdir()):
+        if file.is_file():
+            content.update(file.read_bytes())
+    content.update(repr((plan.study, plan.profile)).encode())
+    for job in plan.jobs:
+        content.update(job.run.id.encode())
+        for name in ("result.json", "metrics.jsonl") if job.run.id in results else ():
+            with suppress(FileNotFoundError):
+                found = (store.folder(job.run.id) / name).stat()
+                content.update(f"{found.st_mtime_ns} {found.st_size}".encode())
+    return content.hexdigest()
+
+
+def named_sheets(
+    laid: Mapping[str, Sequence[Sheet]], verdicts: Mapping[str, Verdicts]
+) -> Iterator[tuple[str, Sheet]]:
+    """Give every table with the name of its files: <study>, <study>-ood, <study>-beside-<table>."""
+    used: dict[str, int] = {}
+    for study, found in laid.items():
+        first = [verdicts[study].sheet] if study in verdicts else []
+        for sheet in [*first, *found]:
+            name = f"{study}-{plain_label(sheet.name)}" if sheet.name else study
+            used[name] = used.get(name, 0) + 1
+            yield (name if used[name] == 1 else f"{name}-{used[name]}"), sheet
 
 
 def fitted(sheet: Sheet) -> str:

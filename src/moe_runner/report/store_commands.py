@@ -15,17 +15,21 @@ from rich.table import Table
 
 from moe_runner.files import blocked, no_place, one_line
 from moe_runner.options.errors import ConfigError, not_an_option
-from moe_runner.options.folders import option_folders
+from moe_runner.options.folders import Folders, option_folders
+from moe_runner.report.gather import finished, has_results, with_others
 from moe_runner.report.pairs import check_pairings
 from moe_runner.report.render import FORMATS, render
 from moe_runner.report.study_sheet import print_study
 from moe_runner.runs.objects import StoreError
 from moe_runner.runs.store import State, Store
-from moe_runner.sweeps.study import ONLY, PROFILES, read_studies
+from moe_runner.sweeps.study import ONLY, PROFILES, Profile, read_studies
 from moe_runner.sweeps.study_plan import StudyPlan, plan_study, restrict
 
 STATES: tuple[State, ...] = ("done", "running", "failed", "interrupted", "pending")
 DAMAGED = "damaged"  # of files of a run that cannot be read; no state of its own
+NOTHING = """no study of profile={profile} has results in {output} ({done} finished runs in all)
+run one:     moe-run study=emoe_gates profile={profile}     moe-report status lists them
+own runs:    moe-report runs output={output}     the published figures: study=<name>"""
 PLAN_KEYS = {
     "config_dir": "",
     "data": "",
@@ -36,6 +40,9 @@ PLAN_KEYS = {
 
 def tables(words: Sequence[str]) -> None:
     """Render the tables of studies from what is in the store; nothing is run.
+
+    study=all are those with results. The page and the files in their usual place always hold every
+    study of the profile with results, whichever are named here.
 
     study=all        or names of conf/study, separated by commas
     profile=mini     small or paper
@@ -59,14 +66,25 @@ def tables(words: Sequence[str]) -> None:
     formats = [] if given["format"] == "none" else given["format"].split(",")
     if wrong := [name for name in formats if name not in FORMATS]:
         raise ConfigError(not_an_option(f"format={wrong[0]}", "", wrong[0], [*FORMATS, "none"]))
-    plans, store = plans_of(given)
-    results = store.results_of(job.run.id for plan in plans for job in plan.jobs)
+    planning, store = planning_of(given), Store(Path(given["output"]))
+    done = finished(store)
+    plans: list[StudyPlan] = []
+    if done or given["study"] != "all":  # planning all studies takes seconds
+        plans, _ = plans_of(given)
+    if given["study"] == "all":
+        plans = [plan for plan in plans if has_results(plan, done)]
+    if not plans:
+        print(NOTHING.format(output=given["output"], profile=given["profile"], done=len(done)))
+        return
+    named = given["study"] != "all" and not given["to"] and not only_of(given)
+    every = with_others(plans, *planning, store) if named else plans
+    results = store.results_of(job.run.id for plan in every for job in plan.jobs)
     for plan in plans:
         own = [job.run.id for job in plan.jobs if job.run.id in results]
         print_study(plan, {run_id: results[run_id] for run_id in own})
     if formats:
         usual = report_folder(Path(given["output"]), given["profile"], only_of(given))
-        for file in render(plans, store, Path(given["to"] or usual), formats):
+        for file in render(every, store, Path(given["to"] or usual), formats):
             print(file)
 
 
@@ -224,21 +242,30 @@ def read_words(command: str, words: Sequence[str], **defaults: str) -> dict[str,
 
 def plans_of(given: Mapping[str, str]) -> tuple[list[StudyPlan], Store]:
     """Plan the studies that a command names."""
+    folders, profile, common = planning_of(given)
+    studies = read_studies(folders, given["study"].split(","), profile)
+    plans = [plan_study(folders, study, profile, common) for study in studies]
+    check_pairings(plans)
+    return restrict(plans, only_of(given)), Store(Path(given["output"]))
+
+
+def planning_of(given: Mapping[str, str]) -> tuple[Folders, Profile, dict[str, Any]]:
+    """Read what studies are planned with: option files, profile, paths.
+
+    Raises:
+        ConfigError: if there is no such profile.
+    """
     profile = next((name for name in PROFILES if name == given["profile"]), None)
     if profile is None:
         raise ConfigError(
             not_an_option(f"profile={given['profile']}", "", given["profile"], PROFILES)
         )
-    folders = option_folders(given["config_dir"] or None)
-    studies = read_studies(folders, given["study"].split(","), profile)
     output = given["output"]
     common = {
         "paths.output": output, "paths.cache": f"{output}/cache",
         "paths.data": given["data"] or None, "paths.models": given["models"] or None,
     }  # fmt: skip
-    plans = [plan_study(folders, study, profile, common) for study in studies]
-    check_pairings(plans)
-    return restrict(plans, only_of(given)), Store(Path(output))
+    return option_folders(given["config_dir"] or None), profile, common
 
 
 def only_of(given: Mapping[str, str]) -> dict[str, list[str]]:

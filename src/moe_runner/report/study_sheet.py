@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
+
 from moe_runner.console import wide_console
-from moe_runner.metrics import shown
+from moe_runner.metrics import named, shown
 from moe_runner.report import domainbed
 from moe_runner.report.beside import beside_sheet, published_sheet
+from moe_runner.report.labels import ONE_ANSWER, direction, label, majority_name
 from moe_runner.report.pairs import check_figures
 from moe_runner.report.published import published_tables
-from moe_runner.report.sheet import NOT_AVAILABLE, Entry, Sheet, to_rich
-from moe_runner.report.study_table import Results, StudyCell, StudyTable, label, tabulate, unequal
+from moe_runner.report.ranking import rank_sheet
+from moe_runner.report.sheet import NOT_AVAILABLE, Entry, Sheet, print_sheet
+from moe_runner.report.study_table import (
+    Results,
+    StudyCell,
+    StudyTable,
+    alike,
+    names_in,
+    tabulate,
+    unequal,
+)
 from moe_runner.report.verdicts import claims, verdict_sheet
 from moe_runner.runs.result import Result
 from moe_runner.sweeps.study_plan import StudyPlan
 
-MARK = "†"
+MARK = "†"  # a row whose settings differ from the first
+NOT_RECORDED = (
+    "majority class and constant predictions are not recorded in these results (of an older "
+    "version; rerun=true records them)"
+)
 
 
 def sheets(plan: StudyPlan, results: Results) -> list[Sheet]:
@@ -24,7 +41,11 @@ def sheets(plan: StudyPlan, results: Results) -> list[Sheet]:
         plan: its runs.
         results: by id, of those that are done.
     """
-    own = [study_sheet(plan, tabulate(plan, results))] if plan.jobs else []
+    own = []
+    if plan.jobs:
+        table = tabulate(plan, results)
+        own.append(study_sheet(plan, table))
+        own += [sheet for sheet in (ood_sheet(plan, table), rank_sheet(plan, table)) if sheet]
     own += domain_sheets(plan, results)
     tables = published_tables()
     for pairing in plan.study.beside:
@@ -37,15 +58,19 @@ def sheets(plan: StudyPlan, results: Results) -> list[Sheet]:
 def study_sheet(plan: StudyPlan, table: StudyTable) -> Sheet:
     """Lay out our numbers: mean ± std (n), best in bold, difference to the first row's average."""
     ranks = table.ranks(table.columns)
-    header = [" / ".join(plan.study.rows), *table.columns, "average", "against the first"]
-    header += ["mean OOD rank"] if ranks else []
+    first = table.row_names[table.rows[0]]
+    header = [row_head(plan), *(column_head(table, column) for column in table.columns)]
+    alike_all = alike([table.metrics(column) for column in table.columns])
+    way = f" {direction(table.metrics(table.columns[0]))}" if alike_all else ""
+    header += [f"average{way}", f"average against {first}"]
+    header += ["mean OOD rank ↓"] if ranks else []
     best = {column: table.best(column) for column in table.columns}
     baseline = table.average(table.rows[0], table.columns)
     marked = unequal(plan)
     rows = []
     for row in table.rows:
         entries = [
-            Entry(written(table.cells.get((row, column))), best[column] == row)
+            Entry(written(table.cells.get((row, column))), row in best[column])
             for column in table.columns
         ]
         mean = table.average(row, table.columns)
@@ -57,25 +82,139 @@ def study_sheet(plan: StudyPlan, table: StudyTable) -> Sheet:
         entries.append(Entry(difference))
         if ranks:
             entries.append(Entry(f"{ranks[row]:.2f}" if row in ranks else ""))
-        rows.append((Entry(f"{row} {MARK}" if row in marked else row), *entries))
-    notes = [f"{MARK} {row}: {'; '.join(lines)}" for row, lines in marked.items()]
+        name = table.row_names[row]
+        rows.append((Entry(f"{name} {MARK}" if row in marked else name), *entries))
+    plain = [table.majority(column) for column in table.columns]
+    if any(value is not None for value in plain):
+        names = [table.metrics(column) for column in table.columns]
+        known = [value for value in plain if value is not None]
+        whole = len(known) == len(plain) and alike(names)
+        average = shown(statistics.fmean(known), names[0]) if whole else ""
+        cells = [*map(number, plain, names), average, ""]
+        rows.append((Entry(majority_name(names)), *map(Entry, cells)))
+        rows[-1] += (Entry(""),) if ranks else ()
+    notes = notes_of(table, "")
+    notes += [f"{MARK} {table.row_names[row]}: {'; '.join(lines)}" for row, lines in marked.items()]
     return Sheet(
         title=f"{plan.study.name}: {plan.study.title}",
         header=tuple(header),
         rows=tuple(rows),
-        caption="; ".join([caption(plan), *notes]),
+        caption="; ".join([caption(plan), *shared(table), *notes]),
     )
 
 
+def ood_sheet(plan: StudyPlan, table: StudyTable) -> Sheet | None:
+    """Lay out the scores on each out-of-domain set, and the mean rank beside; None without any."""
+    places = [(column, ood) for column in table.columns for ood in table.sets(column)]
+    if not places:
+        return None
+    ranks = table.ranks(table.columns)
+    rows = []
+    for row in table.rows:
+        entries = []
+        for column, ood in places:
+            found = table.cells.get((row, column))
+            text = "" if found is None else ood_written(found, ood)
+            entries.append(Entry(text, row in table.best(column, ood)))
+        rank = [Entry(f"{ranks[row]:.2f}" if row in ranks else "")] if ranks else []
+        rows.append((Entry(table.row_names[row]), *entries, *rank))
+    names = [table.set_metrics(column, ood) for column, ood in places]
+    plain = [table.majority(column, ood) for column, ood in places]
+    if any(value is not None for value in plain):
+        words = [majority_name(names), *map(number, plain, names), *([""] if ranks else [])]
+        rows.append(tuple(map(Entry, words)))
+    several = len(table.columns) > 1
+    heads = [
+        column_head(table, f"{table.column_names[column]} > {ood}" if several else ood, metrics)
+        for (column, ood), metrics in zip(places, names, strict=True)
+    ]
+    notes = [
+        f"profile={plan.profile}; percent (perplexity: as it is)",
+        "evaluated once, at the learning rate and epoch of the table above; mean over seeds",
+    ]
+    if ranks:
+        notes.append("mean rank among the rows that lack no run, over the sets that all have")
+    return Sheet(
+        title=f"{plan.study.name}: out of domain",
+        header=(row_head(plan), *heads, *(["mean rank ↓"] if ranks else [])),
+        rows=tuple(rows),
+        caption="; ".join([*notes, *notes_of(table, None)]),
+        name="ood",
+    )
+
+
+def row_head(plan: StudyPlan) -> str:
+    """Name what distinguishes the rows: "method / top k"."""
+    names = [key.partition(".")[2] or key for key in plan.study.rows]
+    return " / ".join(name.replace("_", " ") for name in names)
+
+
+def column_head(table: StudyTable, column: str, metrics: Sequence[str] | None = None) -> str:
+    """Name a column, its metric, and whether more is better.
+
+    Args:
+        table: of the column.
+        column: label, or any text if metrics are given.
+        metrics: of the column; None: the table tells.
+    """
+    name = table.column_names[column]
+    found = tuple(dict.fromkeys(table.metrics(column) if metrics is None else metrics))
+    return f"{name} ({named(found)} {direction(found)})" if found else name
+
+
+def number(value: float | None, metrics: Sequence[str]) -> str:
+    """Write a number, or nothing."""
+    return "" if value is None else shown(value, metrics)
+
+
+def notes_of(table: StudyTable, where: str | None) -> list[str]:
+    """Explain the marks of a table.
+
+    Args:
+        table: the table.
+        where: "" for the set that selects, None for the others.
+    """
+    known = [each.cell for each in table.cells.values() if each.cell is not None]
+    notes = []
+    if any("" in cell.constant if where == "" else cell.constant - {""} for cell in known):
+        notes.append(f"{ONE_ANSWER} a run behind it gives every example the same answer")
+    if where == "" and any(not each.complete for each in table.cells.values()):
+        notes.append("rows that lack runs are not ranked, and not the best")
+    if where == "" and known and not any(cell.recorded for cell in known):
+        notes.append(NOT_RECORDED)
+    return notes
+
+
+def shared(table: StudyTable) -> list[str]:
+    """Say what all rows, and all columns, have in common and their names leave out."""
+    of_rows, of_columns = table.row_names.shared, table.column_names.shared
+    return [*([f"all rows: {of_rows}"] if of_rows else []),
+            *([f"all columns: {of_columns}"] if of_columns else [])]  # fmt: skip
+
+
 def written(cell: StudyCell | None) -> str:
-    """Write a cell: mean ± std (n), and what is missing of it."""
+    """Write a cell: mean ± std (n), and how many of its runs there are if some are missing."""
     if cell is None:
         return ""
+    of = "" if cell.complete else f"{cell.done} of {cell.planned} runs"
     if cell.cell is None:
-        return f"missing ({cell.planned - cell.done} runs)"
+        return of
     spread = f" ± {shown(cell.cell.std, cell.cell.metrics)}" if cell.cell.n > 1 else ""
-    text = f"{shown(cell.cell.mean, cell.cell.metrics)}{spread} ({cell.cell.n})"
-    return text if cell.done == cell.planned else f"{text}, {cell.planned - cell.done} missing"
+    mark = f" {ONE_ANSWER}" if "" in cell.cell.constant else ""
+    text = f"{shown(cell.cell.mean, cell.cell.metrics)}{spread} ({cell.cell.n}){mark}"
+    return f"{text}, {of}" if of else text
+
+
+def ood_written(cell: StudyCell, ood: str) -> str:
+    """Write the score of a cell on an out-of-domain set."""
+    if cell.cell is None:
+        return written(cell)
+    value = cell.cell.ood.get(ood)
+    if value is None:
+        return NOT_AVAILABLE
+    mark = f" {ONE_ANSWER}" if ood in cell.cell.constant else ""
+    of = "" if cell.complete else f", {cell.done} of {cell.planned} runs"
+    return f"{shown(value, cell.cell.set_metrics.get(ood, ()))}{mark}{of}"
 
 
 def caption(plan: StudyPlan) -> str:
@@ -109,13 +248,15 @@ def caption(plan: StudyPlan) -> str:
 def domain_sheets(plan: StudyPlan, results: Results) -> list[Sheet]:
     """Lay out DomainBed's leave-one-out tables, one for each backbone and data set."""
     found: dict[str, dict[str, list[Result]]] = {}
+    names, _ = names_in(plan)
     for job in plan.jobs:
         result = results.get(job.run.id)
         if result is None or not domainbed.is_domainbed(result):
             continue
         title = f"{job.run.model.label}, {domainbed.held_out(result)[0]}"
         systems = found.setdefault(title, {})
-        systems.setdefault(label(job.run, plan.study.rows), []).append(result)
+        name = names[label(job.run, plan.study.rows)]
+        systems.setdefault(name, []).append(result)
     return [domainbed.build_sheet(title, systems) for title, systems in found.items()]
 
 
@@ -124,7 +265,7 @@ def print_study(plan: StudyPlan, results: Results) -> None:
     console = wide_console()
     first = verdict_sheet(plan, claims(plan, results))
     for sheet in [*([first] if first else []), *sheets(plan, results)]:
-        console.print(to_rich(sheet))
+        print_sheet(console, sheet)
     for gap in plan.gaps:
         console.print(f"{plan.study.name}: {gap}")
     if not plan.study.published and not plan.study.beside:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from moe_runner import tasks
 from moe_runner.metrics import lower_is_better, scaled, spread
 from moe_runner.options.errors import show
 from moe_runner.report import domainbed
-from moe_runner.report.summary import Cell, aggregate, mean_ranks
+from moe_runner.report.labels import Names, label, names_of
+from moe_runner.report.summary import Cell, aggregate, mean_ranks, ranks_of
 from moe_runner.runs.result import Result
 from moe_runner.runs.run import Run
 from moe_runner.sweeps.study_plan import StudyPlan
@@ -26,11 +29,18 @@ class StudyCell:
         cell: at the best learning rate; None without enough finished runs.
         done: finished runs.
         planned: runs of the cell, all learning rates and seeds.
+        metrics: names of what the cell is scored by, known without a run.
     """
 
     cell: Cell | None
     done: int
     planned: int
+    metrics: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether no run is missing: only then it is ranked, or the best."""
+        return self.cell is not None and self.done == self.planned
 
 
 @dataclass(frozen=True)
@@ -41,17 +51,55 @@ class StudyTable:
         rows: labels, the baseline (dense) first if there is one.
         columns: labels.
         cells: by row and column; a pair that no run has is absent.
+        row_names: rows in words.
+        column_names: columns in words.
     """
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     cells: Mapping[tuple[str, str], StudyCell]
+    row_names: Names = Names({}, "")
+    column_names: Names = Names({}, "")
 
     def known(self, row: str, columns: Sequence[str]) -> list[Cell] | None:
         """Give the results of a row in some columns; None unless each has one."""
         found = [self.cells.get((row, column)) for column in columns]
         cells = [each.cell for each in found if each is not None and each.cell is not None]
         return cells if len(cells) == len(columns) > 0 else None
+
+    def metrics(self, column: str) -> tuple[str, ...]:
+        """Name what a column is scored by; () if nothing tells."""
+        found = [cell for (_, name), cell in self.cells.items() if name == column]
+        scored = [cell.cell.metrics for cell in found if cell.cell is not None]
+        return next(iter(scored), next((cell.metrics for cell in found), ()))
+
+    def sets(self, column: str) -> list[str]:
+        """List the out-of-domain sets of a column that some result has."""
+        cells = [cell.cell for (_, name), cell in self.cells.items() if name == column]
+        known = [cell for cell in cells if cell is not None]
+        return list(dict.fromkeys(ood for cell in known for ood in cell.ood))
+
+    def set_metrics(self, column: str, ood: str) -> tuple[str, ...]:
+        """Name what an out-of-domain set of a column is scored by; () if no result has it."""
+        found = [cell.cell for (_, name), cell in self.cells.items() if name == column]
+        names = [cell.set_metrics[ood] for cell in found if cell and ood in cell.set_metrics]
+        return next(iter(names), ())
+
+    def majority(self, column: str, ood: str | None = None) -> float | None:
+        """Give what who answers without reading scores; None: not known.
+
+        Args:
+            column: label.
+            ood: an out-of-domain set of it; None: the set that selects.
+        """
+        cells = [cell.cell for (_, name), cell in self.cells.items() if name == column]
+        known = [
+            value
+            for cell in cells
+            if cell is not None
+            and (value := cell.majority if ood is None else cell.ood_majority.get(ood)) is not None
+        ]
+        return statistics.fmean(known) if known else None
 
     def average(self, row: str, columns: Sequence[str]) -> tuple[float, tuple[str, ...]] | None:
         """Average a row over some columns; None unless each has a result.
@@ -66,25 +114,45 @@ class StudyTable:
         mean = statistics.fmean(cell.mean for cell in cells)
         return mean, tuple(name for cell in cells for name in cell.metrics)
 
+    def is_complete(self, row: str, columns: Sequence[str]) -> bool:
+        """Tell whether a row lacks no run in some columns."""
+        found = [self.cells.get((row, column)) for column in columns]
+        return all(cell is None or cell.complete for cell in found)
+
     def ranks(self, columns: Sequence[str]) -> dict[str, float]:
-        """Rank the rows on the out-of-domain sets of some columns; see `mean_ranks`."""
+        """Rank the rows that lack no run on the out-of-domain sets of some columns.
+
+        See `mean_ranks`.
+        """
         return mean_ranks(
             {
                 (column, row): cell.cell
                 for (row, column), cell in self.cells.items()
-                if column in columns and cell.cell is not None
+                if column in columns and cell.cell is not None and self.is_complete(row, columns)
             }
         )
 
-    def best(self, column: str) -> str | None:
-        """Find the best row of a column; None if it has no result."""
-        found = {
-            row: cells[0] for row in self.rows if (cells := self.known(row, [column])) is not None
-        }
-        if not found:
-            return None
-        better = min if lower_is_better(next(iter(found.values())).metrics) else max
-        return better(found, key=lambda row: found[row].mean)
+    def best(self, column: str, ood: str | None = None) -> frozenset[str]:
+        """Find the best rows of a column among those that lack no run; none if all are equal.
+
+        Args:
+            column: label.
+            ood: an out-of-domain set of it; None: the set that selects.
+        """
+        found: dict[str, float] = {}
+        for row in self.rows:
+            each = self.cells.get((row, column))
+            if each is not None and each.cell is not None and each.complete:
+                value = each.cell.mean if ood is None else each.cell.ood.get(ood)
+                if value is not None and math.isfinite(value):
+                    found[row] = value
+        if len(found) < 2:
+            return frozenset(found)
+        names = self.metrics(column) if ood is None else self.set_metrics(column, ood)
+        ranks = ranks_of(found, lower=lower_is_better(names))
+        first = min(ranks.values())
+        best = frozenset(row for row, rank in ranks.items() if rank == first)
+        return best if len(best) < len(found) else frozenset()
 
 
 def alike(metrics: Sequence[Sequence[str]]) -> bool:
@@ -103,15 +171,38 @@ def tabulate(plan: StudyPlan, results: Results, rule: str = "training_domain") -
     Returns:
         The table. A column of DomainBed is a data set, all held-out domains together.
     """
+    groups = grouped(plan)
     cells = {}
-    for key, runs in grouped(plan).items():
+    for key, runs in groups.items():
         found = [results[run.id] for run in runs if run.id in results]
-        cells[key] = StudyCell(combine(found, rule), len(found), len(runs))
+        names = dict.fromkeys(name for run in firsts(runs) for name in metric_names(run))
+        cells[key] = StudyCell(combine(found, rule), len(found), len(runs), tuple(names))
+    rows, columns = row_runs(groups), {column: runs[0] for (_, column), runs in groups.items()}
     return StudyTable(
-        tuple(dict.fromkeys(row for row, _ in cells)),
+        tuple(rows),
         tuple(dict.fromkeys(column for _, column in cells)),
         cells,
+        names_of(rows, plan.study.rows),
+        names_of(columns, plan.study.columns),
     )
+
+
+def firsts(runs: Sequence[Run]) -> list[Run]:
+    """Keep one run of each task."""
+    return list({(run.task.suite, run.task.title): run for run in runs}.values())
+
+
+def metric_names(run: Run) -> tuple[str, ...]:
+    """Name the metrics of a run's task."""
+    return tasks.spec(run.task, run.task_name).metrics
+
+
+def row_runs(groups: Mapping[tuple[str, str], Sequence[Run]]) -> dict[str, Run]:
+    """Give one run of each row."""
+    found: dict[str, Run] = {}
+    for (row, _), runs in groups.items():
+        found.setdefault(row, runs[0])
+    return found
 
 
 def grouped(plan: StudyPlan) -> dict[tuple[str, str], list[Run]]:
@@ -123,19 +214,14 @@ def grouped(plan: StudyPlan) -> dict[tuple[str, str], list[Run]]:
     return groups
 
 
-def label(run: Run, keys: Sequence[str]) -> str:
-    """Name what a run is in some keys: axes (method, model, task), or options of a group."""
-    axes = run.axes()
-    if run.form == "domain_generalisation":
-        axes["task"] = axes["task"].partition("/")[0]  # the data set
-    words = []
-    for key in keys:
-        group, _, name = key.partition(".")
-        if not name:
-            words.append(str(axes[key]))
-        elif (value := getattr(getattr(run, group), name, None)) is not None:  # null: the usual
-            words.append(f"{name}={show(value)}")
-    return " ".join(words)
+def names_in(plan: StudyPlan) -> tuple[Names, Names]:
+    """Put the rows and the columns of a study into words."""
+    rows: dict[str, Run] = {}
+    columns: dict[str, Run] = {}
+    for job in plan.jobs:
+        rows.setdefault(label(job.run, plan.study.rows), job.run)
+        columns.setdefault(label(job.run, plan.study.columns), job.run)
+    return names_of(rows, plan.study.rows), names_of(columns, plan.study.columns)
 
 
 def combine(results: Sequence[Result], rule: str) -> Cell | None:
@@ -164,25 +250,28 @@ def combine(results: Sequence[Result], rule: str) -> Cell | None:
                 )
             )
         }
-        return Cell(score.mean, score.error, score.n, None, {}, {}, ("accuracy",), by_seed=by_trial)
-    tasks = dict.fromkeys(result.axes.task for result in results)
-    cells = [aggregate([r for r in results if r.axes.task == task]) for task in tasks]
+        return Cell(
+            score.mean, score.error, score.n, None, {}, {}, ("accuracy",), by_seed=by_trial,
+            ids=tuple(result.id for result in results),
+        )  # fmt: skip
+    of_tasks = dict.fromkeys(result.axes.task for result in results)
+    cells = [aggregate([r for r in results if r.axes.task == task]) for task in of_tasks]
     if len(cells) == 1:
         return cells[0]
     by_seed: dict[int, list[float]] = {}
     for result in results:
         axes = result.axes
-        if axes.learning_rate == cells[list(tasks).index(axes.task)].learning_rate:
+        if axes.learning_rate == cells[list(of_tasks).index(axes.task)].learning_rate:
             by_seed.setdefault(axes.seed, []).append(result.primary)
     whole = {
         seed: statistics.fmean(values)
         for seed, values in by_seed.items()
-        if len(values) == len(tasks)
+        if len(values) == len(of_tasks)
     }
     means = list(whole.values())
     if not means:
         return None
-    named = list(zip(tasks, cells, strict=True))
+    named = list(zip(of_tasks, cells, strict=True))
     return Cell(
         statistics.fmean(means),
         spread(means),
@@ -194,7 +283,20 @@ def combine(results: Sequence[Result], rule: str) -> Cell | None:
         {f"{task} > {n}": m for task, cell in named for n, m in cell.set_metrics.items()},
         whole,
         {f"{task} > {n}": v for task, cell in named for n, v in cell.ood_by_seed.items()},
+        averaged([cell.majority for cell in cells]),
+        {f"{task} > {n}": v for task, cell in named for n, v in cell.ood_majority.items()},
+        frozenset(
+            f"{task} > {name}" if name else "" for task, cell in named for name in cell.constant
+        ),
+        any(cell.recorded for cell in cells),
+        tuple(run_id for cell in cells for run_id in cell.ids),
     )
+
+
+def averaged(values: Sequence[float | None]) -> float | None:
+    """Average some values; None unless all are known."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) > 0 else None
 
 
 def unequal(plan: StudyPlan) -> dict[str, tuple[str, ...]]:

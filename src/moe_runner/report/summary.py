@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.table import Table
 
 from moe_runner.console import wide_console
 from moe_runner.metrics import lower_is_better, named, shown, spread
 from moe_runner.report import domainbed
+from moe_runner.report.labels import ONE_ANSWER, direction, majority_name, said
 from moe_runner.report.sheet import NOT_AVAILABLE, to_rich
 from moe_runner.runs.result import Axes, Result, Scored
 from moe_runner.tasks.gluex import ranked_as
@@ -33,6 +35,13 @@ class Cell:
         set_metrics: names of what each of the other sets was scored by.
         by_seed: the primary metric of each run, by its seed.
         ood_by_seed: the same of each out-of-domain set that all the runs have.
+        majority: the primary metric of who always answers the most frequent class, or the mean
+            score; None: not recorded, or there is no such answer.
+        ood_majority: the same of each out-of-domain set that has it.
+        constant: what the runs with one answer to every example were evaluated on: "" is the set
+            that selects; a set is named once.
+        recorded: whether the runs say that.
+        ids: of the runs.
     """
 
     mean: float
@@ -45,6 +54,11 @@ class Cell:
     set_metrics: dict[str, tuple[str, ...]] = field(default_factory=dict)
     by_seed: dict[int, float] = field(default_factory=dict)
     ood_by_seed: dict[str, dict[int, float]] = field(default_factory=dict)
+    majority: float | None = None
+    ood_majority: dict[str, float] = field(default_factory=dict)
+    constant: frozenset[str] = frozenset()
+    recorded: bool = False
+    ids: tuple[str, ...] = ()
 
 
 def base_name(axes: Axes) -> str:
@@ -85,8 +99,10 @@ def group(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
     for task, rows in by_task.items():
         for row in rows:
             base = base_name(row.axes)
-            told = [f"{k.rpartition('.')[2]}={row.settings.get(k)}" for k in differing[base]]
-            grouped.setdefault((task, " ".join([base, *told])), []).append(row)
+            settings = row.settings
+            experts = settings.get("method.num_experts")
+            told = [said(key, settings.get(key), experts) for key in differing[base]]
+            grouped.setdefault((task, ", ".join([base, *told])), []).append(row)
     return grouped
 
 
@@ -126,7 +142,29 @@ def aggregate(results: Sequence[Result]) -> Cell:
             for name in chosen[0].ood_metrics
             if all(result.ood_metrics.get(name) is not None for result in chosen)
         },
+        **plain_facts(chosen),
     )
+
+
+def plain_facts(chosen: Sequence[Result]) -> dict[str, Any]:
+    """Collect what is known of those who answer without reading, as fields of `Cell`."""
+    first = [next(iter(result.id_metrics.values()), None) for result in chosen]
+    majority = [s.majority for s in first if s is not None and s.majority is not None]
+    ood: dict[str, list[float]] = {}
+    constant = {"" for s in first if s is not None and s.constant}
+    for result in chosen:
+        for name, scores in result.ood_metrics.items():
+            if scores is not None and scores.majority is not None:
+                ood.setdefault(name, []).append(scores.majority)
+            if scores is not None and scores.constant:
+                constant.add(name)
+    return {
+        "majority": statistics.fmean(majority) if majority else None,
+        "ood_majority": {name: statistics.fmean(values) for name, values in ood.items()},
+        "constant": frozenset(constant),
+        "recorded": any(s is not None and s.constant is not None for s in first),
+        "ids": tuple(result.id for result in chosen),
+    }
 
 
 def means(scored: Sequence[Scored]) -> dict[str, float | None]:
@@ -231,17 +269,26 @@ def build_table(results: Sequence[Result], gaps: dict[str, str], title: str = ""
         table.add_column(name, no_wrap=name != "metric")
     for name in ("ID", "OOD", "n"):
         table.add_column(name, justify="left" if name == "OOD" else "right")
+    marked = False
     for task in tasks:
         for position, name in enumerate(n for n in systems if (task, n) in cells):
             cell = cells[task, name]
-            head = (task, named(cell.metrics)) if position == 0 else ("", "")
+            metric = f"{named(cell.metrics)} {direction(cell.metrics)}"
+            head = (task, metric) if position == 0 else ("", "")
             further = f" ({by_set(cell.further, cell.set_metrics)})" if cell.further else ""
-            table.add_row(
-                *head, name, score(cell) + further, by_set(cell.ood, cell.set_metrics), str(cell.n)
-            )
+            ood = by_set(cell.ood, cell.set_metrics, cell.constant)
+            marked = marked or bool(cell.constant)
+            table.add_row(*head, name, score(cell) + further, ood, str(cell.n))
+        known = [cells[task, n] for n in systems if (task, n) in cells]
+        if (plain := next((c for c in known if c.majority is not None), None)) is not None:
+            ood = by_set(dict(plain.ood_majority), plain.set_metrics)
+            words = majority_name([plain.metrics]), shown(plain.majority or 0.0, plain.metrics)
+            table.add_row("", "", *words, ood, "")
         table.add_section()
     for task, reason in gaps.items():
         table.add_row(task, "", NOT_AVAILABLE, "", reason, "0")
+    if marked:
+        table.caption = f"{table.caption}; {ONE_ANSWER} every example got the same answer"
     complete = [name for name in systems if all((task, name) in cells for task in tasks)]
     ranks = mean_ranks(cells)
     if len(tasks) > 1:
@@ -258,14 +305,26 @@ def build_table(results: Sequence[Result], gaps: dict[str, str], title: str = ""
 def score(cell: Cell) -> str:
     """Show mean and, for several runs, the population standard deviation, in percent."""
     spread = f" ± {shown(cell.std, cell.metrics)}" if cell.n > 1 else ""
-    return f"{shown(cell.mean, cell.metrics)}{spread}"
+    mark = f" {ONE_ANSWER}" if "" in cell.constant else ""
+    return f"{shown(cell.mean, cell.metrics)}{spread}{mark}"
 
 
-def by_set(scores: dict[str, float | None], metrics: dict[str, tuple[str, ...]]) -> str:
-    """Show each set with its score, in percent unless its metric is no fraction."""
+def by_set(
+    scores: Mapping[str, float | None],
+    metrics: Mapping[str, tuple[str, ...]],
+    constant: Container[str] = (),
+) -> str:
+    """Show each set with its score, in percent unless its metric is no fraction.
+
+    Args:
+        scores: by set.
+        metrics: names, by set.
+        constant: sets that get a mark, see `Cell`.
+    """
     return ", ".join(
         f"{name.removeprefix('validation_')} "
         + (NOT_AVAILABLE if value is None else shown(value, metrics.get(name, ())))
+        + (f" {ONE_ANSWER}" if name in constant else "")
         for name, value in scores.items()
     )
 

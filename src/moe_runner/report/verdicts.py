@@ -11,7 +11,7 @@ from moe_runner.report.effects import FEWEST, Effect, effect
 from moe_runner.report.pairs import check_figures
 from moe_runner.report.published import PublishedTable, published_tables
 from moe_runner.report.sheet import NOT_AVAILABLE, Entry, Sheet
-from moe_runner.report.study_table import Results, StudyTable, alike, tabulate
+from moe_runner.report.study_table import Results, StudyTable, alike, names_in, tabulate
 from moe_runner.report.summary import Cell
 from moe_runner.sweeps.study import Pairing
 from moe_runner.sweeps.study_plan import StudyPlan
@@ -183,6 +183,8 @@ def own_verdict(ours: Effect | None, lower: bool) -> str:
 def verdict_sheet(plan: StudyPlan, found: Sequence[Claim]) -> Sheet | None:
     """Lay out what a study says; None if that is nothing.
 
+    What lacks runs, and has no published figure either, is counted only.
+
     Args:
         plan: the study.
         found: its claims.
@@ -191,13 +193,19 @@ def verdict_sheet(plan: StudyPlan, found: Sequence[Claim]) -> Sheet | None:
         return None
     paper = bool(plan.study.beside)
     rows = []
-    for claim in found:
-        words = [claim.row, claim.baseline, "average" if claim.column == "all" else claim.column]
+    of_rows, of_columns = names_in(plan)
+    shown = [claim for claim in found if claim.ours is not None or claim.published is not None]
+    for claim in shown:
+        words = [of_rows[claim.row], of_rows[claim.baseline]]
+        words.append("average" if claim.column == "all" else of_columns[claim.column])
         words.append(written(claim.ours))
         if paper:
             known = claim.published is not None
             words.append(f"{claim.published:+.2f}" if known else NOT_AVAILABLE)
         rows.append((*words, claim.verdict))
+    left_out = len(found) - len(shown)
+    parts = [f"profile={plan.profile}; percent (perplexity, rank: as it is); {CAPTION}"]
+    parts += [f"{left_out} more lack runs"] if left_out else []
     word = "does it reproduce?" if paper else "what differs?"
     return Sheet(
         title=f"{plan.study.name}: {word}",
@@ -210,8 +218,9 @@ def verdict_sheet(plan: StudyPlan, found: Sequence[Claim]) -> Sheet | None:
             "verdict",
         ),  # fmt: skip
         rows=tuple(tuple(map(Entry, row)) for row in rows),
-        caption=f"profile={plan.profile}; percent (perplexity, rank: as it is); {CAPTION}",
+        caption="; ".join(parts),
         words=3,
+        name="verdicts",
     )
 
 

@@ -15,6 +15,7 @@ from moe_runner.runs.types import mismatch
 
 SCHEMA = 1  # of result.json: raise it, and extend `upgrade`, when the file changes
 
+OF_A_SET = ("primary", "loss", "examples", "majority", "constant")  # beside metrics and routing
 Scored = Mapping[str, "Scores | None"]  # by set; None: the set is not available
 
 
@@ -43,6 +44,9 @@ class Scores:
         loss: of the task, mean over the examples.
         examples: of the set.
         routing: figures of the routers by name, "routing/entropy"; empty for a dense model.
+        majority: the primary number of who always answers with the set's most frequent class (of
+            scores: their mean); None: not recorded, or there is no such answer.
+        constant: whether all answers of the model are one; None: not recorded.
     """
 
     metrics: Mapping[str, float]
@@ -50,11 +54,18 @@ class Scores:
     loss: float
     examples: int
     routing: Mapping[str, float]
+    majority: float | None = None
+    constant: bool | None = None
 
     def figures(self) -> dict[str, float]:
         """List all figures by name, as files and trackers have them."""
         own = {"primary": self.primary, "loss": self.loss, "examples": self.examples}
         return {**self.metrics, **own, **self.routing}
+
+    def facts(self) -> dict[str, float | bool]:
+        """List what files have beside the figures, as far as it is known."""
+        known = {"majority": self.majority, "constant": self.constant}
+        return {name: value for name, value in known.items() if value is not None}
 
 
 class Accuracy(NamedTuple):
@@ -235,9 +246,12 @@ class PrimaryOnly:
     primary: float
 
 
-def figures_by_set(scored: Scored) -> dict[str, dict[str, float] | None]:
+def figures_by_set(scored: Scored) -> dict[str, dict[str, Any] | None]:
     """List the figures of each set by name, as files have them."""
-    return {name: None if found is None else found.figures() for name, found in scored.items()}
+    return {
+        name: None if found is None else {**found.figures(), **found.facts()}
+        for name, found in scored.items()
+    }
 
 
 def write_result(file: Path, result: Result) -> None:
@@ -301,6 +315,7 @@ def upgrade(tree: dict[str, Any]) -> dict[str, Any]:
     - `clusters`: None, not measured.
     - `skipped`: {}; there were no suites of images, which alone leave files out.
     - `data_share_of_time`: None, not measured.
+    - `majority` and `constant` of a set: None, not recorded.
 
     A checkpoint of the learning curve without `domains` is of a suite that holds none out.
 
@@ -343,15 +358,18 @@ def _scored(tree: dict[str, dict[str, Any] | None]) -> dict[str, Scores | None]:
     return {name: None if figures is None else _scores(figures) for name, figures in tree.items()}
 
 
-def _scores(figures: Mapping[str, float]) -> Scores:
+def _scores(figures: Mapping[str, Any]) -> Scores:
     """Sort the figures of a set, see `Scores.figures`."""
     metrics, routing = {}, {}
     for name, value in figures.items():
         if name.startswith("routing/"):
             routing[name] = value
-        elif name not in ("primary", "loss", "examples"):
+        elif name not in OF_A_SET:
             metrics[name] = value
-    return Scores(metrics, figures["primary"], figures["loss"], int(figures["examples"]), routing)
+    return Scores(
+        metrics, figures["primary"], figures["loss"], int(figures["examples"]), routing,
+        figures.get("majority"), figures.get("constant"),
+    )  # fmt: skip
 
 
 def checkpoint_of(line: Mapping[str, Any]) -> Checkpoint:

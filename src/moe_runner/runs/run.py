@@ -86,6 +86,10 @@ class Run:
 
     def axes(self) -> dict[str, Any]:
         """Say what distinguishes the run, for tables; names of the user's without secrets."""
+        return dict(self._axes)
+
+    @cached_property
+    def _axes(self) -> dict[str, Any]:
         return {
             "method": self.method.name,
             "model": named(self.model.label),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -26,6 +26,8 @@ def mismatch(value: Any, hint: Any, where: str) -> str | None:
     Returns:
         "best_epoch is 'x', not a number"; None if all is well.
     """
+    if checker(hint)(value):  # nearly always: words are only made for what is wrong
+        return None
     origin = get_origin(hint)
     if hint is Any:
         return None
@@ -57,6 +59,40 @@ def mismatch(value: Any, hint: Any, where: str) -> str | None:
     prefix = f"{where}." if where else ""
     return first(
         mismatch(getattr(value, name), of, f"{prefix}{name}") for name, of in hints(hint).items()
+    )
+
+
+@functools.cache
+def checker(hint: Any) -> Callable[[Any], bool]:
+    """Make what tells whether a value is of a type; `mismatch` says what is wrong with it."""
+    origin, of = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return lambda value: True
+    if origin in (Union, UnionType):
+        parts = [checker(each) for each in of]
+        return lambda value: any(part(value) for part in parts)
+    if origin is Literal:
+        return lambda value: isinstance(value, str) and value in of
+    if origin is not None and issubclass(origin, Mapping):
+        item = checker(of[1])
+        return lambda value: isinstance(value, Mapping) and all(map(item, value.values()))
+    if origin is tuple:
+        item = checker(of[0])
+        return lambda value: isinstance(value, tuple) and all(map(item, value))
+    if hint in (None, NoneType):
+        return lambda value: value is None
+    if hint is float:
+        return lambda value: (
+            type(value) is float
+            or (isinstance(value, int | float) and not isinstance(value, bool) and fits(value))
+        )
+    if hint in NAMES:
+        return lambda value: (
+            isinstance(value, hint) and isinstance(value, bool) == (hint is bool) and fits(value)
+        )
+    fields = [(name, checker(each)) for name, each in hints(hint).items()]
+    return lambda value: (
+        isinstance(value, hint) and all(right(getattr(value, name)) for name, right in fields)
     )
 
 

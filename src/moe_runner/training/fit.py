@@ -422,7 +422,9 @@ def predict(trainer: RunTrainer, dataset: Dataset, names: tuple[str, ...]) -> Sc
     """Compute metrics and routing figures on a data set."""
     trainer.metric_names = names
     with count_load(trainer.model) as loads, sum_norms(trainer.model) as norms:
-        found = trainer.predict(dataset, metric_key_prefix="").metrics
+        output = trainer.predict(dataset, metric_key_prefix="")
+    found = output.metrics
+    majority, constant = trainer.plain_facts(output)
     own = {name: float(found[f"_{name}"]) for name in names}
     parts = {key[1:]: float(value) for key, value in found.items() if "/" in key}
     return Scores(
@@ -431,6 +433,8 @@ def predict(trainer: RunTrainer, dataset: Dataset, names: tuple[str, ...]) -> Sc
         loss=float(found["_loss"]),
         examples=int(found.get("_examples", len(dataset))),
         routing={**summarise(loads), **compare_norms(norms)},
+        majority=majority,
+        constant=constant,
     )
 
 

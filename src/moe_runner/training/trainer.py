@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import PrinterCallback, Seq2SeqTrainingArguments, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import PredictionOutput
 
 from moe_runner.conversion.counts import moe_layers
 from moe_runner.files import writing_tensors
@@ -183,6 +184,17 @@ class RunTrainer(Trainer):
     def further_figures(self) -> dict[str, Any]:
         """Measure what an evaluation is to record besides; nothing, unless a form has more."""
         return {}
+
+    def plain_facts(self, found: PredictionOutput) -> tuple[float | None, bool | None]:
+        """Score who needs no input, and tell whether all answers are one; None: not known.
+
+        Args:
+            found: of `predict`.
+
+        Returns:
+            See `Scores.majority` and `Scores.constant`.
+        """
+        return None, None
 
     def tokens_seen(self) -> int:
         """Count the tokens that were trained on, padding left out."""

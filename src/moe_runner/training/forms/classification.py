@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorWithPadding, EvalPrediction
+from transformers.trainer_utils import PredictionOutput
 
 from moe_runner import metrics
 from moe_runner.backbones.loading import load_classifier
@@ -35,6 +37,12 @@ class ClassificationTrainer(RunTrainer):
         predicted, labels = map(self.in_order, (prediction.predictions, prediction.label_ids))
         values = metrics.compute(predicted, labels, self.metric_names)
         return {**values, "primary": metrics.primary(values)}
+
+    def plain_facts(self, found: PredictionOutput) -> tuple[float | None, bool | None]:
+        """See `RunTrainer.plain_facts`."""
+        answers = metrics.decode(found.predictions)
+        labels = np.asarray(found.label_ids)
+        return metrics.of_one_answer(labels, self.metric_names), metrics.constant(answers)
 
 
 class Classification:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, EvalPrediction, GenerationConfig, Seq2SeqTrainer
+from transformers.trainer_utils import PredictionOutput
 
 from moe_runner import metrics
 from moe_runner.backbones.loading import load_text_to_text
@@ -53,6 +56,15 @@ class GeneratingTrainer(RunTrainer, Seq2SeqTrainer):
         given = self.form.texts(self.in_order(prediction.predictions))
         values = self.form.score(given, self.scored, self.metric_names)
         return {**values, "primary": metrics.primary(values)}
+
+    def plain_facts(self, found: PredictionOutput) -> tuple[float | None, bool | None]:
+        """See `RunTrainer.plain_facts`; a free text and a mixture have no most frequent answer."""
+        given = self.form.texts(np.asarray(found.predictions))
+        answer = self.form.plain_answer(self.scored)
+        if answer is None:
+            return None, len(set(given)) == 1
+        values = self.form.score([answer] * len(given), self.scored, self.metric_names)
+        return metrics.primary(values), len(set(given)) == 1
 
 
 class TextToText:
@@ -116,6 +128,22 @@ class TextToText:
         """
         groups = list(dataset["group"]) if "group" in dataset.column_names else None
         return score(self.spec, given, list(dataset["references"]), groups, names)
+
+    def plain_answer(self, dataset: Dataset) -> str | None:
+        """Find the answer of who reads nothing: the most frequent class, or the mean score.
+
+        Args:
+            dataset: encoded.
+
+        Returns:
+            None where texts are free, or of several tasks.
+        """
+        if self.spec.free_text or self.spec.parts:
+            return None
+        right = [texts[0] for texts in dataset["references"]]
+        if self.spec.labels:
+            return Counter(sorted(right)).most_common(1)[0][0]
+        return answer_text(self.spec, fmean(map(float, right)))
 
     def texts(self, tokens: np.ndarray) -> list[str]:
         """Decode tokens, int (N, length), -100 and padding and special ones left out."""
