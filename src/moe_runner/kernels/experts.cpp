@@ -41,22 +41,16 @@ typedef float loose __attribute__((vector_size(W * 4), aligned(4), may_alias)); 
 
 inline vec load(const float* p) { return *reinterpret_cast<const loose*>(p); }
 inline void store(float* p, vec v) { *reinterpret_cast<loose*>(p) = v; }
+
+// Have a value in a register: else the compiler reads it from memory again for each of its uses,
+// and a tile has more loads than products.
+inline void hold(vec& v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#endif
+}
+
 inline vec all(float value) { return vec{} + value; }
-
-template <int N>
-inline float sum_of(const float* values) {
-  if constexpr (N == 1) {
-    return values[0];
-  } else {
-    return sum_of<N / 2>(values) + sum_of<N / 2>(values + N / 2);
-  }
-}
-
-inline float sum(vec v) {
-  alignas(64) float values[W];
-  std::memcpy(values, &v, sizeof v);
-  return sum_of<W>(values);
-}
 
 // Sums of N vectors, N up to 3. The order is the same for any N.
 template <int N>
@@ -79,7 +73,10 @@ inline void sums(const vec* v, float* out) {
   _mm_store_ps(four, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
   for (int j = 0; j < N; ++j) out[j] = four[j];
 #else
-  for (int j = 0; j < N; ++j) out[j] = sum(v[j]);
+  for (int j = 0; j < N; ++j) {
+    out[j] = 0;
+    for (int lane = 0; lane < W; ++lane) out[j] += v[j][lane];
+  }
 #endif
 }
 
@@ -130,6 +127,17 @@ inline vec activate(vec x, int64_t kind) {
   }
 }
 
+// Room for numbers that a thread needs again and again. It is kept: to get it anew, page by page,
+// would take as long as the products. USE: each has its own.
+enum Use { PANELS, STRIP, HIDDEN, ROWS };
+
+template <Use USE>
+float* room(int64_t size) {
+  thread_local std::vector<float> kept;
+  if (static_cast<int64_t>(kept.size()) < size) kept.resize(size);
+  return kept.data();
+}
+
 // One layer's weights.
 struct Experts {
   const float* keys;
@@ -143,6 +151,9 @@ struct Experts {
 constexpr int64_t LANES = 24;   // neurons that go through at once: with 8 tokens, fit for the caches
 constexpr int64_t PITCH = 32;   // numbers between two tokens' rows of such: whole vectors
 constexpr int64_t TOKENS = 8;
+constexpr int64_t MANY = 16;    // tokens of an expert from which turning its weights round pays
+constexpr int64_t AT_ONCE = 64;  // most of its tokens that go through at once
+constexpr int64_t DEPTH = 1536 / W;  // numbers of D that go through at once: 3 panels, 18 KiB
 constexpr int64_t BLOCK = 512;  // most tokens at once: their activations stay in the cache
 constexpr int64_t COLUMNS = 96;
 constexpr int64_t FEW = 16;     // most tokens for which each expert makes rows of its own
@@ -154,9 +165,10 @@ inline void dots(const float* const* x, const float* w, int64_t d, float* out, i
   int64_t k = 0;
   for (; k + W <= d; k += W) {
     vec rows[N];
-    for (int j = 0; j < N; ++j) rows[j] = load(w + j * d + k);
+    for (int j = 0; j < N; ++j) hold(rows[j] = load(w + j * d + k));
     for (int i = 0; i < M; ++i) {
-      const vec left = load(x[i] + k);
+      vec left = load(x[i] + k);
+      hold(left);
       for (int j = 0; j < N; ++j) acc[i][j] += left * rows[j];
     }
   }
@@ -223,6 +235,105 @@ inline void project(
       for (int64_t j = 0; j < rows; ++j) out[i * PITCH + j] += bias[j];
 }
 
+// Transpose 8 rows of 8 numbers: w[r * d + k] -> out[k * W + r].
+inline void transpose_eight(const float* w, int64_t d, float* out) {
+  typedef float eight __attribute__((vector_size(32)));
+  typedef float loose_eight __attribute__((vector_size(32), aligned(4), may_alias));
+  eight a[8], b[8];
+  for (int r = 0; r < 8; ++r) a[r] = *reinterpret_cast<const loose_eight*>(w + r * d);
+  for (int r = 0; r < 8; r += 2) {
+    b[r] = __builtin_shufflevector(a[r], a[r + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+    b[r + 1] = __builtin_shufflevector(a[r], a[r + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+  }
+  for (int r = 0; r < 8; r += 4)
+    for (int i = 0; i < 2; ++i) {
+      a[r + i] = __builtin_shufflevector(b[r + i], b[r + i + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+      a[r + i + 2] = __builtin_shufflevector(b[r + i], b[r + i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+  for (int i = 0; i < 4; ++i) {
+    b[i] = __builtin_shufflevector(a[i], a[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    b[i + 4] = __builtin_shufflevector(a[i], a[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+  for (int k = 0; k < 8; ++k) *reinterpret_cast<loose_eight*>(out + k * W) = b[k];
+}
+
+// Rows of weights as panels of W columns, (panels, D, W): what many tokens are multiplied by.
+struct Panels {
+  float* data;
+  int64_t d, rows = 0;
+
+  // Append rows; what a last panel lacks are zeros.
+  void add(const float* w, int64_t count) {
+    for (int64_t r = 0; r < count;) {
+      float* out = data + rows / W * d * W + rows % W;
+      if (rows % W == 0 && count - r < W) std::fill_n(out, d * W, 0.0f);
+      const bool whole = rows % 8 == 0 && count - r >= 8;
+      int64_t k = 0;
+      if (whole)
+        for (; k + 8 <= d; k += 8) transpose_eight(w + r * d + k, d, out + k * W);
+      for (; k < d; ++k)
+        for (int64_t i = 0; i < (whole ? 8 : 1); ++i) out[k * W + i] = w[(r + i) * d + k];
+      rows += whole ? 8 : 1;
+      r += whole ? 8 : 1;
+    }
+  }
+};
+
+// Add to out (M, N * W) the products of M rows x[low..high) and N panels.
+template <int M, int N>
+inline void multiply(
+    const float* const* x, const float* panels, int64_t d, int64_t low, int64_t high, float* out,
+    int64_t pitch) {
+  vec acc[M][N];
+  for (int i = 0; i < M; ++i)
+    for (int j = 0; j < N; ++j) acc[i][j] = load(out + i * pitch + j * W);
+  for (int64_t k = low; k < high; ++k) {
+    vec row[N];
+    for (int j = 0; j < N; ++j) hold(row[j] = load(panels + (j * d + k) * W));
+    for (int i = 0; i < M; ++i)
+      for (int j = 0; j < N; ++j) acc[i][j] += row[j] * x[i][k];
+  }
+  for (int i = 0; i < M; ++i)
+    for (int j = 0; j < N; ++j) store(out + i * pitch + j * W, acc[i][j]);
+}
+
+template <int N>
+inline void multiply_rows(
+    const float* const* x, int64_t tokens, const float* panels, int64_t d, int64_t low,
+    int64_t high, float* out, int64_t pitch) {
+  int64_t i = 0;
+  for (; i + 4 <= tokens; i += 4) {
+    for (int64_t next = i + 4; next < std::min(i + 8, tokens); ++next)
+      for (int64_t k = low; k < high; k += 16) __builtin_prefetch(x[next] + k);
+    multiply<4, N>(x + i, panels, d, low, high, out + i * pitch, pitch);
+  }
+  switch (tokens - i) {
+    case 3: multiply<3, N>(x + i, panels, d, low, high, out + i * pitch, pitch); break;
+    case 2: multiply<2, N>(x + i, panels, d, low, high, out + i * pitch, pitch); break;
+    case 1: multiply<1, N>(x + i, panels, d, low, high, out + i * pitch, pitch); break;
+  }
+}
+
+// out (tokens, pitch) = products of rows x and all panels; a part of the panels that fits the
+// nearest cache is used by all tokens before the next one.
+inline void multiply_all(
+    const float* const* x, int64_t tokens, const Panels& panels, float* out, int64_t pitch) {
+  const int64_t d = panels.d, count = (panels.rows + W - 1) / W;
+  std::fill_n(out, tokens * pitch, 0.0f);
+  for (int64_t low = 0; low < d; low += DEPTH) {
+    const int64_t high = std::min(d, low + DEPTH);
+    for (int64_t p = 0; p < count; p += 3) {
+      const float* from = panels.data + p * d * W;
+      float* to = out + p * W;
+      switch (std::min<int64_t>(3, count - p)) {
+        case 3: multiply_rows<3>(x, tokens, from, d, low, high, to, pitch); break;
+        case 2: multiply_rows<2>(x, tokens, from, d, low, high, to, pitch); break;
+        case 1: multiply_rows<1>(x, tokens, from, d, low, high, to, pitch); break;
+      }
+    }
+  }
+}
+
 // The choices, sorted by expert; those of an expert in the order of their tokens.
 struct Plan {
   std::vector<int64_t> first;   // of each expert among the sorted choices, (E + 1)
@@ -257,28 +368,68 @@ struct Job {
   // Activations of neurons low..high-1 of an expert on all its tokens, times their weights, into
   // rows of F numbers by sorted place.
   void hide(int64_t e, int64_t low, int64_t high, float* hidden) const {
-    const int64_t d = experts.d_model, size = experts.size, rows = high - low;
-    const int64_t row = e * size + low;
+    if (plan.first[e + 1] - plan.first[e] >= MANY)
+      hide_many(e, low, high, hidden);
+    else
+      hide_some(e, low, high, hidden);
+  }
+
+  const float* row_of(int64_t place) const {
+    return x + plan.choice[place] / top_k * experts.d_model;
+  }
+
+  // Turn pre-activations of a token into what its hidden row holds; up may be null.
+  void finish(int64_t place, int64_t low, int64_t rows, float* pre, const float* up,
+              float* hidden) const {
+    const float weight = weights == nullptr ? 1.0f : weights[plan.choice[place]];
+    alignas(64) float done[PITCH];
+    for (int64_t j = 0; j < rows; j += W) {  // what is beyond `rows` is computed for nothing
+      vec h = activate(load(pre + j), experts.activation);
+      if (up != nullptr) h *= load(up + j);
+      store(done + j, h * weight);
+    }
+    std::memcpy(hidden + place * experts.size + low, done, rows * sizeof(float));
+  }
+
+  void hide_some(int64_t e, int64_t low, int64_t high, float* hidden) const {
+    const int64_t d = experts.d_model, rows = high - low, row = e * experts.size + low;
     alignas(64) float pre[TOKENS * PITCH], up[TOKENS * PITCH];
     for (int64_t p = plan.first[e]; p < plan.first[e + 1]; p += TOKENS) {
       const int64_t tokens = std::min(TOKENS, plan.first[e + 1] - p);
-      const float* rows_of_x[TOKENS];
-      for (int64_t i = 0; i < tokens; ++i) rows_of_x[i] = x + plan.choice[p + i] / top_k * d;
+      const float* own[TOKENS];
+      for (int64_t i = 0; i < tokens; ++i) own[i] = row_of(p + i);
       const float* bias = experts.key_bias == nullptr ? nullptr : experts.key_bias + row;
-      project(rows_of_x, tokens, experts.keys + row * d, bias, d, rows, pre);
+      project(own, tokens, experts.keys + row * d, bias, d, rows, pre);
       if (experts.ups != nullptr) {
         bias = experts.up_bias == nullptr ? nullptr : experts.up_bias + row;
-        project(rows_of_x, tokens, experts.ups + row * d, bias, d, rows, up);
+        project(own, tokens, experts.ups + row * d, bias, d, rows, up);
       }
+      for (int64_t i = 0; i < tokens; ++i)
+        finish(p + i, low, rows, pre + i * PITCH, experts.ups == nullptr ? nullptr : up + i * PITCH,
+               hidden);
+    }
+  }
+
+  void hide_many(int64_t e, int64_t low, int64_t high, float* hidden) const {
+    const int64_t d = experts.d_model, rows = high - low, row = e * experts.size + low;
+    const bool gated = experts.ups != nullptr;
+    constexpr int64_t WIDE = 2 * PITCH + W;  // numbers between two tokens: gate, then up
+    Panels panels{room<PANELS>((gated ? 2 : 1) * (LANES + W) * d), d};
+    panels.add(experts.keys + row * d, rows);
+    if (gated) panels.add(experts.ups + row * d, rows);
+    alignas(64) float pre[AT_ONCE * WIDE];
+    for (int64_t p = plan.first[e]; p < plan.first[e + 1]; p += AT_ONCE) {
+      const int64_t tokens = std::min(AT_ONCE, plan.first[e + 1] - p);
+      const float* own[AT_ONCE];
+      for (int64_t i = 0; i < tokens; ++i) own[i] = row_of(p + i);
+      multiply_all(own, tokens, panels, pre, WIDE);
       for (int64_t i = 0; i < tokens; ++i) {
-        float* of_token = pre + i * PITCH;
-        const float weight = weights == nullptr ? 1.0f : weights[plan.choice[p + i]];
-        for (int64_t j = 0; j < rows; j += W) {  // what is beyond `rows` is computed for nothing
-          vec h = activate(load(of_token + j), experts.activation);
-          if (experts.ups != nullptr) h *= load(up + i * PITCH + j);
-          store(of_token + j, h * weight);
-        }
-        std::memcpy(hidden + (p + i) * size + low, of_token, rows * sizeof(float));
+        float* of_token = pre + i * WIDE;
+        if (experts.key_bias != nullptr)
+          for (int64_t j = 0; j < rows; ++j) of_token[j] += experts.key_bias[row + j];
+        if (experts.up_bias != nullptr)
+          for (int64_t j = 0; j < rows; ++j) of_token[rows + j] += experts.up_bias[row + j];
+        finish(p + i, low, rows, of_token, gated ? of_token + rows : nullptr, hidden);
       }
     }
   }
@@ -314,15 +465,30 @@ inline void add_columns(
       for (int64_t f = 0; f < size; ++f) out[i][c] += hidden[i * size + f] * values[f * d + c];
 }
 
-// The same for any number of rows.
+// The same for any number of rows. Where they are many, a strip of the values is copied together
+// first: rows that lie some KiB apart would push each other out of the cache.
 inline void add_rows(
     const float* hidden, int64_t rows, int64_t size, const float* values, int64_t d,
     float* const* out, int64_t low, int64_t high) {
   int64_t c = low;
   const int64_t sixes = rows / 6 * 6;
-  for (; sixes > 0 && c + 2 * W <= high; c += 2 * W)  // a strip of the values stays near
-    for (int64_t i = 0; i < sixes; i += 6)
-      add_products<6, 2>(hidden + i * size, size, values, d, out + i, c);
+  if (rows >= MANY) {
+    float* strip = room<STRIP>(size * 2 * W);
+    for (; c + 2 * W <= high; c += 2 * W) {
+      for (int64_t f = 0; f < size; ++f)
+        std::memcpy(strip + f * 2 * W, values + f * d + c, 2 * W * sizeof(float));
+      const float* from = strip - c;
+      for (int64_t i = 0; i < sixes; i += 6) {
+        for (int64_t next = i + 6; next < std::min(i + 12, rows); ++next)
+          __builtin_prefetch(out[next] + c);
+        add_products<6, 2>(hidden + i * size, size, from, 2 * W, out + i, c);
+      }
+    }
+  } else {
+    for (; sixes > 0 && c + 2 * W <= high; c += 2 * W)
+      for (int64_t i = 0; i < sixes; i += 6)
+        add_products<6, 2>(hidden + i * size, size, values, d, out + i, c);
+  }
   for (int64_t i = 0; i < sixes; i += 6)
     add_columns<6>(hidden + i * size, size, values, d, out + i, c, high);
   hidden += sixes * size;
@@ -375,23 +541,26 @@ void few_tokens(const Job& job, int64_t tokens, float* out) {
   const Experts& experts = job.experts;
   const int64_t d = experts.d_model, size = experts.size, choices = tokens * job.top_k;
   const int64_t blocks = (size + LANES - 1) / LANES;
-  std::vector<float> hidden(choices * size), rows(choices * blocks * d, 0.0f);
+  float* hidden = room<HIDDEN>(choices * size);
+  float* rows = room<ROWS>(choices * blocks * d);
   const std::vector<Item> items = items_of(job.plan, experts.count, size);
   share(items.size(), [&](int64_t n) {
     const auto [e, low, high, block] = items[n];
-    job.hide(e, low, high, hidden.data());
+    job.hide(e, low, high, hidden);
     const float* values = experts.values + (e * size + low) * d;
     const int64_t start = job.plan.first[e], count = job.plan.first[e + 1] - start;
+    for (int64_t i = 0; i < count; ++i)
+      std::fill_n(rows + ((start + i) * blocks + block) * d, d, 0.0f);
     if (count == 1) {
-      add_one(hidden.data() + start * size + low, high - low, values, d,
-              rows.data() + (start * blocks + block) * d);
+      add_one(hidden + start * size + low, high - low, values, d,
+              rows + (start * blocks + block) * d);
       return;
     }
     float* own[FEW];
     float packed[FEW * LANES];
     for (int64_t i = 0; i < count; ++i) {
-      own[i] = rows.data() + ((start + i) * blocks + block) * d;
-      std::memcpy(packed + i * (high - low), hidden.data() + (start + i) * size + low,
+      own[i] = rows + ((start + i) * blocks + block) * d;
+      std::memcpy(packed + i * (high - low), hidden + (start + i) * size + low,
                   (high - low) * sizeof(float));
     }
     add_rows(packed, count, high - low, values, d, own, 0, d);
@@ -399,7 +568,7 @@ void few_tokens(const Job& job, int64_t tokens, float* out) {
   for (int64_t p = 0; p < choices; ++p) {
     float* total = out + job.plan.choice[p] / job.top_k * d;
     for (int64_t b = 0; b < blocks; ++b) {
-      const float* row = rows.data() + (p * blocks + b) * d;
+      const float* row = rows + (p * blocks + b) * d;
       for (int64_t c = 0; c < d; ++c) total[c] += row[c];
     }
   }
@@ -407,9 +576,10 @@ void few_tokens(const Job& job, int64_t tokens, float* out) {
 
 // Many tokens: first all activations, by parts of experts, then the outputs, by columns. No two
 // threads write the same number.
-void many_tokens(const Job& job, int64_t tokens, float* hidden, float* out) {
+void many_tokens(const Job& job, int64_t tokens, float* out) {
   const Experts& experts = job.experts;
   const int64_t d = experts.d_model, size = experts.size, choices = tokens * job.top_k;
+  float* hidden = room<HIDDEN>(choices * size);
   const std::vector<Item> items = items_of(job.plan, experts.count, size);
   share(items.size(), [&](int64_t n) {
     job.hide(items[n].expert, items[n].low, items[n].high, hidden);
@@ -476,8 +646,6 @@ at::Tensor compute(
                           ? given.output_bias->expand({tokens, d}).contiguous()
                           : at::zeros({tokens, d}, x.options());
   const int64_t* chosen = index.const_data_ptr<int64_t>();
-  std::vector<float> hidden;
-  if (tokens > FEW) hidden.resize(std::min(tokens, BLOCK) * top_k * experts.size);
   for (int64_t start = 0; start < tokens; start += BLOCK) {
     const int64_t count = std::min(BLOCK, tokens - start);
     const Plan plan(chosen + start * top_k, count * top_k, experts.count);
@@ -487,7 +655,7 @@ at::Tensor compute(
     if (tokens <= FEW)
       few_tokens(job, count, out);
     else
-      many_tokens(job, count, hidden.data(), out);
+      many_tokens(job, count, out);
   }
   return result;
 }

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from moe_runner.moe.experts import Stack
-from moe_runner.moe.kernel_experts import fits, kernel_layer
+from moe_runner.moe.kernel_experts import fits, kernel, kernel_layer
 
 if TYPE_CHECKING:
     from moe_runner.moe.layer import MoEFeedForward
 
 MOSTLY = 0.75  # share of selected experts above which computing all of them is as fast
-FEW = 16  # tokens up to which reading the weights is what costs: the kernel reads each once
 
 
 def infer(layer: MoEFeedForward, x_TD: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -53,8 +52,11 @@ def infer(layer: MoEFeedForward, x_TD: Tensor) -> tuple[Tensor, Tensor] | None:
         return None
     num_experts, selected = experts.num_experts, layer.selected()
     if selected == num_experts and layer.weighting == "ones":
-        every_E = torch.arange(num_experts, device=x_TD.device)
-        return dense(layer, x_TD), every_E.expand(len(x_TD), -1)
+        every_TE = torch.arange(num_experts, device=x_TD.device).expand(len(x_TD), -1)
+        if len(x_TD) == 1 and fits(x_TD, stack := experts.tensors()):  # reads memory faster
+            output_TD = kernel(x_TD, every_TE, None, stack)
+            return output_TD if bias is None else output_TD + bias, every_TE
+        return dense(layer, x_TD), every_TE
     stack = experts.tensors()
     if selected > MOSTLY * num_experts or not fits(x_TD, stack):
         return None

@@ -25,7 +25,7 @@ KINDS = {"relu": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "quick_gelu": 4}
 SELECT = {"top": 0, "bottom": 1, "not_top": 2}
 WEIGHTING = {"ones": 0, "softmax": 1, "probability": 2}
 
-FUNCTIONS = {
+FUNCTIONS: dict[Activation, str] = {
     functional.relu: "relu", torch.relu: "relu", functional.silu: "silu", functional.gelu: "gelu",
 }  # fmt: skip
 CLASSES = {  # torch's and transformers' modules

@@ -236,8 +236,8 @@ class MoEFeedForward(nn.Module):
         if kept_TK is not None:
             used_TK = kept_TK.to(x_TD.dtype) if weights_TK is None else weights_TK * kept_TK
         stack = self.experts.tensors()
-        backend = backend_of(x_TD, index_TK, stack) if infers else None
-        if backend is None and (backend := self.backend) == "auto":
+        backend = (infers and backend_of(x_TD, index_TK, stack)) or self.backend
+        if backend == "auto":
             backend = choose_backend(len(x_TD), index_TK.shape[1], stack)
         output_TD = compute(x_TD, index_TK, used_TK, self.experts, backend)
         if kept_TK is not None and self.capacity.dropped == "input":
