@@ -67,16 +67,27 @@ def library() -> Path | None:
     return file if file.is_file() else None
 
 
-def why_missing() -> str:
-    """Say in one line why there is no build for what is here, and what to do."""
+def has_others() -> bool:
+    """Tell whether something was built, for whatever torch, source and processor."""
+    return bool(differences())
+
+
+def differences() -> list[list[str]]:
+    """List, for each build that is there, what it was made for other than what is here."""
     wanted = facts()
-    others = []
+    found = []
     for file in sorted(cache_folder().glob(f"*/{FACTS}")):
         try:
             built = json.loads(file.read_text(encoding="utf-8"))
-            others.append([name for name in wanted if built[name] != wanted[name]])
+            found.append([name for name in wanted if built[name] != wanted[name]])
         except (OSError, ValueError, KeyError, TypeError):
             continue  # a damaged description: as if it were not there
+    return found
+
+
+def why_missing() -> str:
+    """Say in one line why there is no build for what is here, and what to do."""
+    others = differences()
     if not others:
         return f"the C++ kernel is not built; `{COMMAND}` makes inference on a CPU faster"
     nearest = min(others, key=len)

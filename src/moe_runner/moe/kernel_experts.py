@@ -45,8 +45,8 @@ def load() -> bool:
     """
     file = building.library()
     if file is None:
-        line = building.why_missing()
-        log.log(logging.INFO if "is not built" in line else logging.WARNING, "%s", line)
+        say = log.warning if building.has_others() else log.info
+        say("%s", building.why_missing())
         return False
     try:
         torch.ops.load_library(str(file))
