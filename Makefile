@@ -38,6 +38,9 @@ test-cluster: install  ## the launchers on a real cluster of this machine's own 
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster
 
+test-kernel: install  ## the C++ kernel against the definition, in every size; needs g++
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m kernel
+
 torture: install  ## campaigns of kills, bad inputs, crowds, failing disks, little memory: two hours
 	$(BIN)/python -m tests.torture $(CAMPAIGNS)
 
@@ -73,4 +76,4 @@ clean:  ## remove caches and build products; outputs/ stays
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -exec rm -rf {} +
 
-.PHONY: help install demo test test-long test-slow test-cluster torture reproduce-tables bench bench-cuda docs check audit format clean
+.PHONY: help install demo test test-long test-slow test-cluster test-kernel torture reproduce-tables bench bench-cuda docs check audit format clean

@@ -1,13 +1,15 @@
 """Measure a converted model in use against its dense model: prefill, decoding, peak memory.
 
-`python scripts/bench_inference.py`           SmolLM2's and BERT's sizes; about ten minutes
+`python scripts/bench_inference.py`           SmolLM2's and BERT's sizes; about half an hour
 `python scripts/bench_inference.py --quick`   one case of each, a few layers
 
 Weights are random: time depends on sizes and selection only, and random weights spread the tokens
-over the experts. Prefill is one forward pass over a prompt, decoding one token after it with the
-cache of the attention. `plain` is a converted model as runs evaluate it, `for_inference` the same
-after `moe_runner.for_inference`. `limit` is what would be reached if the unselected neurons were
-all the FFN's time that is saved, at the dense FFN's speed.
+over the experts. Prefill is one forward pass over a prompt, decoding one token (of each of some
+sequences) after it with the cache of the attention. `masked`, `sorted`, `grouped_mm` are the back
+ends; `plain` takes the one of the table, as runs evaluate. `torch` is the same model after
+`moe_runner.for_inference` without the C++ kernel, `kernel` with it (left out where
+`python -m moe_runner.kernels build` has not built it). `limit` is what would be reached if the
+unselected neurons were all the FFN's time that is saved, at the dense FFN's speed.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, P
 
 from bench import Row, median_seconds, parser, peak_extra_mib, save, set_threads, show
 from moe_runner import EMoE, convert, for_inference
+from moe_runner.moe import kernel_experts
+from moe_runner.moe.backends import BACKENDS
 from moe_runner.moe.layer import MoEFeedForward
 
 
@@ -35,7 +39,7 @@ class Case:
         top_k: k.
         batch: sequences.
         tokens: of a prompt.
-        decodes: whether it generates.
+        decodes: sequences that generate, for each measurement of decoding.
     """
 
     model: str
@@ -43,7 +47,7 @@ class Case:
     top_k: int
     batch: int = 1
     tokens: int = 512
-    decodes: bool = False
+    decodes: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         """Show the sizes in one line."""
@@ -73,13 +77,17 @@ MODELS: dict[str, Callable[[bool], PreTrainedModel]] = {
     "bert 384/1536": lambda quick: bert(384, 2 if quick else 6),
     "bert 768/3072": lambda quick: bert(768, 2 if quick else 12),
 }
+LLAMA = "llama 576/1536"
 CASES = [
-    *(Case("llama 576/1536", n, n // 4, decodes=True) for n in (64, 16, 128)),
-    Case("llama 576/1536", 64, 64, decodes=True),
+    Case(LLAMA, 64, 16, decodes=(1, 8, 32)),
+    *(Case(LLAMA, n, n // 4, decodes=(1,)) for n in (16, 128)),
+    *(Case(LLAMA, n, n, decodes=(1,)) for n in (16, 64, 128)),
     *(Case(f"bert {size}", 64, 16, batch, 128) for size in ("384/1536", "768/3072")
       for batch in (1, 8, 32)),
+    *(Case(f"bert {size}", n, k, 8, 128) for size in ("384/1536", "768/3072")
+      for n, k in ((16, 4), (128, 32), (16, 16), (64, 64), (128, 128))),
 ]  # fmt: skip
-QUICK = [CASES[0], Case("bert 384/1536", 64, 16, 8, 128)]
+QUICK = [Case(LLAMA, 64, 16, decodes=(1, 8)), Case("bert 384/1536", 64, 16, 8, 128)]
 
 
 def main() -> None:
@@ -98,23 +106,45 @@ def measure(case: Case, quick: bool) -> list[Row]:
     """Time a dense model and its conversions in turns."""
     torch.manual_seed(0)
     dense = MODELS[case.model](quick).eval()
-    plain = copy.deepcopy(dense)
-    convert(
-        plain,
-        EMoE(
-            num_experts=case.num_experts, top_k=case.top_k, layers="all", clustering="random",
-            backend="auto",
-        ),
-    )  # fmt: skip
-    plain.eval()
-    models = {"dense": dense, "plain": plain, "for_inference": for_inference(copy.deepcopy(plain))}
+    converted = copy.deepcopy(dense)
+    method = EMoE(num_experts=case.num_experts, top_k=case.top_k, layers="all", clustering="random")
+    convert(converted, method)
+    for_inference(converted)
+    models = {"dense": dense, "converted": converted}
     ids = torch.randint(1000, (case.batch, case.tokens))
-    prefill = {name: (lambda m=model: m(input_ids=ids)) for name, model in models.items()}
-    rows = timed(case, "prefill", prefill, 3 if quick else 5, models)
-    if case.decodes:
-        steps = {name: decoding(model, ids) for name, model in models.items()}
-        rows += timed(case, "decoding", steps, 5 if quick else 20, models)
+    prefill = {"dense": lambda: dense(input_ids=ids)}
+    prefill |= variants(converted, lambda: converted(input_ids=ids))
+    rows = timed(case, f"prefill {case.batch}", prefill, 3 if quick else 7, models)
+    for sequences in case.decodes:
+        prompt = ids[:1, :64].expand(sequences, -1)
+        steps = {"dense": decoding(dense, prompt)}
+        steps |= variants(converted, decoding(converted, prompt))
+        rows += timed(case, f"decoding {sequences}", steps, 7 if quick else 25, models)
     return rows
+
+
+def variants(
+    model: PreTrainedModel, function: Callable[[], object]
+) -> dict[str, Callable[[], object]]:
+    """Give a function of a converted model in every way of computing its experts."""
+    layers = [module for module in model.modules() if isinstance(module, MoEFeedForward)]
+    has_kernel = kernel_experts.load()
+
+    def switched(backend: str, infers: bool, kernel: bool) -> Callable[[], object]:
+        def call() -> object:
+            for layer in layers:
+                layer.backend, layer.for_inference = backend, infers
+            kernel_experts.load = lambda: kernel
+            return function()
+
+        return call
+
+    found = {name: switched(name, False, False) for name in BACKENDS}
+    found |= {"plain": switched("auto", False, False), "torch": switched("auto", True, False)}
+    if has_kernel:
+        found["kernel"] = switched("auto", True, True)
+    kernel_experts.load = lambda: has_kernel
+    return found
 
 
 def timed(
@@ -133,7 +163,7 @@ def timed(
         )
         for name, function in functions.items()
     ]  # fmt: skip
-    ffn = ffn_seconds(models["dense"], models["plain"], functions["dense"])
+    ffn = ffn_seconds(models["dense"], models["converted"], functions["dense"])
     rest = seconds["dense"] - ffn
     limit = rest + ffn * case.top_k / case.num_experts
     rows.append(Row(str(case), "limit", phase, limit, seconds["dense"] / limit))

@@ -15,6 +15,17 @@ FAMILIES = ["bert", "gpt2", "llama", "llama_biased", "t5", "t5_gated", "vit"]
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_kernel_of_the_user(tmp_path_factory):
+    """Let no test depend on whether this machine's user has built the C++ kernel."""
+    from moe_runner.kernels import building
+
+    empty = tmp_path_factory.mktemp("no-kernels")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "cache_folder", lambda: empty)
+        yield
+
+
 @pytest.fixture
 def shared_data() -> Path:
     if not SHARED_DATA.is_dir():

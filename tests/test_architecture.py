@@ -28,7 +28,7 @@ LAYERS = (
     ("conversion", "tasks"),
     ("methods", "backbones"),
     ("runs",),
-    ("moe", "options", "registry", "metrics", "files", "hub", "downloads", "console"),
+    ("moe", "kernels", "options", "registry", "metrics", "files", "hub", "downloads", "console"),
 )
 HEAVY = {"torch", "transformers", "datasets", "peft", "accelerate"}
 LIGHT = (  # are imported, with all that they import, before a run has to be carried out

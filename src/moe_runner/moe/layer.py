@@ -15,6 +15,8 @@ from torch.nn import functional
 from moe_runner.moe.backends import BACKENDS, choose_backend
 from moe_runner.moe.experts import Experts, combine_matrix
 from moe_runner.moe.hypernet import HyperExpert
+from moe_runner.moe.inference import backend_of, infer
+from moe_runner.moe.kernel_experts import kernel
 from moe_runner.moe.losses import (
     importance_and_load_loss,
     load_by_probabilities,
@@ -204,6 +206,10 @@ class MoEFeedForward(nn.Module):
         Returns:
             float (..., D).
         """
+        infers = self.for_inference and not (self.training or torch.is_grad_enabled())
+        if infers and (found := infer(self, x.reshape(-1, x.shape[-1]))) is not None:
+            self.routing = Routing(found[1], self.token_mask(x))
+            return found[0].reshape(x.shape)
         if self.jitter and (self.training or self.jitter_in_evaluation):
             x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
         x_TD = x.reshape(-1, x.shape[-1])
@@ -230,11 +236,10 @@ class MoEFeedForward(nn.Module):
         used_TK = weights_TK
         if kept_TK is not None:
             used_TK = kept_TK.to(x_TD.dtype) if weights_TK is None else weights_TK * kept_TK
-        backend = self.backend
+        stack = self.experts.tensors()
+        backend = (infers and backend_of(x_TD, index_TK, stack)) or self.backend
         if backend == "auto":
-            backend = choose_backend(len(x_TD), index_TK.shape[1], self.experts.tensors())
-        if self.for_inference and len(x_TD) == 1 and not (self.training or torch.is_grad_enabled()):
-            backend = "one_token"
+            backend = choose_backend(len(x_TD), index_TK.shape[1], stack)
         output_TD = compute(x_TD, index_TK, used_TK, self.experts, backend)
         if kept_TK is not None and self.capacity.dropped == "input":
             lost_TK = (~kept_TK).to(x_TD.dtype)
@@ -372,12 +377,15 @@ def compute(
         index_TK: selected experts, int64 (T, K).
         weights_TK: float (T, K), or None: 1 each.
         experts: the experts.
-        backend: a name of `BACKENDS`; or `one_token`.
+        backend: a name of `BACKENDS`; or, without a gradient, `one_token` or `kernel`.
 
     Returns:
         float (T, D).
     """
-    call = one_token if backend == "one_token" else BACKENDS[backend]
+    if backend in ("one_token", "kernel"):
+        call = one_token if backend == "one_token" else kernel
+    else:
+        call = BACKENDS[backend]
     output_TD = call(x_TD, index_TK, weights_TK, experts.tensors())
     bias = experts.bias(index_TK, weights_TK)
     return output_TD if bias is None else output_TD + bias.to(output_TD.dtype)
@@ -391,11 +399,13 @@ def fast_backend(x_TD: Tensor, index_TK: Tensor, experts: Experts) -> str:
 
 
 def for_inference(model: M) -> M:
-    """Put a converted model into evaluation mode, and let it decode fast.
+    """Put a converted model into evaluation mode, and let it compute fast without a gradient.
 
-    Steps of one token, as of generation with a cache, then read the selected experts only. Their
-    outputs are those of the other back ends up to the order of the sums; runs, whose numbers are
-    stored, do not use this. Training goes on as before (`model.train()`).
+    The C++ kernel takes fp32 layers on a CPU, where `python -m moe_runner.kernels build` made it;
+    else steps of one token, as of generation with a cache, read the selected experts only. Where
+    all experts are selected the dense network is computed. Outputs are those of the other back
+    ends up to the order of the sums; runs, whose numbers are stored, use this only if asked.
+    Training goes on as before (`model.train()`).
 
     Args:
         model: converted; changed in place.

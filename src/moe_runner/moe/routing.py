@@ -172,6 +172,10 @@ class AverageKeyRouter(nn.Module):
             self.kept = state, gate_vectors(rows_EFD, self.normalize)
         return self.kept[1]
 
+    def matrix(self, experts: Experts) -> Tensor | None:
+        """Give what tokens are multiplied by in inference, float (E, D); None: no one product."""
+        return None if self.normalize_token else self.gates(experts)
+
     def extra_repr(self) -> str:
         """Show the settings in `print(model)`."""
         return f"gate_on={self.gate_on}, normalize={self.normalize}, gate_noise={self.gate_noise}"
@@ -244,6 +248,10 @@ class NoisyTopKRouter(nn.Module):
         noisy = clean + torch.randn_like(clean) * std if self.training else clean
         return Scores(clean, noisy, std)
 
+    def matrix(self, experts: Experts) -> Tensor:
+        """Give what tokens are multiplied by outside training, float (E, D)."""
+        return self.gate
+
 
 class LinearRouter(nn.Module):
     """Linear scores: the router of a Switch Transformer.
@@ -264,6 +272,10 @@ class LinearRouter(nn.Module):
         with torch.autocast(x_TD.device.type, enabled=False):
             scores = x_TD.to(wide) @ self.weight.to(wide).T
         return Scores(scores, scores, 1.0)
+
+    def matrix(self, experts: Experts) -> Tensor:
+        """Give what tokens are multiplied by, float (E, D)."""
+        return self.weight
 
 
 def with_constant_noise(clean_TE: Tensor, gate_noise: float) -> Scores:

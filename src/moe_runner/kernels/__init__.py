@@ -1,0 +1,1 @@
+"""An optional C++ kernel for inference on a CPU, built by `python -m moe_runner.kernels build`."""
