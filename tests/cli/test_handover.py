@@ -79,7 +79,7 @@ def test_what_is_done_is_not_handed_over_and_all_are_in_one_table(hand_over, tmp
     assert hand_over.silenced == [True, True]
     row = next(line for line in text.out.splitlines() if "cola" in line)
     assert [cell.strip() for cell in row.split("│")[1:-1]] == [
-        "cola", "matthews", "dense bert_tiny", "25.0 ± 0.0", "", "3",
+        "cola", "matthews ↑", "dense bert_tiny", "25.0 ± 0.0", "", "3",
     ]  # fmt: skip
     assert hand_over(do) == ([], 0)
     assert hand_over(lambda _: 0.25, "rerun=true") == (SEEDS, 0)

@@ -125,7 +125,7 @@ def test_a_study_of_a_package_is_planned_with_what_the_package_adds(command):
     planned = moe_run(command, "study=toy_reviews", "dry_run=true")
     assert planned.returncode == 0, planned.stderr
     assert "toy_reviews" in planned.stdout
-    assert "distinct runs │    4 " in planned.stdout
+    assert re.search(r"distinct runs[ │]+4 ", planned.stdout)
 
 
 def test_help_and_mistakes_know_what_the_package_adds(command):

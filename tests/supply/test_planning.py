@@ -23,7 +23,7 @@ COMMANDS = {
     "a finished run": (RUN, "25.0"),
     "the plan of a study": (
         ["moe-run", "study=emoe_gates", "dry_run=true"],
-        "│ emoe_gates    │    3 │    3 │",
+        "emoe_gates        3     3",
     ),
     "status": (["moe-report", "status", "study=emoe_gates"], "distinct runs"),
     "tables": (["moe-report", "tables", "study=emoe_gates", "format=none"], "emoe_gates"),
