@@ -9,7 +9,7 @@ import sys
 import pytest
 from rich.table import Table
 
-from moe_runner.console import Wide, duration, fitted_lines
+from moe_runner.console import PLAIN, Wide, duration, fitted_lines
 
 PARTS = ["[7/48]", "emoe rte seed 1", "", "accuracy 66.4", "12 s", "5.0 min left"]
 
@@ -78,3 +78,8 @@ def test_a_terminal_that_knows_only_ascii_gets_plain_signs(tmp_path):
     assert "52 +- 1 ?" in text
     assert "1 x 2 - 3 ..." in text
     assert "| x +- y" in text
+
+
+@pytest.mark.parametrize("sign", "±→\u00d7↑↓†‡≥≤")
+def test_no_sign_of_ours_becomes_a_question_mark(sign):
+    assert PLAIN[sign].isascii()

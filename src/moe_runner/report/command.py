@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 
 from moe_runner.analysis.command import analyze
+from moe_runner.console import spell_plainly
 from moe_runner.files import one_line
 from moe_runner.options.errors import ConfigError, not_an_option
 from moe_runner.report.run_commands import compare, page, runs, show_run
@@ -30,6 +31,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {  # its docstring is 
 
 def main() -> None:
     """Run a subcommand; 2 for a mistake on the command line."""
+    spell_plainly()
     sys.exit(run(sys.argv[1:]))
 
 
