@@ -107,12 +107,15 @@ def test_every_kind_of_write_names_its_path(on_small_disk, tmp_path):
 
 
 @pytest.mark.long
-def test_a_run_on_a_full_disk_goes_on_when_there_is_space(on_small_disk):
-    out, _ = on_small_disk(RUNS, *SHORT)
+@pytest.mark.parametrize("cache", ["on the full disk", "elsewhere"])
+def test_a_run_on_a_full_disk_goes_on_when_there_is_space(cache, on_small_disk, tmp_path):
+    place = [] if cache == "on the full disk" else [f"paths.cache={tmp_path / 'cache'}"]
+    out, _ = on_small_disk(RUNS, *SHORT, *place)
     first, second = out.split("code ")[1:]
     assert first.startswith("1\n")
-    assert "checkpoint-1 cannot be written; is the disk full? (" in first
-    assert KEPT in first
+    full = "checkpoint-1 cannot be written; is the disk full? ("
+    assert (".arrow: No space left on device" if not place else full) in first
+    assert first.count(KEPT) == 1
     assert "Traceback" not in out
     assert second.startswith("0\n")
     assert "result.json" in second

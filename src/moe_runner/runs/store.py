@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from moe_runner.files import (
     append_line,
     masked,
+    one_line,
     read_lines,
     unfinished,
     write_atomic,
@@ -313,9 +314,9 @@ class Store:
                     write_json(folder.path / "environment.json", environment)
                     folder.truncate_metrics(keep=lambda line: True)  # drops a torn last line
                     yield folder
-            except Exception:
+            except Exception as error:
                 state = "failed"
-                write_atomic(folder.path / "error.txt", masked(traceback.format_exc()))
+                write_atomic(folder.path / "error.txt", masked(with_reason(error)))
                 raise
             finally:
                 if (folder.path / "result.json").exists():
@@ -486,3 +487,10 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def with_reason(error: Exception) -> str:
+    """Write out the traceback of an error; its last line is what a person is told of it."""
+    frames = "".join(traceback.format_exception(error)).rstrip()
+    reason = f"{type(error).__name__}: {one_line(error).partition(chr(10))[0]}"
+    return f"{frames}\n" if frames.endswith(f"\n{reason}") else f"{frames}\n{reason}\n"
