@@ -143,7 +143,7 @@ def test_any_model_and_data_of_the_hub_and_their_commits_are_in_the_id(hub, run,
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ["glue", "gluex"])
 def test_the_command_of_the_readme_runs_from_empty_caches(name, hub, run, tmp_path):
     done = run(*COMMANDS[name])
     assert done.code == 0, done.err
@@ -161,6 +161,15 @@ def test_the_command_of_the_readme_runs_from_empty_caches(name, hub, run, tmp_pa
     assert "fetching" not in again.err
     files = [address for _, address, _ in hub.answered[asked:] if address != "/"]
     assert files == [], "what is in the caches is not asked for"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"glue", "gluex"}))
+def test_the_other_commands_run_from_empty_caches(name, run, tmp_path):
+    done = run(*COMMANDS[name])
+    assert done.code == 0, done.err
+    assert "fetching the dataset " in done.err
+    assert len(list(tmp_path.glob("outputs/runs/*/result.json"))) == 1
 
 
 @pytest.mark.long
@@ -230,14 +239,14 @@ def test_what_the_hub_does_not_have_is_told_in_one_line(option, line, run):
     done.ends_with_one_line(f"FileNotFoundError: {line}")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_slow_hub_is_waited_for(hub, run):
     hub.faults.delay = {"/other-host/|/tree/": 4}
     done = run(*RTE)
     assert done.code == 0, done.err
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_hub_that_stops_answering_is_not_waited_for_without_end(hub, run):
     hub.faults.delay = {"/tree/": 600}
     limited = run(

@@ -48,6 +48,7 @@ def test_what_all_have_stays():
     assert fitted(twice, FILES)[0] == [("method=emoe",)] * 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "words",
     [

@@ -133,6 +133,7 @@ def place(request, tmp_path_factory) -> Place:
     return Place(site, "" if inside else "own_conf")
 
 
+@pytest.mark.long
 def test_checks_and_composing_know_the_options(place):
     info, plan, config, typo, key, size = place.answers(
         place.moe_run("--info", "defaults", "method=toy", "task=glue_mini/few"),
@@ -163,6 +164,7 @@ def test_checks_and_composing_know_the_options(place):
     assert size.err == "method.top_k=5 is more than method.num_experts=4; use 1 to 4\n"
 
 
+@pytest.mark.long
 def test_help_and_reports_list_the_options(place):
     text, tasks, status = place.answers(
         place.moe_run("--help"),

@@ -128,6 +128,7 @@ def test_a_study_of_a_package_is_planned_with_what_the_package_adds(command):
     assert re.search(r"distinct runs[ │]+4 ", planned.stdout)
 
 
+@pytest.mark.long
 def test_help_and_mistakes_know_what_the_package_adds(command):
     shown = moe_run(command, "--help").stdout
     for line in ("method: dense, ", "model: auto, bert", "task: alpaca", "study: all, "):

@@ -71,6 +71,7 @@ def test_an_empty_store_says_so_in_three_lines(words, tmp_path, capsys):
     assert not (tmp_path / "none" / "reports").exists()
 
 
+@pytest.mark.long
 def test_every_study_with_results_is_in_the_report_whatever_was_asked_for(output, capsys):
     fill(Store(output), planned("hypermoe_squad", output))
     words = ["format=md,csv,html", f"output={output}"]
@@ -163,6 +164,7 @@ FRAME = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(BROWSER is None, reason="no chromium: apt-get install chromium")
 @pytest.mark.parametrize("width", [375, 1400])
 def test_nothing_on_the_page_is_cut(output, tmp_path, width):

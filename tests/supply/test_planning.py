@@ -81,6 +81,7 @@ def test_it_asks_no_other_machine_and_a_store_that_can_only_be_read_is_enough(
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.long
 def test_the_report_of_a_read_only_store_goes_elsewhere(place, tmp_path):
     words, only = [*RENDERED, *outputs("moe-report", place / "outputs")], read_only(place, tmp_path)
     done = call(words, tmp_path, before=only)

@@ -44,6 +44,7 @@ def evaluated(tmp_path: Path, monkeypatch, *, sort: bool, **choices):
     return found, widths, lengths, trainer
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "choices",
     [

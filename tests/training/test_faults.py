@@ -85,7 +85,7 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_twenty_kills_change_nothing(make_settings):
     settings = make_settings(epochs=1, save_steps=3)
     quiet, loud = in_folder(settings, "quiet"), in_folder(settings, "loud")
