@@ -277,7 +277,8 @@ def test_without_a_cluster_it_is_one_line_and_exit_code_2(tmp_path):
     where = f"127.0.0.2:{free_port()}"
     done = moe_run(tmp_path, *TINY, *ON_CPUS, f"hydra.launcher.address={where}", seconds=60)
     assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    common, line = done.stderr.splitlines()
+    assert common.startswith("2 runs, all with ")
     assert line.startswith(
         f"hydra.launcher.address={where}: no Ray cluster there (Connection refused); start one with"
     )
@@ -322,7 +323,8 @@ def test_a_cluster_of_this_machine_alone_is_started_and_ended(undisturbed, tmp_p
     asks_too_much = [*TINY, "hydra/launcher=ray_cluster", here, "hydra.launcher.num_cpus=4096"]
     done = moe_run(tmp_path, *asks_too_much, HOME=str(tmp_path))
     assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    common, line = done.stderr.splitlines()
+    assert common.startswith("2 runs, all with ")
     assert "each asks for 4096 CPUs and 1 GPU, and no node has that" in line
     done = moe_run(tmp_path, *TINY, *ON_CPUS, here, HOME=str(tmp_path))  # Ray leaves a token there
     assert done.returncode == 0, done.stderr
