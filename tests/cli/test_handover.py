@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from moe_runner.cli.handover import Handover
+from moe_runner.cli.launching import writes_logs
 from moe_runner.options.folders import CONF, option_folders
 from moe_runner.runs.environment import environment
 from moe_runner.runs.store import Store
@@ -37,7 +39,7 @@ def hand_over(tmp_path):
     """Sweep over the seeds with a launcher whose jobs do what is asked of them."""
     silenced = []  # of the last sweep, by job: whether it is to tell nothing
 
-    def build(do, *words):
+    def build(do, *words, logs=False):
         seen = []
 
         def launch(batch, initial_job_idx):
@@ -51,7 +53,7 @@ def hand_over(tmp_path):
             with initialize_config_dir(str(CONF), version_base="1.3"):
                 return compose("config", [*common, *overrides])
 
-        handover = Handover(SimpleNamespace(launch=launch), composed)
+        handover = Handover(SimpleNamespace(launch=launch), composed, logs=logs)
         handover.launch(SEEDS, 0)
         return seen, handover.command.end()
 
@@ -113,3 +115,27 @@ def test_a_dry_run_hands_nothing_over(hand_over, tmp_path, capsys):
     assert hand_over(None, "dry_run=true") == ([], 0)
     text = capsys.readouterr().out
     assert all(run.id in text for run in runs_of(tmp_path))
+
+
+def test_jobs_with_logs_of_their_own_tell_everything_there(hand_over, tmp_path):
+    store, runs = Store(tmp_path), runs_of(tmp_path)
+
+    def do(overrides):
+        finish(store, runs[SEEDS.index(overrides)])
+        return 0.25
+
+    assert hand_over(do, logs=True) == (SEEDS, 0)
+    assert hand_over.silenced == [False] * len(SEEDS)
+
+
+@pytest.mark.parametrize(
+    ("target", "logs"),
+    [
+        ("hydra_plugins.moe_slurm_launcher.launcher.MoESlurmLauncher", True),
+        ("hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher", True),
+        ("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", False),
+        ("hydra_plugins.moe_ray_launcher.launcher.MoERayLauncher", False),
+    ],
+)
+def test_which_launchers_write_logs(target, logs):
+    assert writes_logs(OmegaConf.create({"launcher": {"_target_": target}})) is logs

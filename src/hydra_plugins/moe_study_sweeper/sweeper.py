@@ -50,12 +50,13 @@ class MoEStudySweeper(BasicSweeper):
         warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
         if study is None:
             from moe_runner.cli.handover import Handover
-            from moe_runner.cli.launching import Cleaned, runs_here
+            from moe_runner.cli.launching import Cleaned, runs_here, writes_logs
 
             self.launcher = Cleaned(self.launcher, Path(self.config.hydra.sweep.dir))
             if runs_here(self.config.hydra):
                 return super().sweep(arguments)
-            self.launcher = handover = Handover(self.launcher, self.compose)
+            logs = writes_logs(self.config.hydra)
+            self.launcher = handover = Handover(self.launcher, self.compose, logs=logs)
             super().sweep(arguments)
             raise SystemExit(handover.command.end())
         from moe_runner.cli.launching import folders_of

@@ -30,10 +30,13 @@ class Handover:
     Args:
         launcher: of Hydra.
         compose: makes the config of a job from its overrides.
+        logs: whether each job writes what it tells into a log of its own, not on this screen.
     """
 
-    def __init__(self, launcher: Any, compose: Callable[[Sequence[str]], DictConfig]) -> None:
-        self.launcher, self.compose = launcher, compose
+    def __init__(
+        self, launcher: Any, compose: Callable[[Sequence[str]], DictConfig], *, logs: bool = False
+    ) -> None:
+        self.launcher, self.compose, self.logs = launcher, compose, logs
         self.command = Command(together=True)
 
     def launch(self, batch: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[Any]:
@@ -61,7 +64,9 @@ class Handover:
         if not rest:
             return []
         planned = {run.id: (run, store) for _, runs in rest for run, store in runs or ()}
-        batch = [quietly(overrides) if runs else overrides for overrides, runs in rest]
+        batch = [
+            quietly(overrides) if runs and not self.logs else overrides for overrides, runs in rest
+        ]
         stores = {store.root: store for _, store in planned.values()}
         with ExitStack() as shown:
             for root, store in stores.items():  # one, but for a sweep over paths.output

@@ -93,6 +93,16 @@ def runs_here(node: Any) -> bool:
     return str(node.launcher.get("_target_", "")).endswith("BasicLauncher")
 
 
+def writes_logs(node: Any) -> bool:
+    """Tell whether each job of Hydra's launcher has a log of its own, as on Slurm.
+
+    Args:
+        node: Hydra's own config.
+    """
+    launcher = str(node.launcher.get("_target_", "")).lower()
+    return "slurm" in launcher or "submitit" in launcher
+
+
 class Cleaned:
     """Stands before a launcher: takes secrets out of what Hydra has written about the sweep.
 
