@@ -643,7 +643,7 @@ at::Tensor compute(
   const int64_t tokens = x.size(0), d = experts.d_model, top_k = index.size(1);
   TORCH_CHECK(x.size(1) == d && index.size(0) == tokens, "x and index do not fit the experts");
   at::Tensor result = given.output_bias.has_value()
-                          ? given.output_bias->expand({tokens, d}).contiguous()
+                          ? given.output_bias->expand({tokens, d}).clone(at::MemoryFormat::Contiguous)
                           : at::zeros({tokens, d}, x.options());
   const int64_t* chosen = index.const_data_ptr<int64_t>();
   for (int64_t start = 0; start < tokens; start += BLOCK) {
