@@ -268,6 +268,38 @@ def test_a_layer_gives_what_it_gave(router, weighting, monkeypatch):
     assert calls == ["layer", "layer"]
 
 
+@pytest.mark.long
+def test_one_token_again_and_again_changes_neither_output_nor_parameters():
+    plain = layer(ROUTERS["linear"](), weighting="softmax").eval()
+    fast = for_inference(copy.deepcopy(plain))
+    assert fast.experts.output_bias is not None
+    before = copy.deepcopy(fast.state_dict())
+    x = draw(12)(1, 1, 32)
+    with torch.no_grad():
+        for _ in range(3):
+            torch.testing.assert_close(fast(x), plain(x), rtol=1e-4, atol=1e-4)
+    for name, tensor in fast.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.long
+def test_hooks_of_the_router_are_called():
+    fast = for_inference(layer(ROUTERS["linear"](), weighting="ones").eval())
+    seen = []
+    fast.router.register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad():
+        fast(draw(13)(1, 1, 32))
+    assert seen == [1]
+
+
+@pytest.mark.long
+def test_nan_stays_nan_under_relu():
+    experts = stack(4, 8, 16, gated=False, biased=False, activation=nn.ReLU())
+    x = torch.full((3, 16), torch.nan)
+    index = torch.tensor([[0, 1]] * 3)
+    assert kernel_experts.kernel(x, index, None, experts).isnan().all()
+
+
 def count_calls(monkeypatch) -> list[str]:
     """Note every call of the kernel: `layer` for one with routing, `experts` for one without."""
     calls: list[str] = []

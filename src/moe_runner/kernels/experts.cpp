@@ -115,7 +115,7 @@ enum Weighting : int64_t { ONES = 0, SOFTMAX = 1, PROBABILITY = 2 };
 inline vec activate(vec x, int64_t kind) {
   switch (kind) {
     case RELU:
-      return x > 0.0f ? x : vec{};
+      return x < 0.0f ? vec{} : x;  // NaN stays NaN
     case SILU:
       return x * sigmoid(x);
     case GELU:

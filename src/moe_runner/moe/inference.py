@@ -60,7 +60,8 @@ def infer(layer: MoEFeedForward, x_TD: Tensor) -> tuple[Tensor, Tensor] | None:
     stack = experts.tensors()
     if selected > MOSTLY * num_experts or not fits(x_TD, stack):
         return None
-    gates = getattr(layer.router, "matrix", no_matrix)(experts)
+    watched = layer.router._forward_hooks or layer.router._forward_pre_hooks
+    gates = None if watched else getattr(layer.router, "matrix", no_matrix)(experts)
     router = layer.router(x_TD, experts).noisy if gates is None else gates
     if router.dtype != torch.float32:
         return None
