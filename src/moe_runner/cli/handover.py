@@ -63,14 +63,14 @@ class Handover:
                 rest.append((overrides, [(run, store) for run in plan.runs]))
         if not rest:
             return []
-        planned = {run.id: (run, store) for _, runs in rest for run, store in runs or ()}
+        planned = [each for _, runs in rest for each in runs or ()]
         batch = [
             quietly(overrides) if runs and not self.logs else overrides for overrides, runs in rest
         ]
-        stores = {store.root: store for _, store in planned.values()}
+        stores = {store.root: store for _, store in planned}
         with ExitStack() as shown:
             for root, store in stores.items():  # one, but for a sweep over paths.output
-                own = {key: run for key, (run, at) in planned.items() if at.root == root}
+                own = {run.id: run for run, at in planned if at.root == root}
                 shown.enter_context(Monitor(own, store))
             returns = launch_elsewhere(self.launcher.launch, batch, initial_job_idx)
         ended = []

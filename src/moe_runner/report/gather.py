@@ -8,6 +8,7 @@ from typing import Any
 
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import Folders
+from moe_runner.runs.objects import StoreError
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.study import Profile, read_study, study_names
 from moe_runner.sweeps.study_plan import StudyPlan, plan_study
@@ -30,8 +31,8 @@ def with_others(
         store: of the results.
 
     Returns:
-        The plans in the order of the studies' names. A study that cannot be planned is named on the
-        standard error and left out.
+        The plans in the order of the studies' names. Another study that cannot be planned, or has a
+        damaged result, is named on the standard error and left out.
     """
     done = finished(store)
     if done <= {job.run.id for plan in plans for job in plan.jobs}:
@@ -45,8 +46,10 @@ def with_others(
             if profile not in study.grids:
                 continue
             plan = plan_study(folders, study, profile, common)
-        except ConfigError as error:
-            print(f"study={name} is not in the report: {error.problems[0]}", file=sys.stderr)
+            store.results_of(job.run.id for job in plan.jobs)
+        except (ConfigError, StoreError) as error:  # of a study that nobody asked for
+            reason = str(error).partition("\n")[0]
+            print(f"study={name} is not in the report: {reason}", file=sys.stderr)
             continue
         if has_results(plan, done):
             found[name] = plan

@@ -53,8 +53,8 @@ class Clock:
     """
 
     def __init__(self, store: Store, device: str) -> None:
-        self.known = paces(store)
         self.on_gpu = device != "cpu" and device != "mps" and has_gpu()
+        self.known = paces(store, on_gpu=self.on_gpu)
         self.flops: float | None = None  # per second; None: not needed so far
         self.sources: Counter[str] = Counter()
 
@@ -105,8 +105,8 @@ def kinds(axes: Mapping[str, Any]) -> list[Kind]:
     return [tuple(str(axes[axis]) for axis in each) for each in ALIKE]
 
 
-def paces(store: Store) -> dict[Kind, Pace]:
-    """Average what stored runs took, by what they are alike in."""
+def paces(store: Store, *, on_gpu: bool) -> dict[Kind, Pace]:
+    """Average what stored runs took, by what they are alike in: those of a GPU, or the others."""
     found: dict[Kind, list[Pace]] = defaultdict(list)
     for run_id in newest(store):
         try:
@@ -114,6 +114,8 @@ def paces(store: Store) -> dict[Kind, Pace]:
         except StoreError:  # told where it is read for its figures
             continue
         if result is None or result.resumed_at_update or not result.updates:
+            continue
+        if result.device.startswith("cuda") != on_gpu:
             continue
         size, rate = result.settings.get("trainer.batch_size"), result.speed.examples_per_second
         if not isinstance(size, int) or not rate:
