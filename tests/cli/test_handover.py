@@ -139,3 +139,23 @@ def test_jobs_with_logs_of_their_own_tell_everything_there(hand_over, tmp_path):
 )
 def test_which_launchers_write_logs(target, logs):
     assert writes_logs(OmegaConf.create({"launcher": {"_target_": target}})) is logs
+
+
+def test_the_runs_of_every_store_are_shown(tmp_path, capsys):
+    places = [tmp_path / "first", tmp_path / "second"]
+
+    def launch(batch, initial_job_idx):
+        for place in places:
+            finish(Store(place), runs_of(place)[0])
+        return [SimpleNamespace(return_value=0.25) for _ in batch]
+
+    def composed(overrides):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("config", ["task=glue_mini/cola", "method=dense", *overrides])
+
+    handover = Handover(SimpleNamespace(launch=launch), composed)
+    handover.launch([[f"paths.output={place}"] for place in places], 0)
+    assert handover.command.end() == 0
+    text = capsys.readouterr()
+    assert [line for line in text.err.splitlines() if "done" in line and "[1/1]" in line][1:]
+    assert [place for place in places if str(place) not in text.out] == []

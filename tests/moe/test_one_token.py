@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from moe_runner import EMoE, MoE, convert, for_inference
-from moe_runner.moe.backends import masked
+from moe_runner.moe.backends import BACKENDS, masked
 from moe_runner.moe.experts import Stack
 from moe_runner.moe.layer import MoEFeedForward
 from moe_runner.moe.one_token import one_token
@@ -107,6 +107,24 @@ def test_the_fast_path_is_taken_for_one_token_in_inference_and_nowhere_else(monk
         model.train()(token)
     model.eval()(token)  # with a gradient
     assert taken == [1, 1]
+
+
+def test_a_back_end_that_was_asked_for_is_taken_in_inference_too(monkeypatch):
+    model = llama()
+    convert(model, METHODS[0])
+    for layer in model.modules():
+        if isinstance(layer, MoEFeedForward):
+            layer.backend = "masked"
+    taken = []
+
+    def noted(*tensors):
+        taken.append(len(tensors[0]))
+        return masked(*tensors)
+
+    monkeypatch.setitem(BACKENDS, "masked", noted)
+    with torch.no_grad():
+        for_inference(model)(torch.tensor([[3]]))
+    assert taken == [1, 1]  # two layers
 
 
 def one_step(model: nn.Module) -> None:

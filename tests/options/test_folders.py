@@ -74,3 +74,9 @@ def test_a_model_comes_from_the_model_folder(place):
 def test_a_folder_that_is_not_there_is_refused(tmp_path, key):
     with pytest.raises(ConfigError, match=f"{key}={tmp_path}/no is not a folder"):
         settings(tmp_path, **{key: tmp_path / "no"})
+
+
+def test_a_key_below_a_value_is_refused():
+    given = {"trainer.epochs.warmup": 1}
+    with pytest.raises(ConfigError, match=r"trainer\.epochs\.warmup=1 is not an option: epochs is"):
+        compose_settings((CONF,), given)

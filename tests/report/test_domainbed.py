@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from moe_runner.report.domainbed import Choice, build_sheets, scores, select
+from moe_runner.report.domainbed import Choice, build_sheets, chosen_ids, scores, select
 from moe_runner.report.sheet import to_rich
 from moe_runner.report.summary import print_results
 from moe_runner.runs.result import Accuracy, Checkpoint
@@ -99,6 +100,15 @@ def test_leave_one_domain_out_needs_every_pair_of_the_same_rate_and_trial():
     assert select([OF_A, OF_A_AND_B, other], "leave_one_domain_out") == {}
     other = pair("a+c", [(0, 0, 1)] * 3, rate=1e-4)
     assert select([OF_A, OF_A_AND_B, other], "leave_one_domain_out") == {}
+
+
+def test_the_runs_behind_a_score_are_those_at_the_chosen_rate():
+    slower_pair = pair("a+b", [(0, 0.9, 0)] * 3, rate=1e-4)
+    ids = ("of a", "slower", "a and b", "a and c", "slower pair")
+    every = [OF_A, OF_A_SLOWER, OF_A_AND_B, OF_A_AND_C, slower_pair]
+    results = [replace(each, id=name) for each, name in zip(every, ids, strict=True)]
+    assert chosen_ids(results, "training_domain") == ("of a",)
+    assert chosen_ids(results, "leave_one_domain_out") == ("of a", "a and b", "a and c")
 
 
 def test_leave_one_domain_out_reads_the_checkpoints_that_all_runs_have():

@@ -94,6 +94,18 @@ def test_the_others_are_not_planned_where_they_have_nothing(output, monkeypatch)
     assert with_others(plans, FOLDERS, "mini", {}, Store(output)) == plans
 
 
+def test_a_damaged_result_of_another_study_is_named_and_spoils_no_report(output, capsys):
+    other = planned("hypermoe_squad", output)
+    fill(Store(output), other)
+    (Store(output).folder(other.jobs[0].run.id) / "result.json").write_text("{")
+    plans = [planned("emoe_gates", output)]
+    common = {"paths.output": str(output), "paths.cache": f"{output}/cache"}
+    assert with_others(plans, FOLDERS, "mini", common, Store(output)) == plans
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("study=hypermoe_squad is not in the report: ")
+    assert other.jobs[0].run.id in line
+
+
 def test_the_page_tells_command_commit_versions_hardware_and_date(output, monkeypatch):
     monkeypatch.setattr("sys.argv", ["/bin/moe-report", "tables", "title=<b>"])
     render([planned("emoe_gates", output)], Store(output), output / "r", ["html"])

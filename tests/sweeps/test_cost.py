@@ -94,9 +94,9 @@ def planned(tmp_path, **choices):
     return list_runs(settings, Inventory(tmp_path / "hashes.json")).runs[0]
 
 
-def keep(store, run, updates: int, seconds: float, rate: float) -> None:
+def keep(store, run, updates: int, seconds: float, rate: float, device: str = "cpu") -> None:
     """Store what a run took."""
-    result = make_result(run.axes(), 0.5, id=run.id, settings=run.settings())
+    result = make_result(run.axes(), 0.5, id=run.id, settings=run.settings(), device=device)
     result = replace(
         result,
         updates=updates, wall_seconds=seconds,
@@ -118,6 +118,17 @@ def test_alike_stored_runs_tell_the_time(tmp_path, monkeypatch):
     assert clock.seconds(other) == clock.seconds(longer)  # of the same model and task
     assert clock.explained() == "3 from the seconds of alike runs that are stored here"
     assert time_of([longer, other], clock) == "1.7 min"
+
+
+def test_a_gpu_and_a_processor_say_nothing_about_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "has_gpu", lambda: True)
+    store = Store(tmp_path / "out")
+    own = {"trainer.max_steps": 100}
+    keep(store, planned(tmp_path, **own), updates=100, seconds=52.0, rate=64.0)
+    keep(store, planned(tmp_path, seed=1, **own), 100, 3.0, 3200.0, device="cuda:0")
+    run = planned(tmp_path, seed=2, **own)
+    assert Clock(store, "cpu").seconds(run) == pytest.approx(52)
+    assert Clock(store, "cuda").seconds(run) == pytest.approx(3)
 
 
 def test_without_stored_runs_the_speed_of_this_machine_is_measured(tmp_path, monkeypatch):

@@ -75,5 +75,15 @@ def test_the_time_left_is_that_of_alike_runs_and_what_is_done_takes_none(runs):
     count.end(0.0)
     assert count.seconds.keys() == {first.id, second.id, third.id}
     assert count.begin(last).startswith("[5/5] ")
-    count.end()
+    count.end(20.0)
     assert count.left == []
+
+
+def test_a_run_that_failed_says_nothing_about_the_time_left(runs):
+    first, second, third = runs({"seed": 0}, {"seed": 1}, {"seed": 2}).values()
+    count = Tally({run.id: run for run in (first, second, third)}, set())
+    count.begin(first)
+    count.end(None)
+    assert count.begin(second).endswith(f"({second.id})")
+    count.end(10.0)
+    assert count.begin(third).endswith("  10 s left")

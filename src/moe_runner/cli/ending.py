@@ -98,5 +98,6 @@ class Command:
         plan, store = self.plans[-1]
         baselines, hint = ([], "") if self.together else stored_baselines(plan, store)
         print_results([*baselines, *results], gaps)
-        where = f"results: {store.root}/<id>/result.json"
-        print("\n".join(line for line in (hint, where) if line))
+        roots = dict.fromkeys(store.root for _, store in self.plans)
+        places = [f"results: {root}/<id>/result.json" for root in roots]
+        print("\n".join(line for line in (hint, *places) if line))

@@ -43,7 +43,7 @@ def infer(layer: MoEFeedForward, x_TD: Tensor) -> tuple[Tensor, Tensor] | None:
         or layer.capacity.factor is not None
         or layer.capacity.per_sequence is not None
         or layer.jitter_in_evaluation
-        or layer.backend not in ("auto", "kernel")
+        or layer.backend != "auto"
         or (bias is not None and bias.ndim == 2)
         or torch.compiler.is_compiling()
         or torch.is_autocast_enabled(x_TD.device.type)

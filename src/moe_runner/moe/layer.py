@@ -237,9 +237,10 @@ class MoEFeedForward(nn.Module):
         if kept_TK is not None:
             used_TK = kept_TK.to(x_TD.dtype) if weights_TK is None else weights_TK * kept_TK
         stack = self.experts.tensors()
-        backend = (infers and backend_of(x_TD, index_TK, stack)) or self.backend
+        backend = self.backend
         if backend == "auto":
-            backend = choose_backend(len(x_TD), index_TK.shape[1], stack)
+            without_gradient = backend_of(x_TD, index_TK, stack) if infers else None
+            backend = without_gradient or choose_backend(len(x_TD), index_TK.shape[1], stack)
         output_TD = compute(x_TD, index_TK, used_TK, self.experts, backend)
         if kept_TK is not None and self.capacity.dropped == "input":
             lost_TK = (~kept_TK).to(x_TD.dtype)

@@ -183,6 +183,31 @@ def select(results: Sequence[Result], rule: str) -> dict[str, dict[int, Choice]]
     return {domain: trials for domain, trials in found.items() if trials}
 
 
+def chosen_ids(results: Sequence[Result], rule: str) -> tuple[str, ...]:
+    """List the runs that a rule reports, or decides by: those at the learning rates it chose.
+
+    Args:
+        results: of one system on one data set.
+        rule: one of `RULES`.
+
+    Returns:
+        Ids in the order of the results; runs with two domains held out only where the rule asks
+        them.
+    """
+    rates = {
+        (domain, seed, choice.learning_rate)
+        for domain, trials in select(results, rule).items()
+        for seed, choice in trials.items()
+    }
+    most = 2 if rule == "leave_one_domain_out" else 1
+    return tuple(
+        run.id
+        for run in results
+        if len(domains := held_out(run)[1]) <= most
+        and any((domain, run.axes.seed, run.axes.learning_rate) in rates for domain in domains)
+    )
+
+
 def score(values: Sequence[float]) -> Score:
     """Average over trials; at least one."""
     error = spread(values) / math.sqrt(len(values))

@@ -252,7 +252,7 @@ def combine(results: Sequence[Result], rule: str) -> Cell | None:
         }
         return Cell(
             score.mean, score.error, score.n, None, {}, {}, ("accuracy",), by_seed=by_trial,
-            ids=tuple(result.id for result in results),
+            ids=domainbed.chosen_ids(results, rule),
         )  # fmt: skip
     of_tasks = dict.fromkeys(result.axes.task for result in results)
     cells = [aggregate([r for r in results if r.axes.task == task]) for task in of_tasks]

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_runner.files import read_yaml
+from moe_runner.options.errors import ConfigError, show
 from moe_runner.options.files import read_option
 from moe_runner.options.folders import Folders, group_defaults
 from moe_runner.options.settings import Settings, parse
@@ -43,6 +44,8 @@ def compose_settings(folders: Folders, overrides: Mapping[str, Any]) -> Settings
         node = tree
         for section in sections:
             node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{key}={show(value)} is not an option: {section} is a value")
         node[last] = value
     output = tree["paths"]["output"]
     tree["paths"]["cache"] = str(tree["paths"]["cache"]).replace("${paths.output}", output)

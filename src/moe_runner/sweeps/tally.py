@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 from moe_runner.console import duration
@@ -25,7 +24,7 @@ class Tally:
         self.left = [run_id for run_id in runs if run_id not in settled]
         self.seconds: dict[str, float] = {}
         self.number = 0
-        self.running: tuple[str, float] | None = None
+        self.running: str | None = None
 
     def begin(self, run: Run) -> str:
         """Note that a run begins; say which of how many, and the time left for all.
@@ -33,7 +32,7 @@ class Tally:
         Before the first of several a line says what they have in common.
         """
         self.number += 1
-        self.running = run.id, time.monotonic()
+        self.running = run.id
         left = self.time_left()
         count = f"[{self.number}/{max(len(self.runs), self.number)}]"
         first = f"{shared_by(self.runs)}\n" if self.number == 1 and len(self.runs) > 1 else ""
@@ -46,14 +45,14 @@ class Tally:
 
         Args:
             seconds: that it took by itself, without what only the first run of a process has to
-                do; None: what is known here.
+                do; None: it failed, which tells nothing of the others.
         """
         assert self.running is not None
-        run_id, started = self.running
+        if self.running in self.left:
+            self.left.remove(self.running)
+            if seconds is not None:
+                self.seconds[self.running] = seconds
         self.running = None
-        if run_id in self.left:
-            self.left.remove(run_id)
-            self.seconds[run_id] = time.monotonic() - started if seconds is None else seconds
 
     def time_left(self) -> float | None:
         """Estimate the seconds until the last run has ended; None: none has ended yet.
