@@ -61,6 +61,9 @@ class Trainer:
     max_grad_norm: NotNegative = 1.0
     patience: Number | None = None  # evaluations without a better primary metric; 0: never stop
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    inference: Literal["plain", "kernel"] = later(
+        "plain"
+    )  # of evaluations: kernel: `for_inference`
     length_grouping: bool = False
     gradient_checkpointing: bool = runtime(False)  # computes activations twice, keeps fewer
     deterministic: bool = runtime(False)  # CUDA: deterministic kernels

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from transformers import set_seed
 
+from moe_runner.kernels import building
+from moe_runner.moe import kernel_experts
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.training import Trainer
 from moe_runner.runs.processes import world_size
@@ -81,6 +83,24 @@ def check_precision(options: Trainer, device: torch.device) -> None:
         )
     if options.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise ConfigError("trainer.precision=bf16 is not supported by this GPU; use fp16 or fp32")
+
+
+def check_inference(options: Trainer, device: torch.device) -> None:
+    """Check that the C++ kernel is there where evaluations are to use it: its sums are its own.
+
+    Raises:
+        ConfigError: if it is not built, or computes no such runs.
+    """
+    if options.inference == "plain":
+        return
+    given = "trainer.inference=kernel"
+    if device.type != "cpu" or options.precision != "fp32":
+        raise ConfigError(
+            f"{given} computes on a CPU in fp32, and this is {device.type} in "
+            f"{options.precision}; use trainer.inference=plain"
+        )
+    if not kernel_experts.load():
+        raise ConfigError(f"{given}: {building.why_missing()}; or use trainer.inference=plain")
 
 
 def prepare(seed: int, threads: int | None) -> None:

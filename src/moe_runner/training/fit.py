@@ -30,6 +30,7 @@ from moe_runner.conversion.standard import check_standard, to_standard
 from moe_runner.files import writing_tensors
 from moe_runner.methods.dense.options import Dense
 from moe_runner.metrics import lower_is_better
+from moe_runner.moe.layer import for_inference
 from moe_runner.options.settings import Logger
 from moe_runner.runs import processes, stopping
 from moe_runner.runs.result import (
@@ -48,7 +49,7 @@ from moe_runner.runs.store import RunFolder
 from moe_runner.tasks.specs import OODSpec, TaskData
 from moe_runner.training import checkpoint
 from moe_runner.training.callbacks import EvaluateAtEnd, SaveAndStop, SaveEvery, ShowProgress
-from moe_runner.training.device import check_precision, peak_memory, prepare
+from moe_runner.training.device import check_inference, check_precision, peak_memory, prepare
 from moe_runner.training.forms import FORMS, Form
 from moe_runner.training.forms.base import Collator
 from moe_runner.training.routing import (
@@ -105,6 +106,7 @@ class Prepared:
 def build(run: Run, resources: Resources) -> Prepared:
     """Seed, load the data and the backbone, convert, add LoRA, set what trains: in this order."""
     check_precision(run.trainer, resources.device)
+    check_inference(run.trainer, resources.device)
     silence_libraries()
     prepare(run.seed, resources.threads)
     data = tasks.load(run.task, run.task_name, resources.data_cache)
@@ -127,6 +129,8 @@ def build(run: Run, resources: Resources) -> Prepared:
         protocol=run.protocol,
     )
     backbone.model.to(resources.device)
+    if run.trainer.inference == "kernel":
+        for_inference(backbone.model)
     for line in conversion.report(backbone.model).splitlines():
         log.info("  %s", line)
     return Prepared(form, conversion, data, lr_scales, resources.data_cache)
@@ -144,6 +148,8 @@ def take_final_form(ready: Prepared, run: Run, resources: Resources) -> None:
     method = run.method if run.method.converted_at == "eval" else Dense()
     trains = {name for name, p in model.named_parameters() if p.requires_grad}
     ready.conversion = convert(model, method, protocol=run.protocol, cache=resources.cluster_cache)
+    if run.trainer.inference == "kernel":
+        for_inference(model)
     ready.lr_scales = {name: ready.lr_scales.get(name, 1.0) for name in trains}
 
 

@@ -1,0 +1,70 @@
+"""`trainer.inference=kernel`: evaluations by the C++ kernel, only where it was asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe_runner.kernels import building
+from moe_runner.methods.emoe.options import EMoE
+from moe_runner.moe import inference, kernel_experts
+from moe_runner.options.errors import ConfigError
+from moe_runner.options.training import Trainer
+from moe_runner.runs.store import Store
+from moe_runner.training.device import check_inference
+from moe_runner.training.execute import execute
+from tests.moe.test_kernel import library  # noqa: F401
+
+BY_KERNEL = Trainer(inference="kernel")
+
+
+def test_it_is_refused_where_it_is_not_built(monkeypatch, tmp_path):
+    monkeypatch.setattr(building, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(kernel_experts, "load", lambda: False)
+    with pytest.raises(ConfigError, match=r"trainer.inference=kernel: .*kernels build.*=plain"):
+        check_inference(BY_KERNEL, torch.device("cpu"))
+    check_inference(Trainer(), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("options", "device"),
+    [(BY_KERNEL, "cuda"), (dataclasses.replace(BY_KERNEL, precision="bf16"), "cpu")],
+)
+def test_it_is_refused_where_it_cannot_compute(options, device, monkeypatch):
+    monkeypatch.setattr(kernel_experts, "load", lambda: True)
+    with pytest.raises(ConfigError, match="computes on a CPU in fp32, and this is"):
+        check_inference(options, torch.device(device))
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("convert_at", ["both", "eval"])
+def test_evaluations_use_it_and_scores_are_those_of_the_plain_path(
+    convert_at, make_settings, only_run, monkeypatch, request
+):
+    method = EMoE(num_experts=4, top_k=2, convert_at=convert_at)
+    request.getfixturevalue("library")
+    calls = []
+
+    def counted(x_TD, *rest, **options):
+        calls.append(len(x_TD))
+        return kernel_experts.kernel_layer(x_TD, *rest, **options)
+
+    monkeypatch.setattr(inference, "kernel_layer", counted)
+    monkeypatch.setattr(kernel_experts, "load", lambda: True)
+    results = []
+    for name in ("plain", "kernel"):
+        settings = make_settings(method=method, epochs=1)
+        trainer = dataclasses.replace(settings.trainer, inference=name)
+        settings = dataclasses.replace(settings, trainer=trainer)
+        results.append(execute(only_run(settings), settings, Store(Path(settings.paths.output))))
+        assert bool(calls) == (name == "kernel")
+    plain, kernel = results
+    assert plain.id != kernel.id
+    assert kernel.settings["trainer.inference"] == "kernel"
+    assert "trainer.inference" not in plain.settings
+    ours, theirs = kernel.id_metrics["validation"], plain.id_metrics["validation"]
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
+    assert ours.metrics == pytest.approx(theirs.metrics)
