@@ -64,6 +64,8 @@ class Trainer:
     inference: Literal["plain", "kernel"] = later(
         "plain"
     )  # of evaluations: kernel: `for_inference`
+    evaluate_first: bool = later(False)  # the model before tuning, too
+    time_inference: bool = later(False)  # forward passes in turns with the dense model's
     length_grouping: bool = False
     gradient_checkpointing: bool = runtime(False)  # computes activations twice, keeps fewer
     deterministic: bool = runtime(False)  # CUDA: deterministic kernels

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_runner.files import replacing
+from moe_runner.report.plot_frontier import frontier
 from moe_runner.report.plot_kinds import KINDS
 from moe_runner.report.plot_runs import curves, rank_diagram, scatter
 from moe_runner.report.ranking import ranking_of
@@ -39,6 +40,7 @@ def draw_study(
     figures[plan.study.plot] = KINDS[plan.study.plot](plan, table, runs, lines)
     figures["ranks"] = None if ranking is None else rank_diagram(plan.study.title, ranking)
     figures["curves"] = curves(plan, table, runs, results)
+    figures["frontier"] = frontier(plan, table, results)
     figures["id-ood"] = scatter(plan, table, runs, results)
     files = []
     for kind, figure in figures.items():

@@ -9,6 +9,7 @@ from moe_runner.console import wide_console
 from moe_runner.metrics import named, shown
 from moe_runner.report import domainbed
 from moe_runner.report.beside import beside_sheet, published_sheet
+from moe_runner.report.frontier import frontier_sheet
 from moe_runner.report.labels import ONE_ANSWER, direction, label, majority_name
 from moe_runner.report.pairs import check_figures
 from moe_runner.report.published import published_tables
@@ -45,7 +46,8 @@ def sheets(plan: StudyPlan, results: Results) -> list[Sheet]:
     if plan.jobs:
         table = tabulate(plan, results)
         own.append(study_sheet(plan, table))
-        own += [sheet for sheet in (ood_sheet(plan, table), rank_sheet(plan, table)) if sheet]
+        further = (ood_sheet(plan, table), rank_sheet(plan, table))
+        own += [sheet for sheet in (*further, frontier_sheet(plan, table, results)) if sheet]
     own += domain_sheets(plan, results)
     tables = published_tables()
     for pairing in plan.study.beside:

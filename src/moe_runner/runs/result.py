@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,6 +148,23 @@ class Speed:
     data_share_of_time: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """How fast the tuned model is in use: forward passes in turns with the backbone as it came.
+
+    Args:
+        seconds: median of a pass of the tuned model, after `for_inference`.
+        dense_seconds: of the backbone, on the same batch.
+        tokens: of the batch, padding left out; 0: of images.
+        backend: `kernel` where the C++ kernel is built and computes there, else `torch`.
+    """
+
+    seconds: float
+    dense_seconds: float
+    tokens: int
+    backend: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """What a run found.
@@ -179,6 +196,8 @@ class Result:
         data: what each split holds, see `Run`.
         skipped: examples left out, by where they were; see `TaskData`.
         weights: what the backbone's files hold, see `Run`.
+        before: of the model before tuning, on the set that selects; {}: not evaluated.
+        inference: how fast it is in use; None: not measured.
     """
 
     id: str
@@ -206,6 +225,8 @@ class Result:
     data: Mapping[str, str]
     skipped: Mapping[str, int]
     weights: str
+    before: Scored = field(default_factory=dict)
+    inference: Inference | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Give the content of result.json."""
@@ -236,6 +257,8 @@ class Result:
             "data": dict(self.data),
             "skipped": dict(self.skipped),
             "weights": self.weights,
+            "before": figures_by_set(self.before),
+            "inference": None if self.inference is None else asdict(self.inference),
         }
 
 
@@ -315,6 +338,7 @@ def upgrade(tree: dict[str, Any]) -> dict[str, Any]:
     - `clusters`: None, not measured.
     - `skipped`: {}; there were no suites of images, which alone leave files out.
     - `data_share_of_time`: None, not measured.
+    - `before`: {}, not evaluated; `inference`: None, not measured.
     - `majority` and `constant` of a set: None, not recorded.
 
     A checkpoint of the learning curve without `domains` is of a suite that holds none out.
@@ -323,6 +347,7 @@ def upgrade(tree: dict[str, Any]) -> dict[str, Any]:
         tree: with its schema checked; it is not changed.
     """
     later: dict[str, Any] = {"settings": {}, "threads": None, "clusters": None, "skipped": {}}
+    later |= {"before": {}, "inference": None}
     tree = {**later, "data_share_of_time": None, **tree}
     counts = tree["parameters"]
     if "lora" not in counts:
@@ -338,7 +363,7 @@ def _result(tree: dict[str, Any]) -> Result:
     """Build a result from the content of a file of today's form, which is used up."""
     del tree["schema"]
     speed = [tree.pop(name) for name in Speed.__slots__]
-    clusters = tree["clusters"]
+    clusters, inference = tree["clusters"], tree["inference"]
     tree |= {
         "axes": Axes(**tree["axes"]),
         "metrics": tuple(tree["metrics"]),
@@ -350,6 +375,8 @@ def _result(tree: dict[str, Any]) -> Result:
         "converted_layers": tuple(tree["converted_layers"]),
         "clusters": None if clusters is None else Clusters(**clusters),
         "speed": Speed(*speed),
+        "before": _scored(tree["before"]),
+        "inference": None if inference is None else Inference(**inference),
     }
     return Result(**tree)
 
@@ -400,7 +427,8 @@ def _check(file: Path, result: Result) -> None:
     """
     if result.id != file.parts[-2]:
         raise StoreError(f"{file} is the result of the run {result.id}; {_remedy(file)}")
-    sets = {**result.id_metrics, **result.ood_metrics}
+    before = {f"{name} before tuning": scores for name, scores in result.before.items()}
+    sets = {**result.id_metrics, **result.ood_metrics, **before}
     names = list(result.metrics)
     primaries = {"primary": result.primary}
     for name, scores in sets.items():

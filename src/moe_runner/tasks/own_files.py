@@ -58,7 +58,7 @@ def _splits(options: Task, config: str | None, columns: Sequence[str]) -> dict[s
     if options.data_dir is not None:
         given = f"task.data_dir={options.data_dir}"
         found = find_splits(Path(options.data_dir).expanduser(), given)
-        found = {split: _with_columns(source, columns) for split, source in found.items()}
+        found = {split: with_columns(source, columns) for split, source in found.items()}
         found.setdefault("validation", replace(found["train"], reading=CUT))
         return found
     if options.hub_id is None:
@@ -166,7 +166,7 @@ def _ood(options: Task, columns: Sequence[str]) -> dict[str, Source]:
         if not found:
             problem = f"{given} holds no table; looked for files of type {FORMATS}"
             return {path.name: Source(problem=problem)}
-    return {name: _with_columns(source, columns) for name, source in found.items()}
+    return {name: with_columns(source, columns) for name, source in found.items()}
 
 
 def with_hub_splits(found: dict[str, Source]) -> dict[str, Source]:
@@ -277,7 +277,7 @@ def one_table(files: Sequence[Path]) -> str | None:
     return f"there are several files ({', '.join(file.name for file in files)})"
 
 
-def _with_columns(source: Source, columns: Sequence[str]) -> Source:
+def with_columns(source: Source, columns: Sequence[str]) -> Source:
     """Say what is wrong with the columns of a table, by its first row."""
     if source.problem is not None:
         return source

@@ -60,6 +60,7 @@ from moe_runner.training.routing import (
     sum_norms,
     summarise,
 )
+from moe_runner.training.timing import time_inference
 from moe_runner.training.tracking import tracker
 from moe_runner.training.trainer import RunTrainer, training_arguments
 from moe_runner.training.tuning import apply_tuning
@@ -111,9 +112,7 @@ def build(run: Run, resources: Resources) -> Prepared:
     prepare(run.seed, resources.threads)
     data = tasks.load(run.task, run.task_name, resources.data_cache)
     data = data.for_run(run.seed)
-    weights = find_weights(run.model)
-    with weights.fetching():
-        form = FORMS[run.form](run, data, weights)
+    form = load_form(run, data)
     backbone = form.backbone
     # LoRA2EMoE trains the dense model
     method = Dense() if run.method.converted_at == "eval" else run.method
@@ -134,6 +133,13 @@ def build(run: Run, resources: Resources) -> Prepared:
     for line in conversion.report(backbone.model).splitlines():
         log.info("  %s", line)
     return Prepared(form, conversion, data, lr_scales, resources.data_cache)
+
+
+def load_form(run: Run, data: TaskData) -> Form:
+    """Load the backbone as it is before any conversion, with what the task adds."""
+    weights = find_weights(run.model)
+    with weights.fetching():
+        return FORMS[run.form](run, data, weights)
 
 
 def take_final_form(ready: Prepared, run: Run, resources: Resources) -> None:
@@ -197,6 +203,10 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> Result | Pri
     with tracker(run, folder, resources.logger) as copy, closing(progress):
         trainer = make_trainer(run, folder, resources, ready, train, selecting, progress)
         trainer.tracker = copy
+        untuned: dict[str, Scores | None] = {}
+        if run.trainer.evaluate_first:
+            with torch.random.fork_rng(devices=[]):  # training is as without it
+                untuned[spec.validation[0]] = predict(trainer, selecting, spec.metrics)
         training_started = time.monotonic()
         try:
             if newest and checkpoint.training_ended(newest[0]):
@@ -221,6 +231,10 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> Result | Pri
         }
         ood = evaluate_ood(trainer, ready, run)
         copy.finished({**results, **ood})
+    inference = None
+    if run.trainer.time_inference:
+        dense = load_form(run, data).backbone.model.to(resources.device)
+        inference = time_inference(model, dense, probe[0])
     reported = results[spec.validation[0]]
     assert reported is not None
     changes = changed(before, choices(model, probe))  # by all: some losses are sums over processes
@@ -260,6 +274,8 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> Result | Pri
         data=dict(run.data),
         skipped=data.skipped,
         weights=run.weights,
+        before=untuned,
+        inference=inference,
     )
 
 

@@ -265,3 +265,14 @@ def test_shakespeare_as_one_file(shared_data, tmp_path):
     joined = "".join("".join(lines or []) for lines in texts(data).values())
     assert joined == file.read_text()
     assert len(data.train) == 36000
+
+
+@pytest.mark.parametrize("name", ["book.csv", "book.parquet"])
+def test_a_table_without_the_column_is_refused_before_anything_runs(name, tmp_path):
+    file = tmp_path / name
+    if name == "book.csv":
+        file.write_text("body,n\n" + "a,1\n" * 30)
+    else:
+        pq.write_table(pa.table({"body": ["a"] * 30, "n": [1] * 30}), file)
+    with pytest.raises(ConfigError, match=r"book.* has the columns body, n; it lacks text"):
+        tasks.load(options("text", file), "text")

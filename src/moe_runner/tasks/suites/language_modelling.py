@@ -21,6 +21,7 @@ from moe_runner.options.task import LanguageModellingTask, Task
 from moe_runner.options.training import Recipe
 from moe_runner.runs.identity import content_hash
 from moe_runner.tasks.mini.corpus import documents
+from moe_runner.tasks.own_files import with_columns
 from moe_runner.tasks.places import (
     Source,
     check,
@@ -338,6 +339,9 @@ class LanguageModelling(Suite[LanguageModellingTask]):
         texts = _ood_texts(options)
         for ood in chosen_ood(options, name, lambda _: tuple(texts), tuple(texts)):
             found[f"ood/{ood}"] = Source(files=(texts[ood],))
+        tables = [key for key, source in found.items() if source.files and kind_of(source.files[0])]
+        if name == OWN:
+            found |= {key: with_columns(found[key], options.text) for key in tables}
         return found
 
     def load(
