@@ -15,6 +15,7 @@ from moe_runner.runs.result import (
     Accuracy,
     Checkpoint,
     Clusters,
+    Inference,
     Parameters,
     Scores,
     read_result,
@@ -63,6 +64,8 @@ def test_what_is_written_is_read_back(file):
         clusters=Clusters(1.5, 2.5),
         routing={"routing/entropy": 0.25, "routing/changed": 0.125},
         skipped={"photo": 2},
+        before={"training_domains": scores(0.125, accuracy=0.125)},
+        inference=Inference(0.5, 0.75, 64, "torch"),
     )
     write_result(file, result)
     assert read_result(file) == result

@@ -28,7 +28,10 @@ STANDS_FOR = {  # placeholders, by what else is in the command
     "task=text": "text.txt",
     "task=image_folders": "images",
 }
-INSTEAD = {"model=vit_tiny": {"trainer.batch_size=4": "trainer.batch_size=10"}}  # 2 to 5 domains
+INSTEAD = {  # of a word that shortens, by a word of the command
+    "model=vit_tiny": {"trainer.batch_size=4": "trainer.batch_size=10"},  # 2 to 5 domains
+    "task=text ": {"task.limit=48": "task.block_size=32"},
+}
 PART = ("study.only.method=dense", "study.only.seed=0", "device=cpu")  # of a study
 ID = re.compile(r"\b[0-9a-f]{8}\b")
 

@@ -16,6 +16,7 @@ from moe_runner.options.training import Trainer
 from moe_runner.runs.store import Store
 from moe_runner.training.device import check_inference
 from moe_runner.training.execute import execute
+from moe_runner.training.timing import PASSES, time_inference
 from tests.moe.test_kernel import library  # noqa: F401
 
 BY_KERNEL = Trainer(inference="kernel")
@@ -68,3 +69,53 @@ def test_evaluations_use_it_and_scores_are_those_of_the_plain_path(
     ours, theirs = kernel.id_metrics["validation"], plain.id_metrics["validation"]
     assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
     assert ours.metrics == pytest.approx(theirs.metrics)
+
+
+def test_evaluating_first_adds_scores_and_changes_none(make_settings, only_run):
+    found = []
+    for first in (False, True):
+        settings = make_settings(epochs=1, evaluate_first=first)
+        found.append(execute(only_run(settings), settings, Store(Path(settings.paths.output))))
+    without, result = found
+    assert result.learning_curve == without.learning_curve
+    assert result.id_metrics == without.id_metrics
+    assert without.before == {}
+    (before,) = result.before.values()
+    assert result.before.keys() == {"validation"}
+    assert before.examples == 40
+    assert before.loss != result.id_metrics["validation"].loss
+
+
+@pytest.mark.parametrize(("family", "tuning"), [("bert", "lora"), ("t5", "full")])
+def test_inference_is_timed_in_turns_with_the_dense_model(
+    family, tuning, make_settings, only_run, monkeypatch
+):
+    monkeypatch.setattr(kernel_experts, "load", lambda: False)
+    settings = make_settings(family, tuning=tuning, epochs=1, time_inference=True)
+    run = only_run(settings)
+    result = execute(run, settings, Store(Path(settings.paths.output)))
+    timed = result.inference
+    assert timed.backend == "torch"
+    assert timed.seconds > 0 < timed.dense_seconds
+    assert 40 < timed.tokens <= 40 * 16  # the validation set; at most max_length each
+    trainer = dataclasses.replace(settings.trainer, time_inference=False)
+    plain = dataclasses.replace(settings, trainer=trainer)
+    other = execute(only_run(plain), plain, Store(Path(settings.paths.output)))
+    assert other.inference is None
+    assert other.id_metrics == result.id_metrics
+
+
+def test_passes_take_turns_and_leave_the_tuned_model_as_it_is(monkeypatch):
+    class Counted(torch.nn.Linear):
+        def forward(self, x):
+            order.append(self.name)
+            return super().forward(x)
+
+    order: list[str] = []
+    tuned, dense = Counted(2, 2), Counted(2, 2)
+    tuned.name, dense.name = "tuned", "dense"
+    tuned.train()
+    found = time_inference(tuned, dense, {"x": torch.ones(3, 2)})
+    assert order == ["tuned", "dense"] * (PASSES + 1)
+    assert tuned.training
+    assert found.tokens == 0  # no tokens in it

@@ -257,9 +257,13 @@ class Result:
             "data": dict(self.data),
             "skipped": dict(self.skipped),
             "weights": self.weights,
-            "before": figures_by_set(self.before),
-            "inference": None if self.inference is None else asdict(self.inference),
+            **self.if_measured(),
         }
+
+    def if_measured(self) -> dict[str, Any]:
+        """Give what is in result.json only where it was asked for."""
+        found: dict[str, Any] = {"before": figures_by_set(self.before)} if self.before else {}
+        return found if self.inference is None else {**found, "inference": asdict(self.inference)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,16 +342,15 @@ def upgrade(tree: dict[str, Any]) -> dict[str, Any]:
     - `clusters`: None, not measured.
     - `skipped`: {}; there were no suites of images, which alone leave files out.
     - `data_share_of_time`: None, not measured.
-    - `before`: {}, not evaluated; `inference`: None, not measured.
     - `majority` and `constant` of a set: None, not recorded.
 
-    A checkpoint of the learning curve without `domains` is of a suite that holds none out.
+    A checkpoint of the learning curve without `domains` is of a suite that holds none out; `before`
+    and `inference` are there only where they were asked for.
 
     Args:
         tree: with its schema checked; it is not changed.
     """
     later: dict[str, Any] = {"settings": {}, "threads": None, "clusters": None, "skipped": {}}
-    later |= {"before": {}, "inference": None}
     tree = {**later, "data_share_of_time": None, **tree}
     counts = tree["parameters"]
     if "lora" not in counts:
@@ -363,7 +366,7 @@ def _result(tree: dict[str, Any]) -> Result:
     """Build a result from the content of a file of today's form, which is used up."""
     del tree["schema"]
     speed = [tree.pop(name) for name in Speed.__slots__]
-    clusters, inference = tree["clusters"], tree["inference"]
+    clusters, inference = tree["clusters"], tree.get("inference")
     tree |= {
         "axes": Axes(**tree["axes"]),
         "metrics": tuple(tree["metrics"]),
@@ -375,7 +378,7 @@ def _result(tree: dict[str, Any]) -> Result:
         "converted_layers": tuple(tree["converted_layers"]),
         "clusters": None if clusters is None else Clusters(**clusters),
         "speed": Speed(*speed),
-        "before": _scored(tree["before"]),
+        "before": _scored(tree.get("before", {})),
         "inference": None if inference is None else Inference(**inference),
     }
     return Result(**tree)
