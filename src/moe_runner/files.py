@@ -1,6 +1,7 @@
 """Write files so that a reader, or a kill at any moment, never meets a half-written one."""
 
 import errno
+import functools
 import json
 import mmap
 import os
@@ -38,19 +39,25 @@ def masked(text: str) -> str:
     return WITH_PASSWORD.sub(r"\1***@", text)
 
 
-def secrets() -> list[str]:
+def secrets() -> tuple[str, ...]:
     """List what the environment holds that is nobody's business, the longest first.
 
     These are the values of variables with names such as HF_TOKEN, and, of any variable with an
     address in it (https://user:password@host), the password.
     """
+    return _secrets(tuple(os.environ.items()))
+
+
+@functools.lru_cache(maxsize=1)  # asked for every text of every run
+def _secrets(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
     found = set()
-    for name, value in os.environ.items():
+    for name, value in environment:
         if SECRET.search(name) and name not in WORKING_FOLDER:
             found.add(value)
         if "://" in value:
             found |= {password for _, password in WITH_PASSWORD.findall(value)}
-    return sorted((value for value in found if len(value) >= LEAST_SECRET), key=len, reverse=True)
+    long = [value for value in found if len(value) >= LEAST_SECRET]
+    return tuple(sorted(long, key=len, reverse=True))
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 
-from moe_runner.report.canvas import MOST_PANELS, measured, panels, unit, widen
+from moe_runner.report.canvas import MOST_PANELS, legend, measured, panels, swatch, unit, widen
 from moe_runner.report.plot_kinds import heatmap, points, published_points
 from moe_runner.report.plot_runs import by_step, curves, scatter
 from moe_runner.report.published import published_tables
@@ -127,3 +129,15 @@ def test_what_is_left_out_is_said_and_one_value_has_an_axis():
     axes[0].set_xlim(49.99, 50.01)
     widen(axes[0], "x")
     assert axes[0].get_xlim() == (49.5, 50.5)
+
+
+def test_a_long_legend_makes_the_figure_taller_and_leaves_the_panels_their_room(tmp_path):
+    sizes = []
+    for count in (3, 60):
+        figure, axes = panels("title", ["one", "two"], 2.0)
+        legend(figure, [swatch(f"a row with a name of its own, {i}") for i in range(count)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of panels that were pressed to nothing
+            figure.savefig(tmp_path / "figure.png")
+        sizes.append(axes[0].get_window_extent().height)
+    assert sizes[1] > 0.6 * sizes[0]

@@ -14,6 +14,7 @@ WIDTH, HEIGHT = 8.0, 4.0  # inches
 ACROSS = 3  # panels side by side
 LEAST = 0.5  # of what an axis spans: a tenth of a percent fills no picture
 LONG = 14  # characters of an axis's name, before its direction comes in a line of its own
+LINE, LINES = 0.18, 3  # inches of a line of a legend, and how many a figure has room for anyway
 MOST_PANELS = 12  # of one picture; that others are left out is said
 
 
@@ -90,6 +91,9 @@ def legend(figure: Any, handles: Sequence[Any]) -> None:
     if handles:
         longest = max(len(handle.get_label()) for handle in handles)
         across = max(1, min(len(handles), 110 // (longest + 8)))
+        width, height = figure.get_size_inches()
+        lines = math.ceil(len(handles) / across)
+        figure.set_size_inches(width, height + LINE * max(0, lines - LINES))
         figure.legend(
             handles=handles, fontsize=8, loc="outside lower left", ncols=across, frameon=False
         )

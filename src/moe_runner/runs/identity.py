@@ -156,7 +156,10 @@ def _is_neutral(owner: Any, field: dataclasses.Field[Any]) -> bool:
     neutral = field.metadata.get("neutral", dataclasses.MISSING)
     if neutral is dataclasses.MISSING:
         return False
-    return canonical_json(getattr(owner, field.name)) == canonical_json(neutral)
+    value = getattr(owner, field.name)
+    if type(value) is type(neutral) and isinstance(value, str | int | None):  # most, and fast
+        return bool(value == neutral)
+    return canonical_json(value) == canonical_json(neutral)
 
 
 def _read_memo(memo: Path | None) -> dict[str, Any]:

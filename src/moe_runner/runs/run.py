@@ -103,6 +103,10 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """List what must be equal for two runs to be repetitions: all but rate, seed and task."""
+        return dict(self._settings)
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
         flat: dict[str, Any] = {"weights": self.weights}
         for name in ("method", "protocol", "tuning", "task", "trainer"):
             options = getattr(self, name)
