@@ -44,8 +44,8 @@ test-kernel: install  ## the C++ kernel against the definition, in every size; n
 torture: install  ## campaigns of kills, bad inputs, crowds, failing disks, little memory: two hours
 	$(BIN)/python -m tests.torture $(CAMPAIGNS)
 
-reproduce-tables: install  ## run what is missing of every study, then render the tables: PROFILE=mini, small or paper, WORKERS=2
-	OMP_NUM_THREADS=1 $(BIN)/moe-run study=all profile=$(PROFILE) hydra/launcher=joblib hydra.launcher.n_jobs=$(WORKERS)
+reproduce-tables: install  ## run what is missing of the papers' studies, then render the tables: PROFILE=mini or paper, WORKERS=2
+	OMP_NUM_THREADS=1 $(BIN)/moe-run study=published profile=$(PROFILE) hydra/launcher=joblib hydra.launcher.n_jobs=$(WORKERS)
 
 bench: install  ## the benchmarks: about an hour; minutes with make bench QUICK=--quick
 	set -e; for script in $(filter-out scripts/bench_cuda.py,$(wildcard scripts/bench_*.py)); do $(BIN)/python $$script $(QUICK); done

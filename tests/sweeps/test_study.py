@@ -48,6 +48,16 @@ def test_a_profile_that_a_study_does_not_have_is_refused_and_all_leaves_it_out()
     assert "emoe_small" not in [study.name for study in read_studies(FOLDERS, ["all"], "mini")]
 
 
+def test_the_published_studies_are_those_of_the_papers():
+    of_papers = read_studies(FOLDERS, ["published"], "mini")
+    every = read_studies(FOLDERS, ["all"], "mini")
+    assert {study.paper for study in of_papers} == {"emoe", "hypermoe"}
+    assert [study for study in every if study.paper != "ours"] == of_papers
+    assert "speed_quality" in {study.name for study in every}
+    with pytest.raises(ConfigError, match="study=published has no runs of profile=small; use"):
+        read_studies(FOLDERS, ["published"], "small")
+
+
 def test_there_is_a_study_for_each_published_table_that_runs_can_fill():
     studies = [read_study(FOLDERS, name) for name in STUDIES]
     filled = {name for study in studies for name in study.published}
@@ -91,9 +101,10 @@ def test_a_mini_study_runs_here_and_briefly(name):
     assert all(job.run.trainer.max_steps <= 100 for job in plan.jobs)
 
 
-def test_the_mini_profile_has_at_most_280_distinct_runs():
-    plans = [planned(name, "mini") for name in STUDIES]
-    assert 100 < len({job.run.id for plan in plans for job in plan.jobs}) <= 280
+@pytest.mark.parametrize(("name", "most"), [("published", 255), ("all", 380)])
+def test_the_mini_profile_has_few_distinct_runs(name, most):
+    plans = [planned(study.name, "mini") for study in read_studies(FOLDERS, [name], "mini")]
+    assert 100 < len({job.run.id for plan in plans for job in plan.jobs}) <= most
 
 
 @pytest.mark.parametrize("name", ["emoe_glue_lora", "hypermoe_ablations", "emoe_domainbed"])

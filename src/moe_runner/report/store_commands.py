@@ -22,7 +22,7 @@ from moe_runner.report.render import FORMATS, render
 from moe_runner.report.study_sheet import print_study
 from moe_runner.runs.objects import StoreError
 from moe_runner.runs.store import State, Store
-from moe_runner.sweeps.study import ONLY, PROFILES, Profile, read_studies
+from moe_runner.sweeps.study import ONLY, PROFILES, SEVERAL, Profile, read_studies
 from moe_runner.sweeps.study_plan import StudyPlan, plan_study, restrict
 
 STATES: tuple[State, ...] = ("done", "running", "failed", "interrupted", "pending")
@@ -44,7 +44,7 @@ def tables(words: Sequence[str]) -> None:
     study=all are those with results. The page and the files in their usual place always hold every
     study of the profile with results, whichever are named here.
 
-    study=all        or names of conf/study, separated by commas
+    study=all        or published, or names of conf/study, separated by commas
     profile=mini     small or paper
     format=md,latex,csv,html   files to write; format=none only prints
     output=outputs   the folder of the runs
@@ -69,9 +69,9 @@ def tables(words: Sequence[str]) -> None:
     planning, store = planning_of(given), Store(Path(given["output"]))
     done = finished(store)
     plans: list[StudyPlan] = []
-    if done or given["study"] != "all":  # planning all studies takes seconds
+    if done or given["study"] not in SEVERAL:  # planning all studies takes seconds
         plans, _ = plans_of(given)
-    if given["study"] == "all":
+    if given["study"] in SEVERAL:
         plans = [plan for plan in plans if has_results(plan, done)]
     if not plans:
         print(NOTHING.format(output=given["output"], profile=given["profile"], done=len(done)))
@@ -93,7 +93,7 @@ def status(words: Sequence[str]) -> None:
 
     What is damaged in the store is counted and named, each with what to do.
 
-    study=all        or names of conf/study, separated by commas
+    study=all        or published, or names of conf/study, separated by commas
     profile=mini     small or paper
     output=outputs   the folder of the runs
     data=  models=   paths.data and paths.models of the runs, if they were given

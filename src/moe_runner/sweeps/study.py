@@ -37,6 +37,9 @@ from moe_runner.options.folders import Folders, option_names
 Profile = Literal["mini", "small", "paper", "own"]
 OWN: Profile = "own"  # of no study file: stored runs that are shown as a study
 PROFILES: tuple[Profile, ...] = ("mini", "small", "paper")
+SEVERAL: Mapping[str, tuple[str, ...]] = {  # names that stand for all studies of some papers
+    "all": ("emoe", "hypermoe", "ours"), "published": ("emoe", "hypermoe"),
+}  # fmt: skip
 Block = Mapping[str, Any]
 ONLY = (  # the axes by which study.only restricts studies
     "study", "method", "model", "tuning", "protocol", "suite", "task", "learning_rate", "seed",
@@ -122,16 +125,23 @@ def read_studies(folders: Folders, names: Sequence[str], profile: Profile) -> li
 
     Args:
         folders: of option files.
-        names: of studies; `all`: every one that has such a grid.
+        names: of studies; `all`: every one that has such a grid, `published`: of these the papers'.
         profile: which.
 
     Raises:
-        ConfigError: for a study that is not as it should be, or that is named and has no such grid.
+        ConfigError: for a study that is not as it should be, or that is named and has no such grid;
+            if none of several has one.
     """
-    every = list(names) == ["all"]
-    found = [read_study(folders, name) for name in (study_names(folders) if every else names)]
+    if len(names) == 1 and names[0] in SEVERAL:
+        papers = SEVERAL[names[0]]
+        every = [read_study(folders, name) for name in study_names(folders)]
+        chosen = [each for each in every if profile in each.grids and each.paper in papers]
+        if not chosen:
+            raise ConfigError(f"study={names[0]} has no runs of profile={profile}; use study=all")
+        return chosen
+    found = [read_study(folders, name) for name in names]
     lacking = [study for study in found if profile not in study.grids]
-    if lacking and not every:
+    if lacking:
         raise ConfigError(
             *(
                 f"study={study.name} has no runs of profile={profile}; "
@@ -139,12 +149,12 @@ def read_studies(folders: Folders, names: Sequence[str], profile: Profile) -> li
                 for study in lacking
             )
         )
-    return [study for study in found if study not in lacking]
+    return found
 
 
 def study_names(folders: Folders) -> list[str]:
-    """List all studies, `all` left out, in the order of their files' names."""
-    return [name for name in option_names(folders, "study") if name != "all"]
+    """List all studies, without `SEVERAL`, in the order of their files' names."""
+    return [name for name in option_names(folders, "study") if name not in SEVERAL]
 
 
 def expand(grid: tuple[Block, ...]) -> Iterator[dict[str, Any]]:
