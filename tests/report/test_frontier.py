@@ -60,7 +60,7 @@ def test_a_row_has_flops_speed_and_both_scores(made):
         "25", "4.50 ± 0.50", "165.00 ± 5.00", "16.50 ± 0.50", "2",
     ]  # fmt: skip
     assert len(rows) == 5
-    assert "the back end named here: torch" in sheet.caption
+    assert "(back end: torch)" in sheet.caption
     assert sheet in sheets(made, results)
 
 

@@ -20,8 +20,8 @@ from moe_runner.sweeps.study_plan import StudyPlan
 TOP_K = "method.top_k"  # what a line of the plot follows
 NOTE = (
     "FLOPs and speed of a forward pass, as a share or multiple of the dense model's; speed is "
-    "measured in turns with it within each run, on the machine and with the back end named here: {}"
-    "; mean ± standard deviation over {} runs or fewer of a row. A gate on the activations "
+    "measured in turns with it within each run (back end: {}); dense against itself tells how "
+    "exactly; mean ± standard deviation over {} runs or fewer of a row. A gate on the activations "
     "(inter, inter_abs) computes every neuron to choose by them: what selection could reach, no "
     "way to be fast, and its FLOPs here are as if the choice were free."
 )

@@ -22,6 +22,10 @@ VALUES: Mapping[str, Mapping[str, str]] = {  # by option, then by value as it is
         "top": "top-k experts", "bottom": "bottom-k experts", "not_top": "not-top-k experts",
     },
     "clustering": {"constrained_kmeans": "clustered", "random": "random groups"},
+    "gate_on": {
+        "gate": "average-key gate", "up": "average-up gate", "up_abs": "gate on |up|",
+        "inter": "gate on activations", "inter_abs": "gate on |activations|",
+    },
     "convert_at": {
         "train": "MoE in training only", "eval": "MoE in evaluation only", "both": "MoE throughout",
     },

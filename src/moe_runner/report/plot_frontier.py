@@ -50,7 +50,10 @@ def frontier(plan: StudyPlan, table: StudyTable, results: Results) -> Any:
         name, place = ACROSS[number % len(ACROSS)]
         scores = draw(ax, found, series, values, place)
         if min(scores) > 0 and max(scores) > WIDE * min(scores):
-            ax.set_yscale("log")
+            ax.set_yscale("log", subs=(2, 5))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter("{x:g}")
+            ax.tick_params(which="minor", labelsize=7)
         ax.set_xlabel(name, fontsize=7)
         ax.set_ylabel(measured(found[0].metrics), fontsize=7)
     words = series_names(plan)
