@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe_runner.conversion.convert import convert
 from moe_runner.kernels import building
+from moe_runner.methods.dense.options import Dense
 from moe_runner.methods.emoe.options import EMoE
 from moe_runner.moe import inference, kernel_experts
+from moe_runner.options.checks import measuring_problems
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.training import Trainer
 from moe_runner.runs.store import Store
-from moe_runner.training.device import check_inference
+from moe_runner.training.device import check_measuring
 from moe_runner.training.execute import execute
 from moe_runner.training.timing import PASSES, time_inference
 from tests.moe.test_kernel import library  # noqa: F401
@@ -26,8 +29,8 @@ def test_it_is_refused_where_it_is_not_built(monkeypatch, tmp_path):
     monkeypatch.setattr(building, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(kernel_experts, "load", lambda: False)
     with pytest.raises(ConfigError, match=r"trainer.inference=kernel: .*kernels build.*=plain"):
-        check_inference(BY_KERNEL, torch.device("cpu"))
-    check_inference(Trainer(), torch.device("cpu"))
+        check_measuring(BY_KERNEL, torch.device("cpu"))
+    check_measuring(Trainer(), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -37,7 +40,7 @@ def test_it_is_refused_where_it_is_not_built(monkeypatch, tmp_path):
 def test_it_is_refused_where_it_cannot_compute(options, device, monkeypatch):
     monkeypatch.setattr(kernel_experts, "load", lambda: True)
     with pytest.raises(ConfigError, match="computes on a CPU in fp32, and this is"):
-        check_inference(options, torch.device(device))
+        check_measuring(options, torch.device(device))
 
 
 @pytest.mark.kernel
@@ -71,6 +74,18 @@ def test_evaluations_use_it_and_scores_are_those_of_the_plain_path(
     assert ours.metrics == pytest.approx(theirs.metrics)
 
 
+@pytest.mark.kernel
+@pytest.mark.parametrize(("method", "backend"), [(Dense(), "torch"), (None, "kernel")])
+def test_the_back_end_that_is_told_is_the_one_that_computed(
+    method, backend, make_settings, only_run, monkeypatch, request
+):
+    request.getfixturevalue("library")
+    monkeypatch.setattr(kernel_experts, "load", lambda: True)
+    settings = make_settings(method=method, epochs=1, time_inference=True)
+    result = execute(only_run(settings), settings, Store(Path(settings.paths.output)))
+    assert result.inference.backend == backend
+
+
 def test_evaluating_first_adds_scores_and_changes_none(make_settings, only_run):
     found = []
     for first in (False, True):
@@ -95,7 +110,7 @@ def test_inference_is_timed_in_turns_with_the_dense_model(
     run = only_run(settings)
     result = execute(run, settings, Store(Path(settings.paths.output)))
     timed = result.inference
-    assert timed.backend == "torch"
+    assert timed.backend == "torch"  # what computed, not what could have
     assert timed.seconds > 0 < timed.dense_seconds
     assert 40 < timed.tokens <= 40 * 16  # the validation set; at most max_length each
     trainer = dataclasses.replace(settings.trainer, time_inference=False)
@@ -105,17 +120,47 @@ def test_inference_is_timed_in_turns_with_the_dense_model(
     assert other.id_metrics == result.id_metrics
 
 
-def test_passes_take_turns_and_leave_the_tuned_model_as_it_is(monkeypatch):
-    class Counted(torch.nn.Linear):
-        def forward(self, x):
-            order.append(self.name)
-            return super().forward(x)
-
+def test_passes_take_turns_under_the_same_conditions(tiny_model):
     order: list[str] = []
-    tuned, dense = Counted(2, 2), Counted(2, 2)
-    tuned.name, dense.name = "tuned", "dense"
-    tuned.train()
-    found = time_inference(tuned, dense, {"x": torch.ones(3, 2)})
+    models = {"tuned": tiny_model("llama"), "dense": tiny_model("llama")}
+    convert(models["tuned"], EMoE(num_experts=4, top_k=2))
+    models["tuned"].config.use_cache = False  # as the Trainer leaves it
+    for name, model in models.items():
+        model.register_forward_pre_hook(lambda *_, name=name: order.append(name))
+    batch = {"input_ids": torch.tensor([[1, 2, 3]]), "attention_mask": torch.tensor([[1, 1, 0]])}
+    found = time_inference(models["tuned"], models["dense"], batch)
     assert order == ["tuned", "dense"] * (PASSES + 1)
-    assert tuned.training
-    assert found.tokens == 0  # no tokens in it
+    assert found.tokens == 2
+    assert not models["dense"].config.use_cache
+    assert not models["dense"].training
+
+
+def test_without_memory_for_both_the_run_is_kept(tiny_model, caplog):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model, dense = tiny_model("bert"), tiny_model("bert")
+    dense.register_forward_pre_hook(fail)
+    with caplog.at_level("WARNING", logger="moe_runner"):
+        assert time_inference(model, dense, {"input_ids": torch.tensor([[1, 2]])}) is None
+    assert "inference was not timed" in caplog.text
+
+
+def test_what_would_not_mean_what_it_says_is_refused(monkeypatch):
+    emoe = EMoE(num_experts=4, top_k=2)
+    right = Trainer(inference="kernel", evaluate_first=True, time_inference=True)
+    assert measuring_problems(emoe, right) == []
+    problems = measuring_problems(
+        dataclasses.replace(emoe, backend="sorted", convert_at="eval"),
+        dataclasses.replace(right, precision="bf16"),
+    )
+    assert [problem.partition(" ")[0] for problem in problems] == [
+        "trainer.inference=kernel", "trainer.evaluate_first=true", "trainer.time_inference=true",
+    ]  # fmt: skip
+    cpu = torch.device("cpu")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="does not go with FSDP"):
+        check_measuring(Trainer(evaluate_first=True), cpu)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="needs one process, and there are 2"):
+        check_measuring(Trainer(time_inference=True), cpu)

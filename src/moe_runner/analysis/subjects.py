@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,19 +82,20 @@ def run_subject(run_id: str, store: Store, request: Request) -> Subject:
         quiet=True,
         data_cache=request.cache,
     )
-    ready = build(run, resources)
+    plain = replace(run, trainer=replace(run.trainer, inference="plain"))  # no kernel is needed
+    ready = build(plain, resources)
     notes = []
     form = run.method.converted_at
     if form == "eval":
-        take_final_form(ready, run, resources)  # of the untuned model
+        take_final_form(ready, plain, resources)  # of the untuned model
     sets = sets_of(ready, run, request, resources.device)
     classes = bool(ready.data.spec.labels) and not request.texts
     main = next(iter(sets.values()))
     before = observe(ready.backbone.model, main, classes=classes)
     if form == "eval":
-        ready = build(run, resources)
+        ready = build(plain, resources)
         load_best(ready, folder, given)
-        take_final_form(ready, run, resources)
+        take_final_form(ready, plain, resources)
     else:
         load_best(ready, folder, given)
     if form == "train":

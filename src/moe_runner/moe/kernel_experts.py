@@ -35,6 +35,9 @@ CLASSES = {  # torch's and transformers' modules
 }  # fmt: skip
 
 
+calls = 0  # of the kernel in this process: what tells whether it was used
+
+
 @functools.cache
 def load() -> bool:
     """Load the kernel once per process; where it is not there, say why, once.
@@ -100,6 +103,8 @@ def kernel(x_TD: Tensor, index_TK: Tensor, weights_TK: Tensor | None, experts: S
     Returns:
         As `masked`, equal up to the order of the sums.
     """
+    global calls
+    calls += 1
     found: Tensor = torch.ops.moe_runner.experts(
         x_TD.contiguous(), index_TK.contiguous(),
         None if weights_TK is None else weights_TK.float().contiguous(),
@@ -138,6 +143,8 @@ def kernel_layer(
         Output, float32 (T, D); selection, int64 (T, K), the most fitting first; its weights,
         float32 (T, K), None for `ones`.
     """
+    global calls
+    calls += 1
     output_TD, index_TK, weights_TK = torch.ops.moe_runner.layer(
         x_TD.contiguous(), router.contiguous(), scored, top_k, SELECT[select],
         WEIGHTING[weighting], scale, experts.keys, experts.values, experts.key_bias, experts.ups,

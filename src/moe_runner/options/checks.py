@@ -36,6 +36,7 @@ def value_problems(parts: Mapping[str, Any]) -> list[str]:
         (tuning_problems, "tuning", "model"),
         (size_problems, "method", "model"),
         (backend_problems, "method", "model", "trainer"),
+        (measuring_problems, "method", "trainer"),
         (block_problems, "tuning", "method"),
         (lambda method, protocol: method.protocol_problems(protocol), "method", "protocol"),
         (lambda method, export: method.export_problems(export), "method", "export"),
@@ -68,6 +69,29 @@ def backend_problems(method: Method, model: Model, trainer: Trainer) -> list[str
         f"method.backend=grouped_mm does not go with model={model.name} here: {refusal(*sizes)}; "
         "use method.backend=sorted or auto"
     ]
+
+
+def measuring_problems(method: Method, trainer: Trainer) -> list[str]:
+    """Check that what evaluations are to measure means what it says."""
+    problems = []
+    backend = getattr(method, "backend", "auto")
+    if trainer.inference == "kernel" and backend != "auto":
+        problems.append(
+            f"trainer.inference=kernel does not go with method.backend={backend}, which would be "
+            "taken instead; use method.backend=auto"
+        )
+    if trainer.evaluate_first and method.converted_at != "both":
+        problems.append(
+            "trainer.evaluate_first=true does not go with "
+            f"method.convert_at={method.converted_at}: the model that is tuned is not the one that "
+            "is evaluated; use trainer.evaluate_first=false"
+        )
+    if trainer.time_inference and trainer.precision != "fp32":
+        problems.append(
+            "trainer.time_inference=true measures in fp32 and does not go with "
+            f"trainer.precision={trainer.precision}; use trainer.time_inference=false"
+        )
+    return problems
 
 
 def place_problems(task: Task, model: Model, paths: Any) -> list[str]:

@@ -74,7 +74,8 @@ def points_of(plan: StudyPlan, table: StudyTable, results: Results) -> list[Poin
                 continue
             runs = [run for run in groups[row, column] if run.id in cell.cell.ids]
             known = [results[run.id] for run in runs if results[run.id].inference is not None]
-            if known:
+            one_task = len({(run.task.suite, run.task_name) for run in runs}) == 1
+            if known and one_task:  # scores of several are averaged elsewhere
                 series = label(runs[0], series_keys(plan))
                 found.append(point(row, column, series, known))
     return found

@@ -16,7 +16,7 @@ WIDE = 3.0  # ratio of scores from which an axis is logarithmic
 DENSE = {"marker": "*", "color": "black", "linestyle": "none", "markersize": 11}
 ACROSS: tuple[tuple[str, Callable[[Point], float]], ...] = (
     ("FLOPs of a token, % of the dense model's", lambda each: 100 * each.flops),
-    ("measured speed, x the dense model's", lambda each: statistics.median(each.speed)),
+    ("measured speed, x the dense model's", lambda each: statistics.fmean(each.speed)),
 )
 
 
@@ -25,13 +25,14 @@ def frontier(plan: StudyPlan, table: StudyTable, results: Results) -> Any:
 
     Args:
         plan: the study.
-        table: of it; its first column is drawn.
+        table: of it; the first column that has something is drawn, and named where it is not all.
         results: by id, of those that are done.
 
     Returns:
         A figure; None where no run measured its speed.
     """
-    found = [each for each in points_of(plan, table, results) if each.column == table.columns[0]]
+    every = points_of(plan, table, results)
+    found = [each for each in every if each.column == every[0].column]
     stages = [
         (stage, values)
         for stage, values in (
@@ -42,7 +43,10 @@ def frontier(plan: StudyPlan, table: StudyTable, results: Results) -> Any:
     if not found:
         return None
     names = [stage for stage, _ in stages for _ in ACROSS]
-    title = f"{plan.study.title}\na line: more and more of the experts selected; star: dense"
+    of_column = f", {table.column_names[found[0].column]}" if len(table.columns) > 1 else ""
+    title = (
+        f"{plan.study.title}{of_column}\na line: more and more of the experts selected; star: dense"
+    )
     figure, axes = panels(title, names, 2.6, across=len(ACROSS))
     series = list(dict.fromkeys(each.series for each in found if not is_dense(each)))
     for number, ax in enumerate(axes):

@@ -156,7 +156,7 @@ class Inference:
         seconds: median of a pass of the tuned model, after `for_inference`.
         dense_seconds: of the backbone, on the same batch.
         tokens: of the batch, padding left out; 0: of images.
-        backend: `kernel` where the C++ kernel is built and computes there, else `torch`.
+        backend: `kernel` if the C++ kernel computed a layer, else `torch`.
     """
 
     seconds: float

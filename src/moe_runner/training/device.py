@@ -85,22 +85,37 @@ def check_precision(options: Trainer, device: torch.device) -> None:
         raise ConfigError("trainer.precision=bf16 is not supported by this GPU; use fp16 or fp32")
 
 
-def check_inference(options: Trainer, device: torch.device) -> None:
-    """Check that the C++ kernel is there where evaluations are to use it: its sums are its own.
+def check_measuring(options: Trainer, device: torch.device) -> None:
+    """Check that evaluations can be done as asked: by the kernel, first, timed.
+
+    The kernel's sums are its own, so that nothing stands in for it where it is not built.
 
     Raises:
-        ConfigError: if it is not built, or computes no such runs.
+        ConfigError: if the kernel is not built, or computes no such runs; if a model whose weights
+            are sharded is to be evaluated first, or inference to be timed in several processes.
     """
+    if options.evaluate_first and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise ConfigError(
+            "trainer.evaluate_first=true does not go with FSDP, which shards the model when "
+            "training begins; use trainer.evaluate_first=false"
+        )
+    if options.time_inference and world_size() > 1:
+        raise ConfigError(
+            f"trainer.time_inference=true needs one process, and there are {world_size()}; use "
+            "trainer.time_inference=false"
+        )
     if options.inference == "plain":
         return
     given = "trainer.inference=kernel"
     if device.type != "cpu" or options.precision != "fp32":
         raise ConfigError(
             f"{given} computes on a CPU in fp32, and this is {device.type} in "
-            f"{options.precision}; use trainer.inference=plain"
+            f"{options.precision}; use device=cpu, or for a new run trainer.inference=plain"
         )
     if not kernel_experts.load():
-        raise ConfigError(f"{given}: {building.why_missing()}; or use trainer.inference=plain")
+        raise ConfigError(
+            f"{given}: {building.why_missing()}; or use trainer.inference=plain for a new run"
+        )
 
 
 def prepare(seed: int, threads: int | None) -> None:

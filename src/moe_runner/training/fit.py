@@ -49,7 +49,7 @@ from moe_runner.runs.store import RunFolder
 from moe_runner.tasks.specs import OODSpec, TaskData
 from moe_runner.training import checkpoint
 from moe_runner.training.callbacks import EvaluateAtEnd, SaveAndStop, SaveEvery, ShowProgress
-from moe_runner.training.device import check_inference, check_precision, peak_memory, prepare
+from moe_runner.training.device import check_measuring, check_precision, peak_memory, prepare
 from moe_runner.training.forms import FORMS, Form
 from moe_runner.training.forms.base import Collator
 from moe_runner.training.routing import (
@@ -107,7 +107,7 @@ class Prepared:
 def build(run: Run, resources: Resources) -> Prepared:
     """Seed, load the data and the backbone, convert, add LoRA, set what trains: in this order."""
     check_precision(run.trainer, resources.device)
-    check_inference(run.trainer, resources.device)
+    check_measuring(run.trainer, resources.device)
     silence_libraries()
     prepare(run.seed, resources.threads)
     data = tasks.load(run.task, run.task_name, resources.data_cache)
@@ -231,10 +231,6 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> Result | Pri
         }
         ood = evaluate_ood(trainer, ready, run)
         copy.finished({**results, **ood})
-    inference = None
-    if run.trainer.time_inference:
-        dense = load_form(run, data).backbone.model.to(resources.device)
-        inference = time_inference(model, dense, probe[0])
     reported = results[spec.validation[0]]
     assert reported is not None
     changes = changed(before, choices(model, probe))  # by all: some losses are sums over processes
@@ -243,6 +239,12 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> Result | Pri
     curve = [line for line in folder.metrics() if line["split"] == "eval"]
     (best,) = (line for line in curve if line["step"] == best_step)
     counts = parameters(ready)  # before LoRA is merged away
+    wall_seconds, peak = time.monotonic() - started, peak_memory(resources.device)
+    inference = None
+    if run.trainer.time_inference:
+        trainer.optimizer = None  # room for the dense model
+        dense = load_form(run, data).backbone.model.to(resources.device)
+        inference = time_inference(model, dense, probe[0])
     if resources.export != "none":
         export(ready, folder, resources.export)
     return Result(
@@ -265,10 +267,10 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> Result | Pri
             "routing/changed": changes,
         },
         speed=speed(trainer, run, resumed_at, training_seconds),
-        wall_seconds=time.monotonic() - started,
+        wall_seconds=wall_seconds,
         resumed_at_update=resumed_at,
         updates=trainer.state.global_step,
-        peak_memory_bytes=peak_memory(resources.device),
+        peak_memory_bytes=peak,
         device=str(resources.device),
         threads=torch.get_num_threads(),
         data=dict(run.data),
