@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 ELSEWHERE = (  # why a command is planned only: a word of it, or of what the plan says
     "the Hub is unreachable", "needs the package", "/data/", "is not there", "hydra/launcher=",
     "hydra/sweeper=", "profile=paper", "study=all", "evaluate=", "to be had from the Hub",
-    "task=glue/rte task.data_dir=<folder>",
+    "task=glue/rte task.data_dir=<folder>", "task.ood=[mmlu]",
+    "task.pairs=true",  # 189 runs
 )  # fmt: skip
 STANDS_FOR = {  # placeholders, by what else is in the command
     "task=instruct": "asked.json",
@@ -31,6 +32,7 @@ STANDS_FOR = {  # placeholders, by what else is in the command
 INSTEAD = {  # of a word that shortens, by a word of the command
     "model=vit_tiny": {"trainer.batch_size=4": "trainer.batch_size=10"},  # 2 to 5 domains
     "task=text ": {"task.limit=48": "task.block_size=32"},
+    "task=alpaca model=smollm2 ": {"task.limit=48": "task.max_length=128"},  # llama_tiny stands in
 }
 PART = ("study.only.method=dense", "study.only.seed=0", "device=cpu")  # of a study
 ID = re.compile(r"\b[0-9a-f]{8}\b")
