@@ -12,7 +12,8 @@ import pytest
 SCRIPT = Path(__file__).parents[1] / "scripts" / "library_example.py"
 
 
-@pytest.mark.parametrize("name", ["bert_tiny", pytest.param("llama_tiny", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["bert_tiny", "llama_tiny"])
 def test_the_example_tunes_saves_loads_and_merges(name):
     folder = SCRIPT.parents[1] / "src" / "moe_runner" / "assets" / name
     done = subprocess.run(

@@ -94,6 +94,7 @@ def test_the_others_are_not_planned_where_they_have_nothing(output, monkeypatch)
     assert with_others(plans, FOLDERS, "mini", {}, Store(output)) == plans
 
 
+@pytest.mark.long
 def test_a_damaged_result_of_another_study_is_named_and_spoils_no_report(output, capsys):
     other = planned("hypermoe_squad", output)
     fill(Store(output), other)

@@ -101,7 +101,9 @@ def test_evaluating_first_adds_scores_and_changes_none(make_settings, only_run):
     assert before.loss != result.id_metrics["validation"].loss
 
 
-@pytest.mark.parametrize(("family", "tuning"), [("bert", "lora"), ("t5", "full")])
+@pytest.mark.parametrize(
+    ("family", "tuning"), [("bert", "lora"), pytest.param("t5", "full", marks=pytest.mark.long)]
+)
 def test_inference_is_timed_in_turns_with_the_dense_model(
     family, tuning, make_settings, only_run, monkeypatch
 ):

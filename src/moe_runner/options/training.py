@@ -61,9 +61,7 @@ class Trainer:
     max_grad_norm: NotNegative = 1.0
     patience: Number | None = None  # evaluations without a better primary metric; 0: never stop
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    inference: Literal["plain", "kernel"] = later(
-        "plain"
-    )  # of evaluations: kernel: `for_inference`
+    inference: Literal["plain", "kernel"] = later("plain")  # see `for_inference`
     evaluate_first: bool = later(False)  # the model before tuning, too
     time_inference: bool = later(False)  # forward passes in turns with the dense model's
     length_grouping: bool = False
