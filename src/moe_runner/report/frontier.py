@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from moe_runner.metrics import shown, spread
 from moe_runner.report.labels import Names, direction, label, names_of
 from moe_runner.report.sheet import Entry, Sheet
-from moe_runner.report.study_table import Results, StudyTable
+from moe_runner.report.study_table import Results, StudyTable, grouped
 from moe_runner.runs.result import Result
 from moe_runner.runs.run import Run
 from moe_runner.sweeps.study_plan import StudyPlan
@@ -62,11 +62,7 @@ def points_of(plan: StudyPlan, table: StudyTable, results: Results) -> list[Poin
         table: of it.
         results: by id, of those that are done.
     """
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for job in plan.jobs:
-        key = label(job.run, plan.study.rows), label(job.run, plan.study.columns)
-        groups.setdefault(key, []).append(job.run)
-    found = []
+    groups, found = grouped(plan), []
     for column in table.columns:
         for row in table.rows:
             cell = table.cells.get((row, column))
@@ -109,7 +105,17 @@ def series_names(plan: StudyPlan) -> Names:
 
 
 def frontier_sheet(plan: StudyPlan, table: StudyTable, results: Results) -> Sheet | None:
-    """Lay out speed and quality of every row; None where no run measured its speed."""
+    """Lay out speed and quality of every row.
+
+    Args:
+        plan: the study.
+        table: of it.
+        results: by id, of those that are done.
+
+    Returns:
+        FLOPs in percent and speed in multiples of the dense model's, scores as tables show them;
+        None where no run measured its speed.
+    """
     points = points_of(plan, table, results)
     if not points:
         return None
@@ -119,7 +125,7 @@ def frontier_sheet(plan: StudyPlan, table: StudyTable, results: Results) -> Shee
         if len(table.columns) > 1:
             name = f"{name}, {table.column_names[each.column]}"
         numbers = (
-            f"{100 * each.flops:.0f}", meant(each.speed, 2), scored(each.before, each.metrics),
+            f"{100 * each.flops:.0f}", meant(each.speed), scored(each.before, each.metrics),
             scored(each.after, each.metrics), str(len(each.after)),
         )  # fmt: skip
         rows.append((Entry(name), *map(Entry, numbers)))
@@ -137,9 +143,9 @@ def frontier_sheet(plan: StudyPlan, table: StudyTable, results: Results) -> Shee
     )  # fmt: skip
 
 
-def meant(values: Sequence[float], digits: int) -> str:
+def meant(values: Sequence[float]) -> str:
     """Write a mean and the standard deviation of a population."""
-    return f"{statistics.fmean(values):.{digits}f} ± {spread(values):.{digits}f}"
+    return f"{statistics.fmean(values):.2f} ± {spread(values):.2f}"
 
 
 def scored(values: Sequence[float], metrics: Sequence[str]) -> str:
