@@ -39,6 +39,12 @@ def test_optuna_finds_the_best_of_its_trials(tmp_path):
     rate = best["best_params"]["trainer.learning_rate"]
     assert scores[float(f"{rate:.12g}")] == best["best_value"]
     assert "Best parameters: " in done.stdout
+    begun = [line for line in done.stderr.splitlines() if line.startswith("[")]
+    assert [line.split()[0] for line in begun if "]" in line.split()[0]] == [
+        "[1/3]", "[2/3]", "[3/3]",
+    ]  # fmt: skip
+    assert "left" not in begun[0]
+    assert all(line.endswith(" left") for line in begun[-2:])
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,10 @@ def test_the_harness_gives_the_numbers_of_a_plain_loop(caplog):
     convert(model, EMoE(num_experts=16, top_k=4))
     rows = [row for row in questions() if row["subject"] in ("agents", "reviews")]
     chosen = [row for row in rows if row["split"] == "dev"] + rows[5:11] + rows[-6:]
-    found = evaluate(model, tokenizer, to_dataset(chosen, None), shots=1, batch_size=5)
+    told: list[int] = []
+    found = evaluate(
+        model, tokenizer, to_dataset(chosen, None), shots=1, batch_size=5, after_batch=told.append
+    )
     given, losses = plain_loop(model, tokenizer, chosen, shots=1)
     tested = [row for row in chosen if row["split"] == "test"]
     right = [answer == row["answer"] for answer, row in zip(given, tested, strict=True)]
@@ -279,6 +282,7 @@ def test_the_harness_gives_the_numbers_of_a_plain_loop(caplog):
     assert found["accuracy"] == found["primary"] == pytest.approx(sum(right) / 12)
     assert found["accuracy/agents"] == pytest.approx(sum(right[:6]) / 6)
     assert found["loss"] == pytest.approx(sum(losses) / 12, rel=1e-4)
+    assert told == [3] * 3  # 12 questions, 5 at once: the letters are read off one prediction
     assert "are cut at their start" not in caplog.text
 
     with caplog.at_level("WARNING"):

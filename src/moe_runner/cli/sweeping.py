@@ -1,4 +1,4 @@
-"""A sweep whose jobs run in this process, one after the other: which of how many, how long yet.
+"""A sweep whose jobs run one after the other: which of how many, how long yet.
 
 Hydra hands a job nothing but its config, so what is known of the others is kept here.
 """
@@ -9,8 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from moe_runner.cli.launching import runs_here
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import Folders
 from moe_runner.options.settings import Settings
@@ -51,7 +53,26 @@ def tally_of(plan: Plan, settings: Settings) -> Tally:
     if _announced and all(run.id in _announced[0].runs for run in plan.runs):
         return _announced[0]
     runs = {run.id: run for run in plan.runs}
-    return Tally(runs, done_of(runs, settings))
+    settled = done_of(runs, settings)
+    if not HydraConfig.initialized() or not (trials := trials_of_search(HydraConfig.get())):
+        return Tally(runs, settled)
+    before = HydraConfig.get().job.num * len(runs)
+    unknown = trials * len(runs) - before
+    if not runs_here(HydraConfig.get()):  # nothing is known of the other processes' times
+        return Tally(runs, settled, unknown - len(runs), before)
+    if not _announced:
+        _announced.append(Tally({}, set(), unknown, before))
+    _announced[0].learn(runs, settled)
+    return _announced[0]
+
+
+def trials_of_search(node: Any) -> int:
+    """Count the trials of a sweeper that chooses one by the scores of others; 0: it is none.
+
+    Args:
+        node: Hydra's own config.
+    """
+    return int(node.sweeper.get("n_trials") or 0)
 
 
 def done_of(runs: Iterable[str], settings: Settings) -> set[str]:

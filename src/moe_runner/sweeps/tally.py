@@ -15,16 +15,29 @@ class Tally:
     """Counts runs, and estimates the time left from those that were carried out here.
 
     Args:
-        runs: of the whole sweep, by id, in their order.
+        runs: of the whole sweep, by id, in their order; of a search those that it has chosen.
         settled: the ids of those that are done already: they take no time.
+        unknown: runs that a search is yet to choose.
+        number: of runs that came before, in other processes.
     """
 
-    def __init__(self, runs: Mapping[str, Run], settled: set[str]) -> None:
-        self.runs, self.names = dict(runs), names_of(runs)
-        self.left = [run_id for run_id in runs if run_id not in settled]
+    def __init__(
+        self, runs: Mapping[str, Run], settled: set[str], unknown: int = 0, number: int = 0
+    ) -> None:
+        self.runs: dict[str, Run] = {}
+        self.left: list[str] = []
         self.seconds: dict[str, float] = {}
-        self.number = 0
+        self.total = number + len(runs) + unknown
+        self.unknown, self.number = len(runs) + unknown, number
         self.running: str | None = None
+        self.learn(runs, settled)
+
+    def learn(self, runs: Mapping[str, Run], settled: set[str]) -> None:
+        """Take in runs that a search has chosen; see the class."""
+        self.unknown = max(0, self.unknown - len(runs))
+        self.left += [run_id for run_id in runs if run_id not in {*settled, *self.runs}]
+        self.runs |= runs
+        self.names = names_of(self.runs)
 
     def begin(self, run: Run) -> str:
         """Note that a run begins; say which of how many, and the time left for all.
@@ -34,7 +47,7 @@ class Tally:
         self.number += 1
         self.running = run.id
         left = self.time_left()
-        count = f"[{self.number}/{max(len(self.runs), self.number)}]"
+        count = f"[{self.number}/{max(self.total, self.number)}]"
         first = f"{shared_by(self.runs)}\n" if self.number == 1 and len(self.runs) > 1 else ""
         return f"{first}{count} {self.names.get(run.id, run.label)}  ({run.id})" + (
             f"  {duration(left)} left" if left is not None else ""
@@ -62,7 +75,7 @@ class Tally:
         if not self.seconds:
             return None
         mean = sum(self.seconds.values()) / len(self.seconds)
-        return sum(self.expected(run_id, mean) for run_id in self.left)
+        return sum(self.expected(run_id, mean) for run_id in self.left) + self.unknown * mean
 
     def expected(self, run_id: str, mean: float) -> float:
         """Estimate the seconds of a run."""

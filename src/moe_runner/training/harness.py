@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,16 @@ class InMemoryLM(HFLM):
     """The harness' view of a converted model; tells the MoE layers which positions are padding.
 
     Args:
+        after_batch: called with how many batches there are, after each.
+        **kwargs: see `HFLM`.
+
+    Attributes:
         cut: requests whose start was cut off, since they are longer than the model's positions.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, after_batch: Callable[[int], None], **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.after_batch, self.batches = after_batch, 0
         self.cut: set[tuple[str, str]] = set()
 
     def _model_call(
@@ -53,7 +59,9 @@ class InMemoryLM(HFLM):
                 self.device.type, self.mixed_precision_dtype, self.mixed_precision_dtype is not None
             ),
         ):
-            return self.model(input_ids=inps, attention_mask=real.long()).logits
+            logits = self.model(input_ids=inps, attention_mask=real.long()).logits
+        self.after_batch(self.batches)
+        return logits
 
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
@@ -61,6 +69,9 @@ class InMemoryLM(HFLM):
         for text, context, continuation in requests:
             if len(context) + len(continuation) > self.max_length + 1:
                 self.cut.add(text)
+        # Letters of one token are read off the same prediction: one forward pass for all four.
+        passes = {(*context, *continuation[:-1]) for _, context, continuation in requests}
+        self.batches = math.ceil(len(passes) / int(self.batch_size))
         return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
 
 
@@ -72,6 +83,7 @@ def evaluate(
     shots: int,
     batch_size: int,
     precision: torch.dtype | None = None,
+    after_batch: Callable[[int], None] = lambda batches: None,
 ) -> dict[str, float]:
     """Answer the questions: the letter of the largest likelihood after "Answer:".
 
@@ -84,6 +96,7 @@ def evaluate(
         shots: solved examples of the same subject before each question, the first ones of dev.
         batch_size: prompts at once.
         precision: of autocast; None: that of the weights.
+        after_batch: called with how many batches of prompts there are, after each.
 
     Returns:
         `accuracy` over all questions (not the mean of the subjects), `accuracy/<subject>`, `loss`
@@ -95,6 +108,7 @@ def evaluate(
     model.eval()
     with quietly():
         lm = InMemoryLM(
+            after_batch,
             pretrained=model,
             tokenizer=tokenizer,
             backend="causal",

@@ -80,9 +80,18 @@ class InstructTrainer(RunTrainer):
             shots=self.form.shots,
             batch_size=self.args.eval_batch_size,
             precision=torch.bfloat16 if self.args.bf16 else None,
+            after_batch=self.tell_batch,
         )
+        self.callback_handler.on_predict(self.args, self.state, self.control, found)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         return PredictionOutput(predictions=None, label_ids=None, metrics=metrics)
+
+    def tell_batch(self, batches: int) -> None:
+        """Tell the callbacks of a batch that the harness has evaluated, as the Trainer does."""
+        handler = self.callback_handler
+        if handler.eval_dataloader != range(batches):
+            handler.eval_dataloader = range(batches)
+        handler.on_prediction_step(self.args, self.state, self.control)
 
 
 def response_losses(logits_BLV: Tensor, labels_BL: Tensor) -> tuple[Tensor, Tensor]:
