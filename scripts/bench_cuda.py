@@ -30,7 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench import OUTPUT, Row, median_seconds, parser
 from moe_runner import EMoE, HyperMoE, MoE, convert, for_inference
-from moe_runner.moe.backends import BACKENDS
+from moe_runner.moe.backends import IN_TORCH
 from moe_runner.moe.experts import Stack
 
 ALLOWED = {"float32": 2e-3, "bfloat16": 4e-2}  # of the largest value; fp32 products may be TF32
@@ -108,7 +108,7 @@ def parity(sizes: Sizes, device: torch.device) -> list[dict[str, Any]]:
         given = {name: tensor.to(device, dtype) for name, tensor in exact.items()}
         rounded = {name: tensor.to(dtype).double() for name, tensor in exact.items()}
         expected = run("masked", rounded, index, upstream.to(dtype).double())
-        for backend in BACKENDS:
+        for backend in IN_TORCH:
             got = run(backend, given, index.to(device), upstream.to(device, dtype))
             for name, want in expected.items():
                 worst = float((got[name].cpu().double() - want).abs().max() / want.abs().max())
@@ -128,7 +128,7 @@ def run(
 ) -> dict[str, Tensor]:
     """Go forward and backward through a back end: its output, and the gradient of each tensor."""
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in given.items()}
-    output = BACKENDS[backend](leaves["x"], index, leaves["weights"], stack(leaves))
+    output = IN_TORCH[backend](leaves["x"], index, leaves["weights"], stack(leaves))
     grads = torch.autograd.grad(output, list(leaves.values()), upstream.to(output.dtype))
     return {"output": output.detach(), **dict(zip(leaves, grads, strict=True))}
 
@@ -175,8 +175,8 @@ def experts(sizes: Sizes, device: torch.device) -> list[Row]:
     dense = dense_ffn(given)
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in given.items()}
     calls: dict[str, Callable[[], Tensor]] = {"dense": lambda: dense(leaves["x"])}
-    for backend in BACKENDS:
-        calls[backend] = lambda call=BACKENDS[backend]: call(
+    for backend in IN_TORCH:
+        calls[backend] = lambda call=IN_TORCH[backend]: call(
             leaves["x"], index, leaves["weights"], stack(leaves)
         )
 

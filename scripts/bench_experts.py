@@ -6,8 +6,9 @@
 
 `split`: the experts are groups of the FFN's neurons (EMoE); `copies`: each is the whole FFN (GMoE,
 sparse upcycling). The selection is given: what is timed is the experts' computation. `auto`
-includes the choice of the back end. `index_add_loop` is the loop of transformers' MoE models: for
-each expert the rows of its tokens, two products, one index_add.
+includes the choice of the back end; `kernel` is measured where it is built. `index_add_loop` is the
+loop of transformers' MoE models: for each expert the rows of its tokens, two products, one
+index_add.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench import Row, median_seconds, parser, peak_extra_mib, save, set_threads, show
-from moe_runner.moe.backends import BACKENDS, TABLE, choose_backend
+from moe_runner.moe import kernel_experts
+from moe_runner.moe.backends import BACKENDS, IN_TORCH, TABLE, choose_backend
 from moe_runner.moe.experts import FFN, Experts, Stack
 
 
@@ -80,7 +82,7 @@ def main() -> None:
                 "sizes": [case.tokens, case.d_model, case.size, case.num_experts, case.top_k],
                 "gated": case.gated,
                 "dtype": case.dtype,
-                "fastest": min(BACKENDS, key=lambda name: times[name]),
+                "fastest": min(IN_TORCH, key=lambda name: times[name]),
             }
         )
     show("experts against the dense FFN", rows)
@@ -147,10 +149,11 @@ def measure(case: Case, repeats: int) -> list[Row]:
     index = torch.rand(case.tokens, case.num_experts).topk(case.top_k).indices
     upstream = torch.randn_like(x)
     variants: dict[str, Callable[[], Tensor]] = {"dense": lambda: dense(x)}
-    for name, backend in BACKENDS.items():
-        variants[name] = lambda backend=backend: backend(x, index, None, experts)
+    with_kernel = case.dtype == "float32" and kernel_experts.load()
+    for name in BACKENDS if with_kernel else IN_TORCH:
+        variants[name] = lambda call=BACKENDS[name]: call(x, index, None, experts)
     variants["index_add_loop"] = lambda: index_add_loop(x, index, experts)
-    variants["auto"] = lambda: BACKENDS[choose_backend(len(x), case.top_k, experts)](
+    variants["auto"] = lambda: IN_TORCH[choose_backend(len(x), case.top_k, experts)](
         x, index, None, experts
     )
     parameters = [x, *(p for p in (ffn.keys, ffn.values, ffn.key_bias, ffn.ups) if p is not None)]
@@ -176,7 +179,7 @@ def measure(case: Case, repeats: int) -> list[Row]:
             for name, function in variants.items()
         }
         seconds = median_seconds(functions, repeats if case.tokens > 512 else 5 * repeats)
-        best = min(seconds[name] for name in BACKENDS)
+        best = min(seconds[name] for name in IN_TORCH)
         for name, value in seconds.items():
             memory = peak_extra_mib(functions[name]) if case.tokens == 4096 else None
             row = Row(str(case), name, phase, value, seconds["dense"] / value, memory)

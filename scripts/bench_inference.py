@@ -25,7 +25,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, P
 from bench import Row, median_seconds, parser, peak_extra_mib, save, set_threads, show
 from moe_runner import EMoE, convert, for_inference
 from moe_runner.moe import kernel_experts
-from moe_runner.moe.backends import BACKENDS
+from moe_runner.moe.backends import IN_TORCH
 from moe_runner.moe.layer import MoEFeedForward
 
 
@@ -139,7 +139,7 @@ def variants(
 
         return call
 
-    found = {name: switched(name, False, False) for name in BACKENDS}
+    found = {name: switched(name, False, False) for name in IN_TORCH}
     found |= {"plain": switched("auto", False, False), "torch": switched("auto", True, False)}
     if has_kernel:
         found["kernel"] = switched("auto", True, True)

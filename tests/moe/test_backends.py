@@ -14,13 +14,13 @@ from transformers.activations import ACT2FN
 
 from moe_runner.moe import backends, sorted_experts
 from moe_runner.moe.alignment import fits_grouped
-from moe_runner.moe.backends import BACKENDS, choose_backend
+from moe_runner.moe.backends import IN_TORCH, choose_backend
 from moe_runner.moe.experts import Stack
 
 ACTIVATIONS = {
     name: ACT2FN[name] for name in ("gelu", "gelu_new", "relu", "silu", "gelu_pytorch_tanh")
 }
-FAST = [name for name in BACKENDS if name != "masked"]
+FAST = [name for name in IN_TORCH if name != "masked"]
 NAMES = ("keys", "values", "key_bias", "ups", "up_bias")
 
 cases = st.fixed_dictionaries(
@@ -71,7 +71,7 @@ def run(backend: str, tensors: dict, activation, generated: bool = False) -> dic
     }
     used = {name: leaf * 1.5 for name, leaf in leaves.items()} if generated else leaves
     stack = Stack(activation=activation, **{n: used[n] for n in NAMES if n in used})
-    output = BACKENDS[backend](used["x"], tensors["index"], used.get("weights"), stack)
+    output = IN_TORCH[backend](used["x"], tensors["index"], used.get("weights"), stack)
     output.backward(tensors["upstream"])
     return {"output": output, **{name: leaf.grad for name, leaf in leaves.items()}}
 
@@ -156,7 +156,7 @@ def test_gradcheck_of_the_written_backward():
     def function(*values):
         used = dict(zip(names, values, strict=True))
         stack = Stack(activation=ACT2FN["gelu_new"], **{n: used[n] for n in NAMES})
-        return BACKENDS["sorted"](used["x"], index, used["weights"], stack)
+        return IN_TORCH["sorted"](used["x"], index, used["weights"], stack)
 
     assert torch.autograd.gradcheck(function, [t.requires_grad_() for t in tensors.values()])
 
@@ -165,7 +165,7 @@ def test_gradcheck_of_the_written_backward():
 def test_frozen_experts_get_no_gradient_and_tokens_do(backend):
     stack = Stack(keys=torch.randn(2, 8, 8), values=torch.randn(2, 8, 8), activation=torch.relu)
     x = torch.randn(4, 8, requires_grad=True)
-    BACKENDS[backend](x, torch.tensor([[0], [1], [1], [0]]), None, stack).sum().backward()
+    IN_TORCH[backend](x, torch.tensor([[0], [1], [1], [0]]), None, stack).sum().backward()
     assert x.grad is not None
     assert stack.keys.grad is None
 
@@ -182,14 +182,14 @@ def test_gated_experts_train_in_part(trains, backend):
         leaves = {n: t.clone() for n, t in tensors.items() if n not in ("index", "upstream")}
         leaves[trains].requires_grad_()
         stack = Stack(activation=ACT2FN["silu"], **{n: leaves[n] for n in NAMES if n in leaves})
-        output = BACKENDS[name](leaves["x"], tensors["index"], None, stack)
+        output = IN_TORCH[name](leaves["x"], tensors["index"], None, stack)
         output.backward(tensors["upstream"])
         return leaves[trains].grad
 
     torch.testing.assert_close(gradient(backend), gradient("masked"), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", IN_TORCH)
 def test_dropout_acts_on_activations_and_keeps_their_mean(backend):
     torch.manual_seed(0)
     keys, values = torch.ones(2, 512, 8), torch.ones(2, 512, 8) / 512
@@ -197,7 +197,7 @@ def test_dropout_acts_on_activations_and_keeps_their_mean(backend):
     for name in ("dropout", "pre_dropout"):
         stack = Stack(keys=keys, values=values, activation=torch.relu, **{name: 0.5})
         x = torch.ones(2, 8, requires_grad=True)
-        output = BACKENDS[backend](x, index, None, stack)
+        output = IN_TORCH[backend](x, index, None, stack)
         assert not torch.allclose(output, torch.full((2, 8), 8.0))
         torch.testing.assert_close(output, torch.full((2, 8), 8.0), rtol=0.2, atol=0)
         output.sum().backward()
@@ -213,16 +213,16 @@ def test_autocast_computes_in_half_precision(backend):
     )
     x, index = torch.randn(9, 16), torch.rand(9, 4).topk(2).indices
     with torch.autocast("cpu", torch.bfloat16):
-        expected, found = (BACKENDS[b](x, index, None, stack) for b in ("masked", backend))
+        expected, found = (IN_TORCH[b](x, index, None, stack) for b in ("masked", backend))
     assert found.dtype == expected.dtype == torch.bfloat16
     torch.testing.assert_close(found, expected, rtol=3e-2, atol=3e-2)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", IN_TORCH)
 def test_no_token_is_fine(backend):
     stack = Stack(keys=torch.randn(2, 8, 8), values=torch.randn(2, 8, 8), activation=torch.relu)
     index = torch.zeros(0, 1, dtype=torch.int64)
-    assert BACKENDS[backend](torch.zeros(0, 8), index, None, stack).shape == (0, 8)
+    assert IN_TORCH[backend](torch.zeros(0, 8), index, None, stack).shape == (0, 8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -233,7 +233,7 @@ def test_the_chosen_back_end_works_for_any_size_and_type(dtype):
         for tokens in (0, 1, 300):
             name = choose_backend(tokens, 1, stack)
             index = torch.zeros(tokens, 1, dtype=torch.int64)
-            output = BACKENDS[name](keys.new_zeros(tokens, shape[2]), index, None, stack)
+            output = IN_TORCH[name](keys.new_zeros(tokens, shape[2]), index, None, stack)
             assert output.shape == (tokens, shape[2])
             assert output.dtype == dtype
 
@@ -257,11 +257,11 @@ def test_grouped_mm_is_refused_where_torch_refuses_and_only_there(dtype):
         fitting += taken
         stack = Stack(keys=keys, values=keys, activation=torch.relu)
         if taken:
-            assert BACKENDS["grouped_mm"](x, index, None, stack).shape == x.shape
+            assert IN_TORCH["grouped_mm"](x, index, None, stack).shape == x.shape
         else:
             words = f"d_model={d_model} and the {size} neurons of an expert .* sorted or auto"
             with pytest.raises(ValueError, match=words):
-                BACKENDS["grouped_mm"](x, index, None, stack)
+                IN_TORCH["grouped_mm"](x, index, None, stack)
     assert fitting == (16 if dtype == torch.float32 else 4)
 
 

@@ -310,7 +310,7 @@ def count_calls(monkeypatch) -> list[str]:
     monkeypatch.setattr(
         "moe_runner.moe.inference.kernel_layer", noting("layer", kernel_experts.kernel_layer)
     )
-    for module in ("layer", "inference"):
+    for module in ("kernel_experts", "inference"):
         monkeypatch.setattr(
             f"moe_runner.moe.{module}.kernel", noting("experts", kernel_experts.kernel)
         )

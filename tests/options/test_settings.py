@@ -207,6 +207,11 @@ PROBLEMS = [
         "be multiples of 8; use method.backend=sorted or auto",
     ),
     (
+        {"method__backend": "kernel", "trainer__precision": "bf16"},
+        "method.backend=kernel computes in fp32 and does not go with trainer.precision=bf16; "
+        "use method.backend=auto",
+    ),
+    (
         {"method__layers": "even"},
         "method.layers=even is not a rule; use [8,10], all, last:<n> or last-even:<n> "
         "(model=bert_tiny has 4 layers)",

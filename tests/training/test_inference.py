@@ -17,7 +17,7 @@ from moe_runner.options.checks import measuring_problems
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.training import Trainer
 from moe_runner.runs.store import Store
-from moe_runner.training.device import check_measuring
+from moe_runner.training.device import check_kernel, check_measuring
 from moe_runner.training.execute import execute
 from moe_runner.training.timing import PASSES, time_inference
 from tests.moe.test_kernel import library  # noqa: F401
@@ -28,19 +28,24 @@ BY_KERNEL = Trainer(inference="kernel")
 def test_it_is_refused_where_it_is_not_built(monkeypatch, tmp_path):
     monkeypatch.setattr(building, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(kernel_experts, "load", lambda: False)
+    cpu = torch.device("cpu")
     with pytest.raises(ConfigError, match=r"trainer.inference=kernel: .*kernels build.*=plain"):
-        check_measuring(BY_KERNEL, torch.device("cpu"))
-    check_measuring(Trainer(), torch.device("cpu"))
+        check_kernel(EMoE(), BY_KERNEL, cpu)
+    with pytest.raises(ConfigError, match=r"method.backend=kernel: .*kernels build.*=auto"):
+        check_kernel(EMoE(backend="kernel"), Trainer(), cpu)
+    check_kernel(EMoE(), Trainer(), cpu)
+    check_kernel(Dense(), Trainer(), cpu)
 
 
+@pytest.mark.parametrize("method", [EMoE(), EMoE(backend="kernel")])
 @pytest.mark.parametrize(
     ("options", "device"),
     [(BY_KERNEL, "cuda"), (dataclasses.replace(BY_KERNEL, precision="bf16"), "cpu")],
 )
-def test_it_is_refused_where_it_cannot_compute(options, device, monkeypatch):
+def test_it_is_refused_where_it_cannot_compute(method, options, device, monkeypatch):
     monkeypatch.setattr(kernel_experts, "load", lambda: True)
     with pytest.raises(ConfigError, match="computes on a CPU in fp32, and this is"):
-        check_measuring(options, torch.device(device))
+        check_kernel(method, options, torch.device(device))
 
 
 @pytest.mark.kernel
@@ -159,10 +164,9 @@ def test_what_would_not_mean_what_it_says_is_refused(monkeypatch):
     assert [problem.partition(" ")[0] for problem in problems] == [
         "trainer.inference=kernel", "trainer.evaluate_first=true", "trainer.time_inference=true",
     ]  # fmt: skip
-    cpu = torch.device("cpu")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match="does not go with FSDP"):
-        check_measuring(Trainer(evaluate_first=True), cpu)
+        check_measuring(Trainer(evaluate_first=True))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="needs one process, and there are 2"):
-        check_measuring(Trainer(time_inference=True), cpu)
+        check_measuring(Trainer(time_inference=True))

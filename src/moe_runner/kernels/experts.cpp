@@ -1,4 +1,5 @@
-// The experts of one layer in inference, fp32 on a CPU: selection of experts, and their outputs.
+// The experts of one layer, fp32 on a CPU: selection of experts and their outputs in inference, and
+// the three products over sorted choices of which training consists.
 //
 // T tokens, D d_model, E experts, F neurons of one expert, K selected experts, S = T * K choices
 //
@@ -108,12 +109,14 @@ inline vec error_function(vec x) {
 }
 
 // The numbers that `moe/kernel_experts.py` gives to its words.
-enum Activation : int64_t { RELU = 0, SILU = 1, GELU = 2, GELU_TANH = 3, QUICK_GELU = 4 };
+enum Activation : int64_t { RELU = 0, SILU = 1, GELU = 2, GELU_TANH = 3, QUICK_GELU = 4, NONE = 5 };
 enum Select : int64_t { TOP = 0, BOTTOM = 1, NOT_TOP = 2 };
 enum Weighting : int64_t { ONES = 0, SOFTMAX = 1, PROBABILITY = 2 };
 
 inline vec activate(vec x, int64_t kind) {
   switch (kind) {
+    case NONE:
+      return x;
     case RELU:
       return x < 0.0f ? vec{} : x;  // NaN stays NaN
     case SILU:
@@ -156,6 +159,7 @@ constexpr int64_t AT_ONCE = 64;  // most of its tokens that go through at once
 constexpr int64_t DEPTH = 1536 / W;  // numbers of D that go through at once: 3 panels, 18 KiB
 constexpr int64_t BLOCK = 512;  // most tokens at once: their activations stay in the cache
 constexpr int64_t COLUMNS = 96;
+constexpr int64_t NEAR = 6144;  // numbers of strips of values that go through at once: 24 KiB
 constexpr int64_t FEW = 16;     // most tokens for which each expert makes rows of its own
 
 // Dot products of M rows x and N consecutive rows w.
@@ -465,23 +469,30 @@ inline void add_columns(
       for (int64_t f = 0; f < size; ++f) out[i][c] += hidden[i * size + f] * values[f * d + c];
 }
 
-// The same for any number of rows. Where they are many, a strip of the values is copied together
-// first: rows that lie some KiB apart would push each other out of the cache.
+// The same for any number of rows. Where they are many, strips of the values are copied together
+// first, as many as stay near: rows that lie some KiB apart would push each other out of the cache.
 inline void add_rows(
     const float* hidden, int64_t rows, int64_t size, const float* values, int64_t d,
     float* const* out, int64_t low, int64_t high) {
   int64_t c = low;
   const int64_t sixes = rows / 6 * 6;
   if (rows >= MANY) {
-    float* strip = room<STRIP>(size * 2 * W);
-    for (; c + 2 * W <= high; c += 2 * W) {
-      for (int64_t f = 0; f < size; ++f)
-        std::memcpy(strip + f * 2 * W, values + f * d + c, 2 * W * sizeof(float));
-      const float* from = strip - c;
+    constexpr int64_t WIDE = 2 * W;
+    const int64_t most = std::clamp<int64_t>(NEAR / (size * WIDE), 1, COLUMNS / WIDE);
+    float* strips = room<STRIP>(most * size * WIDE);
+    for (int64_t count; (count = std::min(most, (high - c) / WIDE)) > 0; c += count * WIDE) {
+      for (int64_t s = 0; s < count; ++s)
+        for (int64_t f = 0; f < size; ++f)
+          std::memcpy(strips + (s * size + f) * WIDE, values + f * d + c + s * WIDE,
+                      WIDE * sizeof(float));
       for (int64_t i = 0; i < sixes; i += 6) {
         for (int64_t next = i + 6; next < std::min(i + 12, rows); ++next)
-          __builtin_prefetch(out[next] + c);
-        add_products<6, 2>(hidden + i * size, size, from, 2 * W, out + i, c);
+          for (int64_t s = 0; s < count; ++s) __builtin_prefetch(out[next] + c + s * WIDE);
+        for (int64_t s = 0; s < count; ++s) {
+          const int64_t column = c + s * WIDE;
+          add_products<6, 2>(hidden + i * size, size, strips + s * size * WIDE - column, WIDE,
+                             out + i, column);
+        }
       }
     }
   } else {
@@ -574,28 +585,124 @@ void few_tokens(const Job& job, int64_t tokens, float* out) {
   }
 }
 
-// Many tokens: first all activations, by parts of experts, then the outputs, by columns. No two
-// threads write the same number.
-void many_tokens(const Job& job, int64_t tokens, float* out) {
-  const Experts& experts = job.experts;
-  const int64_t d = experts.d_model, size = experts.size, choices = tokens * job.top_k;
-  float* hidden = room<HIDDEN>(choices * size);
-  const std::vector<Item> items = items_of(job.plan, experts.count, size);
+// All activations, by parts of experts, into rows of F numbers by sorted place.
+void hide_all(const Job& job, float* hidden) {
+  const std::vector<Item> items = items_of(job.plan, job.experts.count, job.experts.size);
   share(items.size(), [&](int64_t n) {
     job.hide(items[n].expert, items[n].low, items[n].high, hidden);
   });
+}
+
+// Parts of some columns of each row, each with its first and the one after its last.
+template <typename F>
+void share_columns(int64_t rows, int64_t d, int64_t columns, const F& item) {
+  const int64_t parts = (d + columns - 1) / columns;
+  share(rows * parts, [&](int64_t n) {
+    const int64_t low = n % parts * columns;
+    item(n / parts, low, std::min(d, low + columns));
+  });
+}
+
+// Add to the tokens' rows `out` (T, D) the products of all activations and the values, by columns:
+// no two threads write the same number.
+void combine_all(
+    const Plan& plan, int64_t top_k, const float* hidden, const float* values, int64_t experts,
+    int64_t size, int64_t d, float* out) {
+  const int64_t choices = plan.choice.size();
   std::vector<float*> rows(choices);
-  for (int64_t p = 0; p < choices; ++p) rows[p] = out + job.plan.choice[p] / job.top_k * d;
-  const int64_t parts = (d + COLUMNS - 1) / COLUMNS;
-  share(parts, [&](int64_t part) {
-    const int64_t low = part * COLUMNS, high = std::min(d, low + COLUMNS);
-    for (int64_t e = 0; e < experts.count; ++e) {
-      const int64_t start = job.plan.first[e], count = job.plan.first[e + 1] - start;
+  for (int64_t p = 0; p < choices; ++p) rows[p] = out + plan.choice[p] / top_k * d;
+  share_columns(1, d, COLUMNS, [&](int64_t, int64_t low, int64_t high) {
+    for (int64_t e = 0; e < experts; ++e) {
+      const int64_t start = plan.first[e], count = plan.first[e + 1] - start;
       if (count > 0)
-        add_rows(hidden + start * size, count, size, experts.values + e * size * d, d,
+        add_rows(hidden + start * size, count, size, values + e * size * d, d,
                  rows.data() + start, low, high);
     }
   });
+}
+
+// Many tokens: first all activations, then the outputs.
+void many_tokens(const Job& job, int64_t tokens, float* out) {
+  const Experts& experts = job.experts;
+  float* hidden = room<HIDDEN>(tokens * job.top_k * experts.size);
+  hide_all(job, hidden);
+  combine_all(job.plan, job.top_k, hidden, experts.values, experts.count, experts.size,
+              experts.d_model, out);
+}
+
+// Tokens and columns of them that are copied together for an outer product: long enough parts of
+// rows for memory to foresee them.
+constexpr int64_t PIECE = 64;
+constexpr int64_t OUTER_COLUMNS = 768;
+
+// Add to M rows of `out` the products of a number of each token and 2 W of its columns.
+template <int M>
+inline void add_outer(
+    const float* hidden, int64_t size, const float* strip, int64_t tokens, float* out, int64_t d) {
+  vec acc[M][2];
+  for (int m = 0; m < M; ++m)
+    for (int j = 0; j < 2; ++j) acc[m][j] = load(out + m * d + j * W);
+  for (int64_t t = 0; t < tokens; ++t) {
+    vec row[2];
+    for (int j = 0; j < 2; ++j) hold(row[j] = load(strip + (t * 2 + j) * W));
+    for (int m = 0; m < M; ++m)
+      for (int j = 0; j < 2; ++j) acc[m][j] += row[j] * hidden[t * size + m];
+  }
+  for (int m = 0; m < M; ++m)
+    for (int j = 0; j < 2; ++j) store(out + m * d + j * W, acc[m][j]);
+}
+
+inline void add_outer_rows(
+    int64_t rows, const float* hidden, int64_t size, const float* strip, int64_t tokens, float* out,
+    int64_t d) {
+  switch (rows) {
+    case 6: return add_outer<6>(hidden, size, strip, tokens, out, d);
+    case 5: return add_outer<5>(hidden, size, strip, tokens, out, d);
+    case 4: return add_outer<4>(hidden, size, strip, tokens, out, d);
+    case 3: return add_outer<3>(hidden, size, strip, tokens, out, d);
+    case 2: return add_outer<2>(hidden, size, strip, tokens, out, d);
+    case 1: return add_outer<1>(hidden, size, strip, tokens, out, d);
+  }
+}
+
+// Columns low..high-1 of an expert's sum of hidden^T x over its tokens, added to `out` (F, D).
+void outer_of_expert(
+    const float* const* x, const float* hidden, int64_t tokens, int64_t size, int64_t d,
+    int64_t low, int64_t high, float* out) {
+  constexpr int64_t WIDE = 2 * W;
+  const int64_t strips = (high - low + WIDE - 1) / WIDE;
+  float* packed = room<STRIP>(strips * PIECE * WIDE);
+  for (int64_t p = 0; p < tokens; p += PIECE) {
+    const int64_t count = std::min(PIECE, tokens - p);
+    for (int64_t t = 0; t < count; ++t)
+      for (int64_t s = 0; s < strips; ++s) {
+        const int64_t c = low + s * WIDE, real = std::min(WIDE, high - c);
+        float* to = packed + (s * PIECE + t) * WIDE;
+        if (real == WIDE) {  // the compiler knows the size
+          std::memcpy(to, x[p + t] + c, WIDE * sizeof(float));
+        } else {
+          std::copy_n(x[p + t] + c, real, to);
+          std::fill(to + real, to + WIDE, 0.0f);
+        }
+      }
+    for (int64_t s = 0; s < strips; ++s) {
+      const float* strip = packed + s * PIECE * WIDE;
+      const int64_t c = low + s * WIDE, real = std::min(WIDE, high - c);
+      for (int64_t f = 0; f < size; f += 6) {
+        const int64_t rows = std::min<int64_t>(6, size - f);
+        const float* own = hidden + p * size + f;
+        float* to = out + f * d + c;
+        if (real == WIDE) {
+          add_outer_rows(rows, own, size, strip, count, to, d);
+          continue;
+        }
+        alignas(64) float tile[6 * WIDE] = {};
+        for (int64_t m = 0; m < rows; ++m) std::copy_n(to + m * d, real, tile + m * WIDE);
+        add_outer_rows(rows, own, size, strip, count, tile, WIDE);
+        for (int64_t m = 0; m < rows; ++m) std::copy_n(tile + m * WIDE, real, to + m * d);
+      }
+    }
+  }
 }
 
 const float* data(const std::optional<at::Tensor>& tensor) {
@@ -669,6 +776,78 @@ at::Tensor compute_experts(
   check(weights, "weights");
   return compute(x, index, data(weights),
                  {keys, values, key_bias, ups, up_bias, output_bias, activation});
+}
+
+// The choices of each expert, for the operators of training.
+Plan plan_of(const at::Tensor& index, int64_t experts) {
+  TORCH_CHECK(index.scalar_type() == at::kLong && index.is_contiguous(), "index must be int64");
+  return Plan(index.const_data_ptr<int64_t>(), index.numel(), experts);
+}
+
+// The operator `order`: the choices, (S,), sorted by expert.
+at::Tensor order(const at::Tensor& index, int64_t experts) {
+  const Plan plan = plan_of(index, experts);
+  at::Tensor result = at::empty({index.numel()}, index.options());
+  std::copy(plan.choice.begin(), plan.choice.end(), result.mutable_data_ptr<int64_t>());
+  return result;
+}
+
+// The operator `project`: rows of the chosen experts times the token, (S, F) by sorted place.
+at::Tensor project_choices(
+    const at::Tensor& x, const at::Tensor& index, const at::Tensor& rows,
+    const std::optional<at::Tensor>& bias) {
+  check(x, "x");
+  check(rows, "rows");
+  check(bias, "bias");
+  const Experts experts{rows.const_data_ptr<float>(), nullptr, data(bias), nullptr, nullptr,
+                        rows.size(0), rows.size(1), rows.size(2), NONE};
+  TORCH_CHECK(x.size(1) == experts.d_model && index.size(0) == x.size(0), "x does not fit");
+  const Plan plan = plan_of(index, experts.count);
+  at::Tensor result = at::empty({index.numel(), experts.size}, x.options());
+  hide_all(Job{experts, x.const_data_ptr<float>(), nullptr, index.size(1), plan},
+           result.mutable_data_ptr<float>());
+  return result;
+}
+
+// The operator `combine`: the sum over a token's choices of hidden times the expert's rows, (T, D).
+at::Tensor combine_choices(
+    const at::Tensor& hidden, const at::Tensor& index, const at::Tensor& rows) {
+  check(hidden, "hidden");
+  check(rows, "rows");
+  const int64_t experts = rows.size(0), size = rows.size(1), d = rows.size(2);
+  TORCH_CHECK(hidden.size(0) == index.numel() && hidden.size(1) == size, "hidden does not fit");
+  at::Tensor result = at::zeros({index.size(0), d}, hidden.options());
+  combine_all(plan_of(index, experts), index.size(1), hidden.const_data_ptr<float>(),
+              rows.const_data_ptr<float>(), experts, size, d, result.mutable_data_ptr<float>());
+  return result;
+}
+
+// The operator `outer`: of each expert the sum over its choices of hidden^T x, (E, F, D), and of
+// hidden alone, (E, F).
+std::tuple<at::Tensor, at::Tensor> outer_of_choices(
+    const at::Tensor& hidden, const at::Tensor& index, const at::Tensor& x, int64_t experts) {
+  check(hidden, "hidden");
+  check(x, "x");
+  const int64_t size = hidden.size(1), d = x.size(1), top_k = index.size(1);
+  TORCH_CHECK(hidden.size(0) == index.numel() && index.size(0) == x.size(0), "x does not fit");
+  const Plan plan = plan_of(index, experts);
+  std::vector<const float*> rows(index.numel());
+  for (size_t p = 0; p < rows.size(); ++p)
+    rows[p] = x.const_data_ptr<float>() + plan.choice[p] / top_k * d;
+  at::Tensor result = at::zeros({experts, size, d}, x.options());
+  at::Tensor sums = at::zeros({experts, size}, x.options());
+  const float* own = hidden.const_data_ptr<float>();
+  float* out = result.mutable_data_ptr<float>();
+  float* totals = sums.mutable_data_ptr<float>();
+  share_columns(experts, d, OUTER_COLUMNS, [&](int64_t e, int64_t low, int64_t high) {
+    const int64_t start = plan.first[e], count = plan.first[e + 1] - start;
+    outer_of_expert(rows.data() + start, own + start * size, count, size, d, low, high,
+                    out + e * size * d);
+    if (low > 0) return;
+    for (int64_t p = start; p < start + count; ++p)
+      for (int64_t f = 0; f < size; ++f) totals[e * size + f] += own[p * size + f];
+  });
+  return {result, sums};
 }
 
 // Choose `count` experts of one token by their scores, the most fitting first; among equals the
@@ -772,9 +951,18 @@ TORCH_LIBRARY(moe_runner, library) {
       "layer(Tensor x, Tensor router, bool scored, int top_k, int select, int weighting, "
       "float scale, Tensor keys, Tensor values, Tensor? key_bias, Tensor? ups, Tensor? up_bias, "
       "Tensor? output_bias, int activation) -> (Tensor, Tensor, Tensor)");
+  library.def("order(Tensor index, int experts) -> Tensor");
+  library.def("project(Tensor x, Tensor index, Tensor rows, Tensor? bias) -> Tensor");
+  library.def("combine(Tensor hidden, Tensor index, Tensor rows) -> Tensor");
+  library.def(
+      "outer(Tensor hidden, Tensor index, Tensor x, int experts) -> (Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(moe_runner, CPU, library) {
   library.impl("experts", compute_experts);
   library.impl("layer", compute_layer);
+  library.impl("order", order);
+  library.impl("project", project_choices);
+  library.impl("combine", combine_choices);
+  library.impl("outer", outer_of_choices);
 }

@@ -18,6 +18,7 @@ from torch.nn import functional
 from moe_runner.moe.alignment import fits_grouped
 from moe_runner.moe.experts import Stack, combine_matrix
 from moe_runner.moe.grouped_experts import grouped
+from moe_runner.moe.kernel_training import by_kernel
 from moe_runner.moe.sorted_experts import sort_by_expert
 
 
@@ -43,7 +44,8 @@ def masked(x_TD: Tensor, index_TK: Tensor, weights_TK: Tensor | None, experts: S
     return hidden_TN @ experts.values.flatten(0, 1)
 
 
-BACKENDS = {"masked": masked, "sorted": sort_by_expert, "grouped_mm": grouped}
+IN_TORCH = {"masked": masked, "sorted": sort_by_expert, "grouped_mm": grouped}
+BACKENDS = {**IN_TORCH, "kernel": by_kernel}  # which is built, and only taken where it is asked for
 
 
 def choose_backend(tokens: int, top_k: int, experts: Stack) -> str:
@@ -60,7 +62,7 @@ def choose_backend(tokens: int, top_k: int, experts: Stack) -> str:
         experts: their tensors.
 
     Returns:
-        A name of `BACKENDS`.
+        A name of `IN_TORCH`.
     """
     num_experts, size, d_model = experts.keys.shape
     if torch.compiler.is_compiling():
@@ -87,7 +89,7 @@ def nearest_case(sizes: tuple[int, int, int, int, int], gated: bool, dtype: str)
         dtype: `float32` or `bfloat16`.
 
     Returns:
-        A name of `BACKENDS`.
+        A name of `IN_TORCH`.
     """
 
     def features(sizes: Sequence[int], gated: bool) -> list[float]:

@@ -102,6 +102,31 @@ class Stack:
         )
         return hidden_TN.unflatten(-1, (self.num_experts, -1))
 
+    def activate_choices(
+        self,
+        project: Callable[[Tensor, Tensor | None], Tensor],
+        weight_S: Tensor | None,
+    ) -> Tensor:
+        """Compute the activations of chosen experts, times their weights, in rows of any order.
+
+        Args:
+            project: gives the rows of the chosen experts times the token, float (S, F), of rows of
+                weights (E, F, D) and of a bias (E, F) or None.
+            weight_S: of each choice, float (S,), or None: 1 each.
+
+        Returns:
+            float (S, F).
+        """
+        pre_SF = project(self.keys, self.key_bias)
+        if self.pre_dropout:
+            pre_SF = functional.dropout(pre_SF, self.pre_dropout)
+        hidden_SF = self.activation(pre_SF)
+        if self.ups is not None:
+            hidden_SF = hidden_SF * project(self.ups, self.up_bias)
+        if self.dropout:
+            hidden_SF = functional.dropout(hidden_SF, self.dropout)
+        return hidden_SF if weight_S is None else hidden_SF * weight_S[:, None].to(hidden_SF.dtype)
+
 
 def neurons(
     x: Tensor,

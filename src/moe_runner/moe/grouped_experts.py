@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.nn.functional import grouped_mm
 
 from moe_runner.moe.alignment import fits_grouped, refusal
@@ -37,32 +36,23 @@ def grouped(x_TD: Tensor, index_TK: Tensor, weights_TK: Tensor | None, experts: 
     token_S = order_S // index_TK.shape[1]
     every_E = torch.arange(experts.num_experts, device=x_TD.device)
     ends_E = torch.searchsorted(expert_S, every_E, right=True).int()  # stays on the device
-    x_SD, keys_EFD, values_EFD = x_TD[token_S], experts.keys, experts.values
-    ups_EFD = experts.ups
+    x_SD, values_EFD = x_TD[token_S], experts.values
     device = x_TD.device.type
     if torch.is_autocast_enabled(device):  # not on autocast's list
         half = torch.get_autocast_dtype(device)
-        x_SD, keys_EFD, values_EFD = x_SD.to(half), keys_EFD.to(half), values_EFD.to(half)
-        ups_EFD = None if ups_EFD is None else ups_EFD.to(half)
-    _, size, d_model = keys_EFD.shape
+        x_SD, values_EFD = x_SD.to(half), values_EFD.to(half)
+    _, size, d_model = values_EFD.shape
     if not fits_grouped(d_model, size, x_SD.dtype.itemsize):
         reason = refusal(d_model, size, x_SD.dtype.itemsize)
         raise ValueError(f"{reason}; use the back end sorted or auto")
 
-    def linear(rows_EFD: Tensor, bias_EF: Tensor | None) -> Tensor:
-        out_SF = ContiguousGradient.apply(grouped_mm(x_SD, rows_EFD.transpose(1, 2), offs=ends_E))
+    def project(rows_EFD: Tensor, bias_EF: Tensor | None) -> Tensor:
+        rows_EDF = rows_EFD.to(x_SD.dtype).transpose(1, 2)
+        out_SF = ContiguousGradient.apply(grouped_mm(x_SD, rows_EDF, offs=ends_E))
         return out_SF if bias_EF is None else out_SF + bias_EF[expert_S].to(out_SF.dtype)
 
-    pre_SF = linear(keys_EFD, experts.key_bias)
-    if experts.pre_dropout:
-        pre_SF = functional.dropout(pre_SF, experts.pre_dropout)
-    hidden_SF = experts.activation(pre_SF)
-    if ups_EFD is not None:
-        hidden_SF = hidden_SF * linear(ups_EFD, experts.up_bias)
-    if experts.dropout:
-        hidden_SF = functional.dropout(hidden_SF, experts.dropout)
-    if weights_TK is not None:
-        hidden_SF = hidden_SF * weights_TK.flatten()[order_S, None].to(hidden_SF.dtype)
+    weight_S = None if weights_TK is None else weights_TK.flatten()[order_S]
+    hidden_SF = experts.activate_choices(project, weight_S)
     rows_SD = ContiguousGradient.apply(
         grouped_mm(hidden_SF.to(x_SD.dtype), values_EFD, offs=ends_E)
     )

@@ -16,7 +16,6 @@ from moe_runner.moe.backends import BACKENDS, choose_backend
 from moe_runner.moe.experts import Experts, combine_matrix
 from moe_runner.moe.hypernet import HyperExpert
 from moe_runner.moe.inference import backend_of, infer
-from moe_runner.moe.kernel_experts import kernel
 from moe_runner.moe.losses import (
     importance_and_load_loss,
     load_by_probabilities,
@@ -378,15 +377,12 @@ def compute(
         index_TK: selected experts, int64 (T, K).
         weights_TK: float (T, K), or None: 1 each.
         experts: the experts.
-        backend: a name of `BACKENDS`; or, without a gradient, `one_token` or `kernel`.
+        backend: a name of `BACKENDS`; or, without a gradient, `one_token`.
 
     Returns:
         float (T, D).
     """
-    if backend in ("one_token", "kernel"):
-        call = one_token if backend == "one_token" else kernel
-    else:
-        call = BACKENDS[backend]
+    call = one_token if backend == "one_token" else BACKENDS[backend]
     output_TD = call(x_TD, index_TK, weights_TK, experts.tensors())
     bias = experts.bias(index_TK, weights_TK)
     return output_TD if bias is None else output_TD + bias.to(output_TD.dtype)

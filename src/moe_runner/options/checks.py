@@ -57,8 +57,14 @@ def size_problems(method: Method, model: Model) -> list[str]:
 
 
 def backend_problems(method: Method, model: Model, trainer: Trainer) -> list[str]:
-    """Check that the back end takes the sizes; where a plan does not know them, `convert` does."""
-    if getattr(method, "backend", None) != "grouped_mm" or model.d_ff < 1:
+    """Check that the back end takes dtype and sizes; where no plan knows these, `convert` does."""
+    backend = getattr(method, "backend", None)
+    if backend == "kernel" and trainer.precision != "fp32":
+        return [
+            "method.backend=kernel computes in fp32 and does not go with "
+            f"trainer.precision={trainer.precision}; use method.backend=auto"
+        ]
+    if backend != "grouped_mm" or model.d_ff < 1:
         return []
     if size_problems(method, model):
         return []

@@ -9,7 +9,7 @@ from moe_runner.options.model import Model
 from moe_runner.options.protocol import Protocol
 from moe_runner.registry import FAMILIES
 
-Backend = Literal["auto", "masked", "sorted", "grouped_mm"]
+Backend = Literal["auto", "masked", "sorted", "grouped_mm", "kernel"]
 Phase = Literal["train", "eval", "both"]
 
 

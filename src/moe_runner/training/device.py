@@ -14,6 +14,7 @@ from transformers import set_seed
 from moe_runner.kernels import building
 from moe_runner.moe import kernel_experts
 from moe_runner.options.errors import ConfigError
+from moe_runner.options.method import Method
 from moe_runner.options.training import Trainer
 from moe_runner.runs.processes import world_size
 
@@ -85,14 +86,12 @@ def check_precision(options: Trainer, device: torch.device) -> None:
         raise ConfigError("trainer.precision=bf16 is not supported by this GPU; use fp16 or fp32")
 
 
-def check_measuring(options: Trainer, device: torch.device) -> None:
-    """Check that evaluations can be done as asked: by the kernel, first, timed.
-
-    The kernel's sums are its own, so that nothing stands in for it where it is not built.
+def check_measuring(options: Trainer) -> None:
+    """Check that evaluations can be done as asked: first, timed.
 
     Raises:
-        ConfigError: if the kernel is not built, or computes no such runs; if a model whose weights
-            are sharded is to be evaluated first, or inference to be timed in several processes.
+        ConfigError: if a model whose weights are sharded is to be evaluated first, or inference to
+            be timed in several processes.
     """
     if options.evaluate_first and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise ConfigError(
@@ -104,18 +103,29 @@ def check_measuring(options: Trainer, device: torch.device) -> None:
             f"trainer.time_inference=true needs one process, and there are {world_size()}; use "
             "trainer.time_inference=false"
         )
-    if options.inference == "plain":
+
+
+def check_kernel(method: Method, options: Trainer, device: torch.device) -> None:
+    """Check that the C++ kernel computes what it was asked for, in training or in evaluations.
+
+    Its sums are its own, so that nothing stands in for it where it is not built.
+
+    Raises:
+        ConfigError: if the kernel is not built, or computes no such runs.
+    """
+    if getattr(method, "backend", None) == "kernel":
+        given, instead = "method.backend=kernel", "method.backend=auto"
+    elif options.inference == "kernel":
+        given, instead = "trainer.inference=kernel", "for a new run trainer.inference=plain"
+    else:
         return
-    given = "trainer.inference=kernel"
     if device.type != "cpu" or options.precision != "fp32":
         raise ConfigError(
             f"{given} computes on a CPU in fp32, and this is {device.type} in "
-            f"{options.precision}; use device=cpu, or for a new run trainer.inference=plain"
+            f"{options.precision}; use device=cpu, or {instead}"
         )
     if not kernel_experts.load():
-        raise ConfigError(
-            f"{given}: {building.why_missing()}; or use trainer.inference=plain for a new run"
-        )
+        raise ConfigError(f"{given}: {building.why_missing()}; or use {instead}")
 
 
 def prepare(seed: int, threads: int | None) -> None:

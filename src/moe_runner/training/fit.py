@@ -49,7 +49,13 @@ from moe_runner.runs.store import RunFolder
 from moe_runner.tasks.specs import OODSpec, TaskData
 from moe_runner.training import checkpoint
 from moe_runner.training.callbacks import EvaluateAtEnd, SaveAndStop, SaveEvery, ShowProgress
-from moe_runner.training.device import check_measuring, check_precision, peak_memory, prepare
+from moe_runner.training.device import (
+    check_kernel,
+    check_measuring,
+    check_precision,
+    peak_memory,
+    prepare,
+)
 from moe_runner.training.forms import FORMS, Form
 from moe_runner.training.forms.base import Collator
 from moe_runner.training.routing import (
@@ -107,7 +113,8 @@ class Prepared:
 def build(run: Run, resources: Resources) -> Prepared:
     """Seed, load the data and the backbone, convert, add LoRA, set what trains: in this order."""
     check_precision(run.trainer, resources.device)
-    check_measuring(run.trainer, resources.device)
+    check_measuring(run.trainer)
+    check_kernel(run.method, run.trainer, resources.device)
     silence_libraries()
     prepare(run.seed, resources.threads)
     data = tasks.load(run.task, run.task_name, resources.data_cache)
