@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import logging
+import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from rich.table import Table
 
 from moe_runner.console import PLAIN, Wide, duration, fitted_lines
+from moe_runner.runs.log import Fitted
 
 PARTS = ["[7/48]", "emoe rte seed 1", "", "accuracy 66.4", "12 s", "5.0 min left"]
 
@@ -31,6 +35,27 @@ def test_nothing_is_lost_and_no_line_is_too_long(width):
     lines = fitted_lines(parts, width)
     assert max(map(len, lines)) <= width
     assert "".join("".join(lines).split()) == "".join("".join(parts).split())
+
+
+LINES = "  new, not pretrained: bert.pooler.dense.bias, classifier.weight\n  [1/2]\n  " + "a" * 50
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_line_of_the_log_goes_on_where_a_terminal_is_narrow(terminal, monkeypatch):
+    stream = SimpleNamespace(isatty=lambda: terminal, fileno=lambda: 2)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((40, 24)))
+    found = Fitted("%(message)s").format(logging.makeLogRecord({"msg": LINES}))
+    if not terminal:
+        assert found == LINES
+        return
+    assert found.splitlines() == [
+        "  new, not pretrained:",
+        "    bert.pooler.dense.bias,",
+        "    classifier.weight",
+        "  [1/2]",
+        "  " + "a" * 50,  # a path can still be copied
+    ]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from moe_runner.console import wide_console
 from moe_runner.report.store_commands import last_line
 from moe_runner.report.summary import print_results
 from moe_runner.runs import processes
@@ -100,4 +101,6 @@ class Command:
         print_results([*baselines, *results], gaps)
         roots = dict.fromkeys(store.root for _, store in self.plans)
         places = [f"results: {root}/<id>/result.json" for root in roots]
-        print("\n".join(line for line in (hint, *places) if line))
+        if hint:
+            wide_console().print(hint, highlight=False)
+        print("\n".join(places))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from moe_runner.console import INDENT, WIDTH
 from moe_runner.files import masked
 
 
@@ -46,3 +49,26 @@ class Masked(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Write a record."""
         return masked(super().format(record))
+
+
+class Fitted(Masked):
+    """The same for a terminal: a line wider than that goes on, indented, in the next one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a record."""
+        text = super().format(record)
+        if not sys.stderr.isatty():
+            return text
+        width = os.get_terminal_size(sys.stderr.fileno()).columns or WIDTH
+        return "\n".join(part for line in text.splitlines() for part in fitted(line, width))
+
+
+def fitted(line: str, width: int) -> list[str]:
+    """Divide a line between words; a word that is too long for any line stays whole."""
+    if len(line) <= width:
+        return [line]
+    indent = line[: len(line) - len(line.lstrip())]
+    return textwrap.wrap(
+        line.strip(), width, initial_indent=indent, subsequent_indent=indent + " " * INDENT,
+        replace_whitespace=False, break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
