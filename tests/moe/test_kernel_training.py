@@ -11,13 +11,19 @@ from torch import nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from moe_runner import EMoE, convert
+from moe_runner import EMoE, MoE, convert, from_pretrained, save_pretrained
 from moe_runner.kernels import building
 from moe_runner.moe import kernel_experts
 from moe_runner.moe.backends import masked
 from moe_runner.moe.experts import Stack
 from moe_runner.moe.kernel_training import by_kernel
+from moe_runner.moe.layer import MoEFeedForward
 from tests.moe.test_kernel import draw, library, stack  # noqa: F401
+
+
+def moe_layers(model):
+    return [module for module in model.modules() if isinstance(module, MoEFeedForward)]
+
 
 NAMES = ("keys", "values", "key_bias", "ups", "up_bias")
 
@@ -70,6 +76,7 @@ def compare(x, index, weights, experts, trained=NAMES):
     [
         (1, 4, 2, 8, 16), (3, 3, 3, 5, 7), (40, 8, 2, 24, 48), (300, 16, 4, 48, 96),
         (150, 2, 1, 50, 129), (700, 64, 16, 6, 72), (90, 4, 2, 7, 800),
+        (60, 2, 1, 129, 200), (33, 2, 1, 385, 40),  # strips of values go through a few at once
     ],
 )  # fmt: skip
 def test_it_is_the_definition(tokens, num_experts, top_k, size, d_model, gated, biased, weighted):
@@ -156,6 +163,17 @@ def test_a_model_trains_by_it_as_by_another_back_end():
             losses[backend].append(float(model.eval()(input_ids=ids, labels=ids).loss))
     assert losses["kernel"][-1] < losses["kernel"][0] - 0.5
     torch.testing.assert_close(losses["kernel"], losses["sorted"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [EMoE, MoE])
+def test_a_saved_model_does_not_ask_for_it(method, tmp_path):
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=50, num_attention_heads=2, **sizes))
+    convert(model, method(num_experts=2, top_k=1, layers="all", backend="kernel"))
+    save_pretrained(model, tmp_path)
+    loaded = from_pretrained(tmp_path)
+    assert {layer.backend for layer in moe_layers(loaded)} == {"auto"}
+    assert {layer.backend for layer in moe_layers(model)} == {"kernel"}
 
 
 def test_it_says_what_it_cannot_do(monkeypatch, tmp_path):

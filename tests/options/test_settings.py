@@ -212,6 +212,16 @@ PROBLEMS = [
         "use method.backend=auto",
     ),
     (
+        {"method__backend": "kernel", "device": "cuda:0"},
+        "method.backend=kernel computes on a CPU and does not go with device=cuda:0; "
+        "use method.backend=auto",
+    ),
+    (
+        {"trainer__inference": "kernel", "device": "mps"},
+        "trainer.inference=kernel computes on a CPU and does not go with device=mps; "
+        "use trainer.inference=plain",
+    ),
+    (
         {"method__layers": "even"},
         "method.layers=even is not a rule; use [8,10], all, last:<n> or last-even:<n> "
         "(model=bert_tiny has 4 layers)",

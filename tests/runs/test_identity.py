@@ -32,7 +32,7 @@ class Method:
     num_experts: int = 4
     temperature: float = 0.5
     layers: tuple[int, ...] = (1, 3)
-    backend: str = field(default="masked", metadata={"identity": False})
+    backend: str = field(default="masked", metadata={"identity": ("kernel",)})
     noise: float = field(default=0.0, metadata={"neutral": 0.0})
     normalise: bool = field(default=False, metadata={"neutral": False})
 
@@ -79,6 +79,11 @@ def test_a_dataclass_is_its_identifying_fields():
 def test_excluded_fields_are_left_out_whatever_they_hold():
     run = Run(method=Method(backend="grouped"), data_dir=Path("/data"))
     assert canonical_json(run) == canonical_json(Run())
+
+
+def test_an_option_may_count_with_some_of_its_values_only():
+    assert '"backend":"kernel"' in canonical_json(Method(backend="kernel"))
+    assert "backend" not in canonical_json(Method(backend="grouped"))
 
 
 def test_a_later_option_counts_only_when_not_neutral():

@@ -87,25 +87,3 @@ def test_a_run_that_failed_says_nothing_about_the_time_left(runs):
     assert count.begin(second).endswith(f"({second.id})")
     count.end(10.0)
     assert count.begin(third).endswith("  10 s left")
-
-
-def test_the_runs_of_a_search_are_counted_as_it_chooses_them(runs):
-    first, second, third = runs({"seed": 0}, {"seed": 1}, {"seed": 2}).values()
-    count = Tally({}, set(), unknown=4)
-    count.learn({first.id: first}, set())
-    assert count.begin(first) == f"[1/4] {first.label}  ({first.id})"
-    count.end(10.0)
-    count.learn({second.id: second}, set())
-    assert count.begin(second) == f"[2/4] emoe cola seed 1  ({second.id})  30 s left"
-    count.end(20.0)
-    count.learn({first.id: first}, {first.id})  # chosen again: takes no time
-    assert count.begin(first).startswith("[3/4] ")
-    count.end(10.0)
-    count.learn({third.id: third}, set())
-    assert count.begin(third).endswith("  15 s left")
-    count.end(10.0)
-    assert count.total == count.number == 4
-    assert count.left == []
-    assert count.unknown == 0
-    elsewhere = Tally({third.id: third}, set(), unknown=1, number=2)  # its third trial of four
-    assert elsewhere.begin(third) == f"[3/4] {third.label}  ({third.id})"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe_runner.analysis.subjects import without_kernel
 from moe_runner.conversion.convert import convert
 from moe_runner.kernels import building
 from moe_runner.methods.dense.options import Dense
@@ -18,7 +19,8 @@ from moe_runner.options.errors import ConfigError
 from moe_runner.options.training import Trainer
 from moe_runner.runs.store import Store
 from moe_runner.training.device import check_kernel, check_measuring
-from moe_runner.training.execute import execute
+from moe_runner.training.execute import execute, find_resources
+from moe_runner.training.fit import build
 from moe_runner.training.timing import PASSES, time_inference
 from tests.moe.test_kernel import library  # noqa: F401
 
@@ -37,13 +39,13 @@ def test_it_is_refused_where_it_is_not_built(monkeypatch, tmp_path):
     check_kernel(Dense(), Trainer(), cpu)
 
 
-@pytest.mark.parametrize("method", [EMoE(), EMoE(backend="kernel")])
 @pytest.mark.parametrize(
-    ("options", "device"),
-    [(BY_KERNEL, "cuda"), (dataclasses.replace(BY_KERNEL, precision="bf16"), "cpu")],
+    ("method", "options"), [(EMoE(), BY_KERNEL), (EMoE(backend="kernel"), Trainer())]
 )
-def test_it_is_refused_where_it_cannot_compute(method, options, device, monkeypatch):
+@pytest.mark.parametrize(("device", "precision"), [("cuda", "fp32"), ("cpu", "bf16")])
+def test_it_is_refused_where_it_cannot_compute(method, options, device, precision, monkeypatch):
     monkeypatch.setattr(kernel_experts, "load", lambda: True)
+    options = dataclasses.replace(options, precision=precision)
     with pytest.raises(ConfigError, match="computes on a CPU in fp32, and this is"):
         check_kernel(method, options, torch.device(device))
 
@@ -77,6 +79,39 @@ def test_evaluations_use_it_and_scores_are_those_of_the_plain_path(
     ours, theirs = kernel.id_metrics["validation"], plain.id_metrics["validation"]
     assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
     assert ours.metrics == pytest.approx(theirs.metrics)
+
+
+@pytest.mark.kernel
+def test_a_run_that_trains_by_it_is_another_run_with_nearly_the_same_numbers(
+    make_settings, only_run, monkeypatch, request
+):
+    request.getfixturevalue("library")
+    monkeypatch.setattr(kernel_experts, "load", lambda: True)
+    runs, results = {}, {}
+    for backend in ("auto", "sorted", "kernel"):
+        method = EMoE(num_experts=4, top_k=2, backend=backend)
+        settings = make_settings(method=method, epochs=1)
+        runs[backend], before = only_run(settings), kernel_experts.calls
+        results[backend] = execute(
+            runs[backend], dataclasses.replace(settings, rerun=True),
+            Store(Path(settings.paths.output)),
+        )  # fmt: skip
+        assert (kernel_experts.calls > before) == (backend == "kernel")
+    assert runs["sorted"].id == runs["auto"].id != runs["kernel"].id
+    ours, theirs = (results[name].id_metrics["validation"] for name in ("kernel", "sorted"))
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
+
+
+def test_what_experts_are_is_looked_at_without_it(make_settings, only_run, monkeypatch):
+    monkeypatch.setattr(kernel_experts, "load", lambda: False)
+    method = EMoE(num_experts=4, top_k=2, backend="kernel")
+    settings = make_settings(method=method, inference="kernel")
+    run, resources = only_run(settings), find_resources(settings)
+    with pytest.raises(ConfigError, match=r"for a new run method.backend=auto"):
+        build(run, resources)
+    plain = without_kernel(run)
+    assert (plain.method.backend, plain.trainer.inference) == ("auto", "plain")
+    build(plain, resources)
 
 
 @pytest.mark.kernel

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from moe_runner.sweeps.plan import make_plan
 from moe_runner.tasks.instructions import prompt
 from moe_runner.tasks.mini.instruct import questions
 from moe_runner.tasks.mmlu import to_dataset
+from moe_runner.training import callbacks
 from moe_runner.training.callbacks import ShowProgress
 from moe_runner.training.execute import execute, find_resources
 from moe_runner.training.fit import build, make_trainer
@@ -271,9 +273,14 @@ def test_the_harness_gives_the_numbers_of_a_plain_loop(caplog):
     convert(model, EMoE(num_experts=16, top_k=4))
     rows = [row for row in questions() if row["subject"] in ("agents", "reviews")]
     chosen = [row for row in rows if row["split"] == "dev"] + rows[5:11] + rows[-6:]
-    told: list[int] = []
+    told: list[tuple[int, bool]] = []
+    terminal = sys.stderr
+
+    def tell(batches: int) -> None:
+        told.append((batches, sys.stderr is terminal))  # though the harness may not write to it
+
     found = evaluate(
-        model, tokenizer, to_dataset(chosen, None), shots=1, batch_size=5, after_batch=told.append
+        model, tokenizer, to_dataset(chosen, None), shots=1, batch_size=5, after_batch=tell
     )
     given, losses = plain_loop(model, tokenizer, chosen, shots=1)
     tested = [row for row in chosen if row["split"] == "test"]
@@ -282,9 +289,27 @@ def test_the_harness_gives_the_numbers_of_a_plain_loop(caplog):
     assert found["accuracy"] == found["primary"] == pytest.approx(sum(right) / 12)
     assert found["accuracy/agents"] == pytest.approx(sum(right[:6]) / 6)
     assert found["loss"] == pytest.approx(sum(losses) / 12, rel=1e-4)
-    assert told == [3] * 3  # 12 questions, 5 at once: the letters are read off one prediction
+    # 12 questions, 5 at once: the letters are read off one prediction
+    assert told == [(3, True)] * 3
     assert "are cut at their start" not in caplog.text
 
     with caplog.at_level("WARNING"):
         evaluate(model, tokenizer, to_dataset(chosen, 2), shots=5, batch_size=2)
     assert "of 2 prompts of 5 shots are longer than the 256 positions" in caplog.text
+
+
+def test_questions_show_how_far_they_are(instruct_settings, tmp_path, monkeypatch, caplog):
+    pytest.importorskip("lm_eval", reason="pip install -e '.[llm]'")
+    monkeypatch.setattr(callbacks, "EVALUATION_SECONDS", 0.0)
+    _, trainer, _ = prepared(instruct_settings(eval_batch_size=4), tmp_path)
+    chosen = [
+        {"subject": "words", "split": "dev" if i < 5 else "test", "question": f"w{i} w{i + 1}",
+         "choices": ["w1", "w2", "w3", "w4"], "answer": i % 4}
+        for i in range(14)
+    ]  # fmt: skip
+    with caplog.at_level("INFO"):
+        found = trainer.predict(to_dataset(chosen, None), metric_key_prefix="ood")
+    assert found.metrics["ood_examples"] == 9
+    lines = [line for line in caplog.messages if "evaluating" in line]
+    assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
+    assert lines[1].endswith(" left")

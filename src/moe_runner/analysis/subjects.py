@@ -82,7 +82,7 @@ def run_subject(run_id: str, store: Store, request: Request) -> Subject:
         quiet=True,
         data_cache=request.cache,
     )
-    plain = replace(run, trainer=replace(run.trainer, inference="plain"))  # no kernel is needed
+    plain = without_kernel(run)
     ready = build(plain, resources)
     notes = []
     form = run.method.converted_at
@@ -115,6 +115,14 @@ def run_subject(run_id: str, store: Store, request: Request) -> Subject:
         kinds=vocabulary.kind,
         settings=run.settings(),
     )
+
+
+def without_kernel(run: Run) -> Run:
+    """Give the run as PyTorch alone computes it: what experts are does not depend on last bits."""
+    method = run.method
+    if getattr(method, "backend", None) == "kernel":
+        method = replace(method, backend="auto")  # type: ignore[call-arg]
+    return replace(run, method=method, trainer=replace(run.trainer, inference="plain"))
 
 
 def folder_subject(folder: Path, request: Request) -> Subject:

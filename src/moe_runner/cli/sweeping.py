@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from moe_runner.cli.launching import runs_here
+from moe_runner.cli.launching import in_a_sweep, runs_here
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import Folders
 from moe_runner.options.settings import Settings
@@ -50,29 +50,43 @@ def announce(jobs: Sequence[Sequence[str]], folders: Folders) -> None:
 
 def tally_of(plan: Plan, settings: Settings) -> Tally:
     """Give the count of the sweep that runs, or make that of an only job."""
+    if in_a_sweep() and searches(HydraConfig.get()):
+        return tally_of_search(HydraConfig.get(), plan, settings)
     if _announced and all(run.id in _announced[0].runs for run in plan.runs):
         return _announced[0]
     runs = {run.id: run for run in plan.runs}
+    return Tally(runs, done_of(runs, settings))
+
+
+def tally_of_search(node: Any, plan: Plan, settings: Settings) -> Tally:
+    """Give the count of a search, which chooses its trials one by one; see `tally_of`.
+
+    Args:
+        node: Hydra's own config, of a job.
+        plan: of a trial.
+        settings: of it.
+    """
+    runs = {run.id: run for run in plan.runs}
     settled = done_of(runs, settings)
-    if not HydraConfig.initialized() or not (trials := trials_of_search(HydraConfig.get())):
-        return Tally(runs, settled)
-    before = HydraConfig.get().job.num * len(runs)
-    unknown = trials * len(runs) - before
-    if not runs_here(HydraConfig.get()):  # nothing is known of the other processes' times
-        return Tally(runs, settled, unknown - len(runs), before)
-    if not _announced:
-        _announced.append(Tally({}, set(), unknown, before))
+    total = trials_of(node) * len(runs)
+    before = node.job.num * len(runs)
+    if not runs_here(node):
+        return Tally(runs, settled, total, before, alone=False)
+    if not before or not _announced:
+        _announced[:] = [Tally({}, set(), total, before)]
     _announced[0].learn(runs, settled)
     return _announced[0]
 
 
-def trials_of_search(node: Any) -> int:
-    """Count the trials of a sweeper that chooses one by the scores of others; 0: it is none.
+def searches(node: Any) -> bool:
+    """Tell whether a sweeper of Hydra's own config chooses a trial by the scores of others."""
+    return "n_trials" in node.sweeper
 
-    Args:
-        node: Hydra's own config.
-    """
-    return int(node.sweeper.get("n_trials") or 0)
+
+def trials_of(node: Any) -> int:
+    """Count the trials of a search; 0: of a grid, which may have fewer than it is allowed."""
+    sampler = str((node.sweeper.get("sampler") or {}).get("_target_", ""))
+    return 0 if sampler.endswith("GridSampler") else int(node.sweeper.n_trials)
 
 
 def done_of(runs: Iterable[str], settings: Settings) -> set[str]:

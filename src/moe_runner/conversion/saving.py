@@ -67,11 +67,16 @@ def save_pretrained(
         folder / FILE,
         {
             "format": FORMAT,
-            "method": dataclasses.asdict(conversion.method),
+            "method": portable(dataclasses.asdict(conversion.method)),
             "protocol": dataclasses.asdict(conversion.protocol),
             "sites": assignments_of(conversion),
         },
     )
+
+
+def portable(method: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the C++ kernel, which the machine that loads the model may not have."""
+    return {**method, "backend": "auto"} if method.get("backend") == "kernel" else method
 
 
 def assignments_of(conversion: Conversion) -> dict[str, list[int]]:

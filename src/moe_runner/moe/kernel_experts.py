@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from moe_runner.kernels import building
-from moe_runner.moe.experts import Activation, Stack
+from moe_runner.moe.experts import NEURON_TENSORS, Activation, Stack
 
 log = logging.getLogger(__name__)
 
@@ -79,14 +79,15 @@ def fits(x_TD: Tensor, experts: Stack) -> bool:
     return (
         not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
-        and x_TD.dtype == experts.keys.dtype == experts.values.dtype == torch.float32
+        and x_TD.dtype == torch.float32
         and experts.keys.device.type == x_TD.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
         and experts.dropout == experts.pre_dropout == 0
         and kind_of(experts.activation) is not None
-        and experts.keys.is_contiguous()
-        and experts.values.is_contiguous()
-        and (experts.ups is None or experts.ups.is_contiguous())
+        and all(
+            tensor is None or (tensor.is_contiguous() and tensor.dtype == torch.float32)
+            for tensor in (getattr(experts, name) for name in NEURON_TENSORS)
+        )
         and load()
     )
 

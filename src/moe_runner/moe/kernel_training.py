@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from moe_runner.kernels import building
 from moe_runner.moe import kernel_experts
-from moe_runner.moe.experts import Stack
+from moe_runner.moe.experts import NEURON_TENSORS, Stack
 from moe_runner.moe.sorted_experts import known_activation
 
 
@@ -47,6 +47,7 @@ def by_kernel(x_TD: Tensor, index_TK: Tensor, weights_TK: Tensor | None, experts
     order_S = torch.ops.moe_runner.order(index_TK, experts.num_experts)
 
     def project(rows_EFD: Tensor, bias_EF: Tensor | None) -> Tensor:
+        bias_EF = None if bias_EF is None else bias_EF.contiguous()
         found: Tensor = Project.apply(x_TD, index_TK, rows_EFD.contiguous(), bias_EF)
         return found
 
@@ -59,8 +60,8 @@ def by_kernel(x_TD: Tensor, index_TK: Tensor, weights_TK: Tensor | None, experts
 
 def refusal(x_TD: Tensor, experts: Stack) -> str | None:
     """Say why the kernel cannot compute some experts; None if it can."""
-    kinds = {x_TD.dtype, experts.keys.dtype, experts.values.dtype}
-    devices = {x_TD.device.type, experts.keys.device.type}
+    tensors = [x_TD, *(t for name in NEURON_TENSORS if (t := getattr(experts, name)) is not None)]
+    kinds, devices = {t.dtype for t in tensors}, {t.device.type for t in tensors}
     under_autocast = torch.is_autocast_enabled("cpu")
     if kinds != {torch.float32} or devices != {"cpu"} or under_autocast:
         found = f"{', '.join(sorted(map(str, kinds)))} on {', '.join(sorted(devices))}"

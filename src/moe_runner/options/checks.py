@@ -32,6 +32,7 @@ def value_problems(parts: Mapping[str, Any]) -> list[str]:
         (search_problems, "search", "trainer", "tuning"),
         (place_problems, "task", "model", "paths"),
         (device_problems, "device", "trainer"),
+        (kernel_problems, "device", "method", "trainer"),
         (lambda task, model: task.problems(model), "task", "model"),
         (tuning_problems, "tuning", "model"),
         (size_problems, "method", "model"),
@@ -57,14 +58,8 @@ def size_problems(method: Method, model: Model) -> list[str]:
 
 
 def backend_problems(method: Method, model: Model, trainer: Trainer) -> list[str]:
-    """Check that the back end takes dtype and sizes; where no plan knows these, `convert` does."""
-    backend = getattr(method, "backend", None)
-    if backend == "kernel" and trainer.precision != "fp32":
-        return [
-            "method.backend=kernel computes in fp32 and does not go with "
-            f"trainer.precision={trainer.precision}; use method.backend=auto"
-        ]
-    if backend != "grouped_mm" or model.d_ff < 1:
+    """Check that the back end takes the sizes; where a plan does not know them, `convert` does."""
+    if getattr(method, "backend", None) != "grouped_mm" or model.d_ff < 1:
         return []
     if size_problems(method, model):
         return []
@@ -163,6 +158,24 @@ def device_problems(device: str, trainer: Trainer) -> list[str]:
         return [
             f"trainer.precision=fp16 does not work on device={device}; "
             "use trainer.precision=bf16 or fp32"
+        ]
+    return []
+
+
+def kernel_problems(device: str, method: Method, trainer: Trainer) -> list[str]:
+    """Check that what the C++ kernel is asked for is on a CPU and in fp32; a run looks for it."""
+    if getattr(method, "backend", None) == "kernel":
+        given, instead = "method.backend=kernel", "method.backend=auto"
+    elif trainer.inference == "kernel":
+        given, instead = "trainer.inference=kernel", "trainer.inference=plain"
+    else:
+        return []
+    if device not in ("auto", "cpu"):
+        return [f"{given} computes on a CPU and does not go with device={device}; use {instead}"]
+    if trainer.precision != "fp32":
+        return [
+            f"{given} computes in fp32 and does not go with trainer.precision={trainer.precision}; "
+            f"use {instead}"
         ]
     return []
 

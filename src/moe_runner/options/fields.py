@@ -2,7 +2,8 @@
 
 num_experts: Count = 64
 rates: tuple[Positive, ...] = ()                  # a range holds for every element
-backend: Backend = runtime("auto")                # stays out of the id
+data_dir: str | None = runtime(None)              # stays out of the id
+backend: Backend = seldom("auto", "kernel")       # in the id only as `kernel`
 normalize: bool = later(False)                    # in the id only where it is not the default
 rate: Positive = later(0.1, neutral=1.0)          # in the id also at its default
 """
@@ -25,6 +26,16 @@ def runtime(default: Any) -> Any:
         default: of the option; `dataclasses.MISSING` where it must be given.
     """
     return field(default=default, metadata={"identity": False})
+
+
+def seldom(default: Any, *telling: Any) -> Any:
+    """Declare an option that enters the run's identity with some values only.
+
+    Args:
+        default: of the option.
+        telling: the values that change numbers; the others give the same ones.
+    """
+    return field(default=default, metadata={"identity": telling})
 
 
 def later(default: Any, neutral: Any = dataclasses.MISSING) -> Any:

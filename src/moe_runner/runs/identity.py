@@ -20,8 +20,9 @@ def canonical_json(value: Any) -> str:
 
     Keys are sorted, there is no white space, and an integral float is written as an integer, so
     that 1 and 1.0 agree (True stays true). Two keys of a dataclass field's metadata count:
-    `identity=False` leaves the field out; `neutral=X` leaves it out while its value is X, so that
-    an option added later does not change old ids. A dataclass is spelled as its fields alone:
+    `identity=False` leaves the field out, `identity=(X, Y)` unless its value is X or Y;
+    `neutral=X` leaves it out while its value is X, so that an option added later does not change
+    old ids. A dataclass is spelled as its fields alone:
     two classes with the same fields and values agree, so whoever chooses between them must also
     hold the choice's name.
 
@@ -123,8 +124,13 @@ def identifying(options: Any) -> list[dataclasses.Field[Any]]:
     return [
         field
         for field in dataclasses.fields(options)
-        if field.metadata.get("identity", True) and not _is_neutral(options, field)
+        if _counts(options, field) and not _is_neutral(options, field)
     ]
+
+
+def _counts(options: Any, field: dataclasses.Field[Any]) -> bool:
+    counts = field.metadata.get("identity", True)
+    return counts if isinstance(counts, bool) else getattr(options, field.name) in counts
 
 
 def _plain(value: Any, where: str) -> Any:

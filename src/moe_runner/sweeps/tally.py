@@ -17,18 +17,26 @@ class Tally:
     Args:
         runs: of the whole sweep, by id, in their order; of a search those that it has chosen.
         settled: the ids of those that are done already: they take no time.
-        unknown: runs that a search is yet to choose.
-        number: of runs that came before, in other processes.
+        total: how many runs a search will have carried out at its end; 0: nobody knows; None: it is
+            no search.
+        before: how many runs of a search came before these.
+        alone: whether nobody else carries out runs of a search; else no time is estimated.
     """
 
     def __init__(
-        self, runs: Mapping[str, Run], settled: set[str], unknown: int = 0, number: int = 0
+        self,
+        runs: Mapping[str, Run],
+        settled: set[str],
+        total: int | None = None,
+        before: int = 0,
+        alone: bool = True,
     ) -> None:
         self.runs: dict[str, Run] = {}
         self.left: list[str] = []
         self.seconds: dict[str, float] = {}
-        self.total = number + len(runs) + unknown
-        self.unknown, self.number = len(runs) + unknown, number
+        self.total = before + len(runs) if total is None else total
+        self.estimates = alone and self.total > 0
+        self.unknown, self.number = self.total - before, before
         self.running: str | None = None
         self.learn(runs, settled)
 
@@ -47,7 +55,8 @@ class Tally:
         self.number += 1
         self.running = run.id
         left = self.time_left()
-        count = f"[{self.number}/{max(self.total, self.number)}]"
+        of = f"/{max(self.total, self.number)}" if self.total else ""
+        count = f"[{self.number}{of}]"
         first = f"{shared_by(self.runs)}\n" if self.number == 1 and len(self.runs) > 1 else ""
         return f"{first}{count} {self.names.get(run.id, run.label)}  ({run.id})" + (
             f"  {duration(left)} left" if left is not None else ""
@@ -68,11 +77,11 @@ class Tally:
         self.running = None
 
     def time_left(self) -> float | None:
-        """Estimate the seconds until the last run has ended; None: none has ended yet.
+        """Estimate the seconds until the last run has ended; None: there is nothing to tell by.
 
         A run takes as long as those of its model and task took, else as all did on average.
         """
-        if not self.seconds:
+        if not self.seconds or not self.estimates:
             return None
         mean = sum(self.seconds.values()) / len(self.seconds)
         return sum(self.expected(run_id, mean) for run_id in self.left) + self.unknown * mean

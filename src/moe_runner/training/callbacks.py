@@ -144,7 +144,7 @@ class ShowProgress(TrainerCallback):
         if self.quiet or not parts or not sys.stderr.isatty():
             return
         if self.live is None:
-            console = Console(stderr=True, markup=False, highlight=False)
+            console = Console(file=sys.stderr, markup=False, highlight=False)
             self.live = Live(console=console, transient=True, refresh_per_second=4)
             self.live.start()
         lines = fitted_lines([f"  {parts[0]}", *parts[1:]], self.live.console.width)

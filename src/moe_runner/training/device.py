@@ -114,7 +114,7 @@ def check_kernel(method: Method, options: Trainer, device: torch.device) -> None
         ConfigError: if the kernel is not built, or computes no such runs.
     """
     if getattr(method, "backend", None) == "kernel":
-        given, instead = "method.backend=kernel", "method.backend=auto"
+        given, instead = "method.backend=kernel", "for a new run method.backend=auto"
     elif options.inference == "kernel":
         given, instead = "trainer.inference=kernel", "for a new run trainer.inference=plain"
     else:

@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -104,11 +105,16 @@ def evaluate(
 
     Source: lm-evaluation-harness, its task mmlu; Hendrycks et al., arXiv:2009.03300.
     """
-    training = model.training
+    training, stderr = model.training, sys.stderr
     model.eval()
+
+    def tell(batches: int) -> None:
+        with contextlib.redirect_stderr(stderr):  # where the harness may not write
+            after_batch(batches)
+
     with quietly():
         lm = InMemoryLM(
-            after_batch,
+            tell,
             pretrained=model,
             tokenizer=tokenizer,
             backend="causal",

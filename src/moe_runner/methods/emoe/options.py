@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from moe_runner.methods.checks import cluster_problems, top_k_problems
 from moe_runner.options.errors import show
-from moe_runner.options.fields import Seed, later, runtime
+from moe_runner.options.fields import Seed, later, seldom
 from moe_runner.options.layers import layer_problems
 from moe_runner.options.method import Backend, Expansion, Method, Phase
 from moe_runner.options.model import Model
@@ -32,7 +32,7 @@ class EMoE(Method):
     gate_on: Literal["gate", "up", "up_abs", "inter", "inter_abs"] = "gate"  # others: gated FFNs
     normalize_gate: bool = later(False)  # gate vectors of length 1
     convert_at: Phase = later("both")  # EMoE2LoRA, LoRA2EMoE, EMoE
-    backend: Backend = runtime("auto")
+    backend: Backend = seldom("auto", "kernel")
 
     pretrained_parts: ClassVar[frozenset[str]] = frozenset({"experts"})
     tunes_outside_layers: ClassVar[bool] = True

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from moe_runner.methods.checks import cluster_problems, later_of_cosine, top_k_problems
-from moe_runner.options.fields import Count, NotNegative, Seed, runtime
+from moe_runner.options.fields import Count, NotNegative, Seed, seldom
 from moe_runner.options.layers import layer_problems
 from moe_runner.options.method import Backend, Expansion, Method
 from moe_runner.options.model import Model
@@ -27,7 +27,7 @@ class EMoELearn(Method):
     cluster_seed: Seed = 0
     router_dim: Count = 256  # the router compares tokens and experts in so many dimensions
     balance_loss: NotNegative = 0.005  # times CV^2 of importance plus CV^2 of load
-    backend: Backend = runtime("auto")
+    backend: Backend = seldom("auto", "kernel")
 
     pretrained_parts: ClassVar[frozenset[str]] = frozenset({"experts"})
     tunes_outside_layers: ClassVar[bool] = True

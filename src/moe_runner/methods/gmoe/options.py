@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from moe_runner.methods.checks import count_problems, later_of_cosine, top_k_problems
-from moe_runner.options.fields import Count, NotNegative, runtime
+from moe_runner.options.fields import Count, NotNegative, seldom
 from moe_runner.options.layers import layer_problems
 from moe_runner.options.method import Backend, Expansion, Method
 from moe_runner.options.model import Model
@@ -27,7 +27,7 @@ class GMoE(Method):
     layers: str | tuple[int, ...] = "last-even:1"
     router_dim: Count = 256
     balance_loss: NotNegative = 0.005  # times CV^2 of importance plus CV^2 of load
-    backend: Backend = runtime("auto")
+    backend: Backend = seldom("auto", "kernel")
 
     tunes_outside_layers: ClassVar[bool] = True
     not_standard: ClassVar[str | None] = "a cosine router"

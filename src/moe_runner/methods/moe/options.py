@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from moe_runner.methods.checks import count_problems, top_k_problems
-from moe_runner.options.fields import NotNegative, runtime
+from moe_runner.options.fields import NotNegative, seldom
 from moe_runner.options.layers import layer_problems
 from moe_runner.options.method import Backend, Expansion, Method
 from moe_runner.options.model import Model
@@ -30,7 +30,7 @@ class MoE(Method):
     top_k: int = 1
     layers: str | tuple[int, ...] = "all"
     balance_loss: NotNegative | None = None  # None: 0.01, or a Switch Transformer's own coefficient
-    backend: Backend = runtime("auto")
+    backend: Backend = seldom("auto", "kernel")
 
     takes_sparse: ClassVar[bool] = True
     not_standard: ClassVar[str | None] = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moe_runner.methods.checks import top_k_problems
-from moe_runner.options.fields import Count, runtime
+from moe_runner.options.fields import Count, seldom
 from moe_runner.options.layers import layer_problems
 from moe_runner.options.method import Backend, Expansion, Method
 from moe_runner.options.model import Model
@@ -20,7 +20,7 @@ class Toy(Method):
     num_experts: Count = 4
     top_k: Count = 2  # experts per token
     layers: str | tuple[int, ...] = "last:1"
-    backend: Backend = runtime("auto")  # of the experts; changes no number
+    backend: Backend = seldom("auto", "kernel")  # of the experts; the kernel has sums of its own
 
     def problems(self, model: Model) -> list[str]:
         """See `Method`."""
