@@ -9,11 +9,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from moe_runner.cli.values import parse_config
+from moe_runner.kernels import building
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.settings import Settings
 from moe_runner.options.training import Recipe, Trainer
 from moe_runner.runs.run import read_run
-from moe_runner.sweeps.plan import make_plan, resolve
+from moe_runner.runs.store import Store
+from moe_runner.sweeps.plan import make_plan, resolve, show_plan
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -44,6 +46,19 @@ def test_the_default_is_emoe_on_all_eight_tasks_of_the_embedded_suite(settings):
 
 def test_a_member_alone_is_the_same_run_as_within_its_suite(settings):
     assert ids(settings("task=glue_mini/rte")) == ids(settings())[-1:]
+
+
+@pytest.mark.parametrize("built", [True, False])
+@pytest.mark.parametrize("asked", ["method.backend=kernel", "trainer.inference=kernel"])
+def test_a_dry_run_tells_that_the_kernel_is_not_built(asked, built, settings, capsys, monkeypatch):
+    monkeypatch.setattr(building, "library", lambda: Path("experts.so") if built else None)
+    monkeypatch.setattr(building, "differences", list)
+    given = settings("task=glue_mini/rte", asked)
+    plan, store = make_plan(given), Store(Path(given.paths.output))
+    assert ids(given) != ids(settings("task=glue_mini/rte"))
+    show_plan(plan, store, "auto")
+    line = f"1 cannot be done here: {asked}: the C++ kernel is not built; `python -m moe_runner.k"
+    assert (line in capsys.readouterr().out) == (not built)
 
 
 @pytest.mark.parametrize(

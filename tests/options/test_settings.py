@@ -209,17 +209,17 @@ PROBLEMS = [
     (
         {"method__backend": "kernel", "trainer__precision": "bf16"},
         "method.backend=kernel computes in fp32 and does not go with trainer.precision=bf16; "
-        "use method.backend=auto",
+        "use method.backend=auto for a new run",
     ),
     (
         {"method__backend": "kernel", "device": "cuda:0"},
         "method.backend=kernel computes on a CPU and does not go with device=cuda:0; "
-        "use method.backend=auto",
+        "use method.backend=auto for a new run",
     ),
     (
         {"trainer__inference": "kernel", "device": "mps"},
         "trainer.inference=kernel computes on a CPU and does not go with device=mps; "
-        "use trainer.inference=plain",
+        "use trainer.inference=plain for a new run",
     ),
     (
         {"method__layers": "even"},

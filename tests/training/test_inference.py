@@ -42,11 +42,16 @@ def test_it_is_refused_where_it_is_not_built(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("method", "options"), [(EMoE(), BY_KERNEL), (EMoE(backend="kernel"), Trainer())]
 )
-@pytest.mark.parametrize(("device", "precision"), [("cuda", "fp32"), ("cpu", "bf16")])
-def test_it_is_refused_where_it_cannot_compute(method, options, device, precision, monkeypatch):
+@pytest.mark.parametrize(
+    ("device", "precision", "wrong"),
+    [("cuda", "fp32", "device=cuda"), ("cpu", "bf16", "trainer.precision=bf16")],
+)
+def test_it_is_refused_where_it_cannot_compute(
+    method, options, device, precision, wrong, monkeypatch
+):
     monkeypatch.setattr(kernel_experts, "load", lambda: True)
     options = dataclasses.replace(options, precision=precision)
-    with pytest.raises(ConfigError, match="computes on a CPU in fp32, and this is"):
+    with pytest.raises(ConfigError, match=f"does not go with {wrong}"):
         check_kernel(method, options, torch.device(device))
 
 
@@ -107,7 +112,7 @@ def test_what_experts_are_is_looked_at_without_it(make_settings, only_run, monke
     method = EMoE(num_experts=4, top_k=2, backend="kernel")
     settings = make_settings(method=method, inference="kernel")
     run, resources = only_run(settings), find_resources(settings)
-    with pytest.raises(ConfigError, match=r"for a new run method.backend=auto"):
+    with pytest.raises(ConfigError, match=r"use method.backend=auto for a new run"):
         build(run, resources)
     plain = without_kernel(run)
     assert (plain.method.backend, plain.trainer.inference) == ("auto", "plain")

@@ -100,6 +100,11 @@ def why_missing() -> str:
     return f"the C++ kernel was built for {cause}; build it anew: {COMMAND}"
 
 
+def refusal(given: str, instead: str) -> str:
+    """Say in one line that an option needs the kernel, which is missing, and what else to do."""
+    return f"{given}: {why_missing()}; or use {instead}"
+
+
 def build() -> Path:
     """Compile the kernel with the C++ compiler `$CXX`, else g++; what is there is replaced.
 

@@ -164,12 +164,9 @@ def device_problems(device: str, trainer: Trainer) -> list[str]:
 
 def kernel_problems(device: str, method: Method, trainer: Trainer) -> list[str]:
     """Check that what the C++ kernel is asked for is on a CPU and in fp32; a run looks for it."""
-    if getattr(method, "backend", None) == "kernel":
-        given, instead = "method.backend=kernel", "method.backend=auto"
-    elif trainer.inference == "kernel":
-        given, instead = "trainer.inference=kernel", "trainer.inference=plain"
-    else:
+    if (asked := kernel_asked(method, trainer)) is None:
         return []
+    given, instead = asked
     if device not in ("auto", "cpu"):
         return [f"{given} computes on a CPU and does not go with device={device}; use {instead}"]
     if trainer.precision != "fp32":
@@ -178,6 +175,15 @@ def kernel_problems(device: str, method: Method, trainer: Trainer) -> list[str]:
             f"use {instead}"
         ]
     return []
+
+
+def kernel_asked(method: Method, trainer: Trainer) -> tuple[str, str] | None:
+    """Find the option that asks for the C++ kernel, and what to use without it; None: none does."""
+    if getattr(method, "backend", None) == "kernel":
+        return "method.backend=kernel", "method.backend=auto for a new run"
+    if trainer.inference == "kernel":
+        return "trainer.inference=kernel", "trainer.inference=plain for a new run"
+    return None
 
 
 def tuning_problems(tuning: Tuning, model: Model) -> list[str]:

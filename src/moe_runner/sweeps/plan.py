@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_runner import tasks
 from moe_runner.backbones.weights import Weights, find_weights
+from moe_runner.kernels import building
 from moe_runner.methods.dense.options import Dense
+from moe_runner.options.checks import kernel_asked
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.mixtures import config_problems
 from moe_runner.options.model import Model
@@ -267,6 +270,10 @@ def show_plan(plan: Plan, store: Store, device: str) -> None:
         clock = Clock(store, device)
         print(f"time on this machine, one after the other: {time_of(rest, clock)}")
         print(f"  ({clock.explained()})")
+    asked = Counter(each for run in rest if (each := kernel_asked(run.method, run.trainer)))
+    if asked and building.library() is None:
+        for (given, instead), count in asked.items():
+            print(f"{count} cannot be done here: {building.refusal(given, instead)}")
     tell_open(plan.runs)
 
 

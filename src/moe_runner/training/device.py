@@ -13,6 +13,7 @@ from transformers import set_seed
 
 from moe_runner.kernels import building
 from moe_runner.moe import kernel_experts
+from moe_runner.options.checks import kernel_asked, kernel_problems
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.method import Method
 from moe_runner.options.training import Trainer
@@ -113,19 +114,11 @@ def check_kernel(method: Method, options: Trainer, device: torch.device) -> None
     Raises:
         ConfigError: if the kernel is not built, or computes no such runs.
     """
-    if getattr(method, "backend", None) == "kernel":
-        given, instead = "method.backend=kernel", "for a new run method.backend=auto"
-    elif options.inference == "kernel":
-        given, instead = "trainer.inference=kernel", "for a new run trainer.inference=plain"
-    else:
-        return
-    if device.type != "cpu" or options.precision != "fp32":
-        raise ConfigError(
-            f"{given} computes on a CPU in fp32, and this is {device.type} in "
-            f"{options.precision}; use device=cpu, or {instead}"
-        )
-    if not kernel_experts.load():
-        raise ConfigError(f"{given}: {building.why_missing()}; or use {instead}")
+    if problems := kernel_problems(device.type, method, options):
+        raise ConfigError(*problems)
+    asked = kernel_asked(method, options)
+    if asked is not None and not kernel_experts.load():
+        raise ConfigError(building.refusal(*asked))
 
 
 def prepare(seed: int, threads: int | None) -> None:
