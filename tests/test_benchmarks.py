@@ -115,8 +115,8 @@ def test_the_benchmark_of_gpus_runs_where_little_is_installed(tmp_path):
 
 def test_the_benchmark_of_gpus_sees_what_is_off(bench, monkeypatch):
     cuda = importlib.import_module("bench_cuda")
-    right = cuda.BACKENDS["sorted"]
-    wrong = {**cuda.BACKENDS, "sorted": lambda *args: right(*args) * 1.1}
-    monkeypatch.setattr(cuda, "BACKENDS", wrong)
+    right = cuda.IN_TORCH["sorted"]
+    wrong = {**cuda.IN_TORCH, "sorted": lambda *args: right(*args) * 1.1}
+    monkeypatch.setattr(cuda, "IN_TORCH", wrong)
     checks = cuda.parity(cuda.TRYING[0], torch.device("cpu"))
     assert {c["what"].split()[0] for c in checks if not c["ok"]} == {"sorted"}
