@@ -89,7 +89,7 @@ def why_missing() -> str:
     """Say in one line why there is no build for what is here, and what to do."""
     others = differences()
     if not others:
-        return f"the C++ kernel is not built; `{COMMAND}` makes inference on a CPU faster"
+        return f"the C++ kernel is not built; `{COMMAND}` makes experts on a CPU faster"
     nearest = min(others, key=len)
     causes = {
         "torch": "another version of torch",

@@ -59,7 +59,12 @@ def by_kernel(x_TD: Tensor, index_TK: Tensor, weights_TK: Tensor | None, experts
 
 
 def refusal(x_TD: Tensor, experts: Stack) -> str | None:
-    """Say why the kernel cannot compute some experts; None if it can."""
+    """Say why the kernel cannot compute some experts, with a gradient or without; None if it can.
+
+    Args:
+        x_TD: tokens, float (T, D).
+        experts: their tensors.
+    """
     tensors = [x_TD, *(t for name in NEURON_TENSORS if (t := getattr(experts, name)) is not None)]
     kinds, devices = {t.dtype for t in tensors}, {t.device.type for t in tensors}
     under_autocast = torch.is_autocast_enabled("cpu")
@@ -73,13 +78,17 @@ def refusal(x_TD: Tensor, experts: Stack) -> str | None:
 
 
 class Project(torch.autograd.Function):
-    """Rows of the chosen experts times the token, and a bias: float32 (S, F), sorted by expert."""
+    """Rows of the chosen experts times the token, and a bias.
+
+    Args of `apply`, all contiguous: tokens, float32 (T, D); selection, int64 (T, K); rows, float32
+    (E, F, D); bias, float32 (E, F) or None. Gives float32 (S, F), sorted by expert.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x_TD: Tensor, index_TK: Tensor, rows_EFD: Tensor, bias_EF: Tensor | None
     ) -> Tensor:
-        """Compute them."""
+        """Compute float32 (S, F)."""
         ctx.save_for_backward(x_TD, index_TK, rows_EFD)
         found: Tensor = torch.ops.moe_runner.project(x_TD, index_TK, rows_EFD, bias_EF)
         return found
@@ -87,7 +96,7 @@ class Project(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_SF: Tensor) -> tuple[Tensor | None, ...]:
-        """Propagate to tokens, rows and bias."""
+        """Propagate (S, F) to tokens, rows and bias."""
         x_TD, index_TK, rows_EFD = ctx.saved_tensors
         need_x, _, need_rows, need_bias = ctx.needs_input_grad
         grad_SF, grad_x, grad_rows, grad_bias = grad_SF.contiguous(), None, None, None
@@ -103,11 +112,15 @@ class Project(torch.autograd.Function):
 
 
 class Combine(torch.autograd.Function):
-    """The sum over a token's choices of their activations times the expert's rows: (T, D)."""
+    """The sum over a token's choices of their activations times the expert's rows.
+
+    Args of `apply`: activations, float32 (S, F), sorted by expert; selection, int64 (T, K), and
+    rows, float32 (E, F, D), both contiguous. Gives float32 (T, D).
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden_SF: Tensor, index_TK: Tensor, rows_EFD: Tensor) -> Tensor:
-        """Compute it."""
+        """Compute float32 (T, D)."""
         hidden_SF = hidden_SF.contiguous()
         ctx.save_for_backward(hidden_SF, index_TK, rows_EFD)
         found: Tensor = torch.ops.moe_runner.combine(hidden_SF, index_TK, rows_EFD)
@@ -116,7 +129,7 @@ class Combine(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor | None, ...]:
-        """Propagate to activations and rows."""
+        """Propagate (T, D) to activations and rows."""
         hidden_SF, index_TK, rows_EFD = ctx.saved_tensors
         need_hidden, _, need_rows = ctx.needs_input_grad
         grad_TD, grad_hidden, grad_rows = grad_TD.contiguous(), None, None
