@@ -20,16 +20,17 @@ from tests.methods.test_methods import small
 LENGTHS = (9, 6, 4)  # real tokens of the rows of `tiny_batch`
 
 
+@pytest.mark.parametrize("family", ["bert", "t5"])  # T5: the decoder's input is the encoder's
 @pytest.mark.parametrize("name", ["emoe", "moe"])
-def test_choices_leave_padding_out(name, tiny_model, tiny_batch):
-    model, batch = tiny_model("bert"), tiny_batch("bert")
+def test_choices_leave_padding_out(name, family, tiny_model, tiny_batch):
+    model, batch = tiny_model(family), tiny_batch(family)
     convert(model, small(name))
     alone = [
         {"input_ids": row[None, :length], "attention_mask": torch.ones(1, length)}
         for row, length in zip(batch["input_ids"], LENGTHS, strict=True)
     ]
     padded, exact = choices(model, [batch]), choices(model, alone)
-    assert len(padded) == len(exact) == len(moe_layers(model)) == 4
+    assert len(padded) == len(exact) == len(moe_layers(model)) == {"bert": 4, "t5": 8}[family]
     for one, other in zip(padded, exact, strict=True):
         assert len(one) == sum(LENGTHS)
         assert torch.equal(one, other)

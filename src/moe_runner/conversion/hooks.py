@@ -21,7 +21,7 @@ def hand_over_masks(model: PreTrainedModel) -> None:
 
     A replaced FFN never sees the attention mask, and statistics must leave padding out. The hook is
     on the whole model, so it must be called through `model(...)`; `generate` calls an encoder by
-    itself, which has a hook of its own. A decoder without a mask has that of its labels.
+    itself, which has a hook of its own.
     """
     parameters = list(inspect.signature(model.forward).parameters)
 
@@ -34,9 +34,7 @@ def hand_over_masks(model: PreTrainedModel) -> None:
         pairs: list[tuple[Site, Any]] = [*zip(conversion.sites, conversion.layers, strict=True)]
         for kept in conversion.kept:
             pairs.append((kept, module.get_submodule(f"{kept.slot}.router")))
-        own = given.get("decoder_attention_mask")
-        if own is None and given.get("labels") is not None:
-            own = given["labels"] != -100
+        own = decoder_mask(given)
         for site, layer in pairs:
             decodes = module.config.is_encoder_decoder and site.stack == "decoder"
             layer.attention_mask = own if decodes else given.get("attention_mask")
@@ -45,6 +43,24 @@ def hand_over_masks(model: PreTrainedModel) -> None:
     if model.config.is_encoder_decoder:
         encoder = model.get_encoder()
         keep(model, encoder.register_forward_pre_hook(hand_over_own_mask, with_kwargs=True))
+
+
+def decoder_mask(given: dict[str, Any]) -> Tensor | None:
+    """Find which positions of a decoder are no padding, (B, L); None where nothing tells it.
+
+    That is its own mask, else that of its labels. A classifier (T5's, BART's) has one label per
+    text and gives its decoder the encoder's input, shifted: as many positions as there are tokens.
+
+    Args:
+        given: the arguments of the model's forward pass, by name.
+    """
+    if (own := given.get("decoder_attention_mask")) is not None:
+        return own
+    labels, mask = given.get("labels"), given.get("attention_mask")
+    if labels is not None and labels.ndim == 2 and not labels.is_floating_point():
+        return labels != -100
+    made = given.get("decoder_input_ids") is None and given.get("decoder_inputs_embeds") is None
+    return mask if made else None
 
 
 def hand_over_own_mask(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
