@@ -96,8 +96,9 @@ def main() -> None:
     set_threads(options.threads)
     rows: list[Row] = []
     for case in QUICK if options.quick else CASES:
-        rows += measure(case, options.quick)
-        show("a converted model against its dense model", rows)
+        measured = measure(case, options.quick)
+        show("a converted model against its dense model", measured)
+        rows += measured
     save("inference", rows)
 
 
