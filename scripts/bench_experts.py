@@ -1,6 +1,6 @@
 """Measure the expert computation of one MoE layer against its dense FFN, by back end.
 
-`python scripts/bench_experts.py`                 every case; about a quarter of an hour
+`python scripts/bench_experts.py`                 every case; about twenty minutes
 `python scripts/bench_experts.py --quick`         two cases, within a minute
 `python scripts/bench_experts.py --write-table`   every case, then the table that backend=auto uses
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,7 @@ class Case:
     top_k: int
     copies: bool = False
     dtype: str = "float32"  # or bfloat16, under autocast
+    trains: bool = True  # else forward only
 
     @property
     def size(self) -> int:
@@ -53,6 +54,17 @@ class Case:
         kind = "copies" if self.copies else "split"
         half = "" if self.dtype == "float32" else f" {self.dtype}"
         return f"{self.name} T={self.tokens} {kind} N={self.num_experts} k={self.top_k}{half}"
+
+    def entry(self, rows: Sequence[Row], phase: str) -> dict[str, object]:
+        """Make the line of the table: which back end was the fastest."""
+        times = {row.variant: row.seconds for row in rows if row.phase == phase}
+        return {
+            "phase": phase,
+            "sizes": [self.tokens, self.d_model, self.size, self.num_experts, self.top_k],
+            "gated": self.gated,
+            "dtype": self.dtype,
+            "fastest": min(IN_TORCH, key=lambda name: times[name]),
+        }
 
 
 MODELS = {
@@ -76,22 +88,16 @@ def main() -> None:
         print(f"[{number}/{len(chosen)}] {case}", file=sys.stderr)
         found = measure(case, 3)
         rows += found
-        times = {row.variant: row.seconds for row in found if row.phase == "forward+backward"}
-        entries.append(
-            {
-                "sizes": [case.tokens, case.d_model, case.size, case.num_experts, case.top_k],
-                "gated": case.gated,
-                "dtype": case.dtype,
-                "fastest": min(IN_TORCH, key=lambda name: times[name]),
-            }
-        )
+        entries += [case.entry(found, phase) for phase in dict.fromkeys(row.phase for row in found)]
     show("experts against the dense FFN", rows)
     save("experts", rows)
     if options.write_table:
         write_table(entries)
-    auto = [row for row in rows if row.variant == "auto" and row.phase == "forward+backward"]
-    worst = max(auto, key=lambda row: row.extra["of best"])
-    print(f"auto takes at most {worst.extra['of best']:.2f} of the best time: {worst.case}")
+    for phase in dict.fromkeys(row.phase for row in rows):
+        auto = [row for row in rows if row.variant == "auto" and row.phase == phase]
+        worst = max(auto, key=lambda row: row.extra["of best"])
+        times = f"auto takes at most {worst.extra['of best']:.2f} of the best time"
+        print(f"{times}, {phase}: {worst.case}")
 
 
 def write_table(entries: list[dict[str, object]]) -> None:
@@ -100,7 +106,6 @@ def write_table(entries: list[dict[str, object]]) -> None:
         "command": "python scripts/bench_experts.py --write-table",
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
-        "measured": "forward + backward",
         "sizes": ["tokens", "d_model", "neurons of an expert", "experts", "top_k"],
     }
     lines = [f" {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
@@ -133,7 +138,15 @@ def cases(quick: bool) -> list[Case]:
         for name in ("bert 768/3072", "bert_tiny 128/512")
         for tokens in (512, 4096)
     ]
-    return split + copies + half
+    few = [  # of a model in use: fewer tokens, and more experts
+        Case(name, *sizes, tokens, num_experts, num_experts // part, trains=False)
+        for name, sizes in MODELS.items()
+        for tokens, counts in ((8, (16, 64, 128)), (32, (16, 64, 128)), (128, (16, 64, 128)),
+                               (512, (128,)), (4096, (128,)))
+        for num_experts in counts
+        for part in (8, 4, 2)
+    ]  # fmt: skip
+    return split + copies + half + few
 
 
 def measure(case: Case, repeats: int) -> list[Row]:
@@ -153,9 +166,6 @@ def measure(case: Case, repeats: int) -> list[Row]:
     for name in BACKENDS if with_kernel else IN_TORCH:
         variants[name] = lambda call=BACKENDS[name]: call(x, index, None, experts)
     variants["index_add_loop"] = lambda: index_add_loop(x, index, experts)
-    variants["auto"] = lambda: IN_TORCH[choose_backend(len(x), case.top_k, experts)](
-        x, index, None, experts
-    )
     parameters = [x, *(p for p in (ffn.keys, ffn.values, ffn.key_bias, ffn.ups) if p is not None)]
     parameters += made.parameters()
     half = torch.autocast("cpu", torch.bfloat16, enabled=case.dtype == "bfloat16")
@@ -173,11 +183,18 @@ def measure(case: Case, repeats: int) -> list[Row]:
             function()
 
     rows = []
-    for phase, runner in (("forward", forward), ("forward+backward", both)):
+    for phase, runner in (("forward", forward), ("forward+backward", both))[: 1 + case.trains]:
         functions = {
             name: lambda function=function, runner=runner: runner(function)
             for name, function in variants.items()
         }
+        infers = phase == "forward"
+
+        def auto(infers: bool = infers) -> Tensor:
+            chosen = choose_backend(len(x), case.top_k, experts, infers=infers)
+            return IN_TORCH[chosen](x, index, None, experts)
+
+        functions["auto"] = lambda auto=auto, runner=runner: runner(auto)
         seconds = median_seconds(functions, repeats if case.tokens > 512 else 5 * repeats)
         best = min(seconds[name] for name in IN_TORCH)
         for name, value in seconds.items():

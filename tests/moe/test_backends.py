@@ -230,8 +230,8 @@ def test_the_chosen_back_end_works_for_any_size_and_type(dtype):
     for shape in ((2, 8, 8), (64, 48, 16), (8, 24, 40)):
         keys = torch.zeros(shape, dtype=dtype)
         stack = Stack(keys=keys, values=keys, activation=torch.relu)
-        for tokens in (0, 1, 300):
-            name = choose_backend(tokens, 1, stack)
+        for tokens, infers in itertools.product((0, 1, 300), (False, True)):
+            name = choose_backend(tokens, 1, stack, infers=infers)
             index = torch.zeros(tokens, 1, dtype=torch.int64)
             output = IN_TORCH[name](keys.new_zeros(tokens, shape[2]), index, None, stack)
             assert output.shape == (tokens, shape[2])
@@ -266,15 +266,17 @@ def test_grouped_mm_is_refused_where_torch_refuses_and_only_there(dtype):
 
 
 def test_the_choice_is_what_was_fastest_in_the_most_similar_case(tmp_path, monkeypatch):
-    def case(tokens: int, dtype: str, fastest: str) -> dict:
+    def case(tokens: int, dtype: str, fastest: str, phase: str = "forward+backward") -> dict:
         sizes = [tokens, 8, 8, 4, 2]
-        return {"sizes": sizes, "gated": False, "dtype": dtype, "fastest": fastest}
+        case = {"sizes": sizes, "gated": False, "dtype": dtype, "fastest": fastest}
+        return {**case, "phase": phase}
 
     table = tmp_path / "table.json"
     cases = [
         case(10, "float32", "masked"),
         case(1000, "float32", "sorted"),
         case(10, "bfloat16", "grouped_mm"),
+        case(10, "float32", "grouped_mm", "forward"),
     ]
     table.write_text(json.dumps({"cases": cases}))
     monkeypatch.setattr(backends, "TABLE", table)
@@ -282,6 +284,7 @@ def test_the_choice_is_what_was_fastest_in_the_most_similar_case(tmp_path, monke
     stack = Stack(keys=torch.zeros(4, 8, 8), values=torch.zeros(4, 8, 8), activation=torch.relu)
     assert choose_backend(20, 2, stack) == "masked"
     assert choose_backend(500, 2, stack) == "sorted"
+    assert choose_backend(500, 2, stack, infers=True) == "grouped_mm"
     with torch.autocast("cpu", torch.bfloat16):
         assert choose_backend(500, 2, stack) == "grouped_mm"
     backends.nearest_case.cache_clear()

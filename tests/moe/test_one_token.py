@@ -109,6 +109,24 @@ def test_the_fast_path_is_taken_for_one_token_in_inference_and_nowhere_else(monk
     assert taken == [1, 1]
 
 
+def test_the_choice_without_a_backward_pass_is_that_of_models_for_inference_alone(monkeypatch):
+    model, asked = llama(), []
+    convert(model, METHODS[0])
+    monkeypatch.setattr("moe_runner.moe.inference.fits", lambda *given: False)  # no kernel here
+    monkeypatch.setattr(
+        "moe_runner.moe.layer.choose_backend",
+        lambda *given, infers: asked.append(infers) or "masked",
+    )
+    text = torch.arange(5)[None]
+    model.eval()(text)
+    with torch.no_grad():
+        model(text)
+        for_inference(model)
+        model(text)
+    model(text)  # with a gradient
+    assert asked == [False] * 4 + [True] * 2 + [False] * 2  # two layers
+
+
 def test_a_back_end_that_was_asked_for_is_taken_in_inference_too(monkeypatch):
     model = llama()
     convert(model, METHODS[0])

@@ -48,7 +48,7 @@ IN_TORCH = {"masked": masked, "sorted": sort_by_expert, "grouped_mm": grouped}
 BACKENDS = {**IN_TORCH, "kernel": by_kernel}  # which is built, and only taken where it is asked for
 
 
-def choose_backend(tokens: int, top_k: int, experts: Stack) -> str:
+def choose_backend(tokens: int, top_k: int, experts: Stack, *, infers: bool = False) -> str:
     """Choose the fastest back end for the sizes of a layer.
 
     On CUDA `grouped_mm` where its rows are aligned, else `sorted`. Elsewhere what was fastest in
@@ -60,6 +60,8 @@ def choose_backend(tokens: int, top_k: int, experts: Stack) -> str:
         tokens: T.
         top_k: selected experts of a token, K.
         experts: their tensors.
+        infers: look up what was fastest without a backward pass, as a model `for_inference` does;
+            an evaluation takes what training takes.
 
     Returns:
         A name of `IN_TORCH`.
@@ -75,18 +77,20 @@ def choose_backend(tokens: int, top_k: int, experts: Stack) -> str:
         return "grouped_mm" if fits else "sorted"
     measured = "bfloat16" if dtype.itemsize == 2 else "float32"
     sizes = (max(tokens, 1), d_model, size, num_experts, top_k)
-    found = nearest_case(sizes, experts.ups is not None, measured)
+    phase = "forward" if infers else "forward+backward"
+    found = nearest_case(sizes, experts.ups is not None, measured, phase)
     return "sorted" if found == "grouped_mm" and not fits else found
 
 
 @functools.cache
-def nearest_case(sizes: tuple[int, int, int, int, int], gated: bool, dtype: str) -> str:
+def nearest_case(sizes: tuple[int, int, int, int, int], gated: bool, dtype: str, phase: str) -> str:
     """Find the back end of the most similar measured case: least distance of the sizes' logarithms.
 
     Args:
         sizes: tokens, d_model, neurons of an expert, experts, top_k.
         gated: whether the experts are gated.
         dtype: `float32` or `bfloat16`.
+        phase: `forward` or `forward+backward`.
 
     Returns:
         A name of `IN_TORCH`.
@@ -101,7 +105,7 @@ def nearest_case(sizes: tuple[int, int, int, int, int], gated: bool, dtype: str)
         return sum(math.log(a / b) ** 2 for a, b in pairs)
 
     table = json.loads(TABLE.read_text(encoding="utf-8"))
-    cases = [case for case in table["cases"] if case["dtype"] == dtype]
+    cases = [case for case in table["cases"] if (case["dtype"], case["phase"]) == (dtype, phase)]
     return str(min(cases, key=distance)["fastest"])
 
 

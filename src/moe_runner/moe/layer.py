@@ -239,7 +239,8 @@ class MoEFeedForward(nn.Module):
         backend = self.backend
         if backend == "auto":
             without_gradient = backend_of(x_TD, index_TK, stack) if infers else None
-            backend = without_gradient or choose_backend(len(x_TD), index_TK.shape[1], stack)
+            top_k = index_TK.shape[1]
+            backend = without_gradient or choose_backend(len(x_TD), top_k, stack, infers=infers)
         output_TD = compute(x_TD, index_TK, used_TK, self.experts, backend)
         if kept_TK is not None and self.capacity.dropped == "input":
             lost_TK = (~kept_TK).to(x_TD.dtype)
