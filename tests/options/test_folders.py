@@ -53,7 +53,8 @@ def test_what_is_given_for_the_task_wins(place):
 
 
 def test_data_of_ones_own_are_always_named(place):
-    assert settings(place, task="classification").task.data_dir is None
+    found = settings(place, task="classification").task
+    assert (found.data_dir, found.ood_dir) == (None, None)
 
 
 def test_a_model_comes_from_the_model_folder(place):

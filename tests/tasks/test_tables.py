@@ -69,3 +69,37 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path):
     file = tmp_path / "train.parquet"
     with pytest.raises(ValueError, match="has the column text 2 times; rename all but one"):
         read_file(file, table)
+
+
+def with_names(file, names: list[str]) -> list[int]:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features(text=Value("string"), label=ClassLabel(names=names))
+    Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features=features).to_parquet(file)
+    return read(Source(files=(file,)), [("text",)], ("negative", "positive"))["label"][:]
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["negative", "positive"], [0, 1]),
+        (["positive", "negative"], [1, 0]),
+        (["Neg", "Pos"], [0, 1]),
+        (["pos", "neg"], [1, 0]),
+        (["positive review", "negative review"], [1, 0]),
+        (["0", "1"], [0, 1]),
+    ],
+)
+def test_names_that_are_cut_short_decide_too(names, labels, tmp_path, caplog):
+    assert with_names(tmp_path / "train.parquet", names) == labels
+    assert "by number" not in caplog.text
+
+
+def test_names_that_say_nothing_are_told(tmp_path, caplog):
+    assert with_names(tmp_path / "train.parquet", ["bad", "good"]) == [0, 1]
+    assert "labels bad, good; they are taken by number, as negative, positive" in caplog.text
+
+
+def test_names_that_mean_one_class_twice_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="names its labels neg, negative; expected negative"):
+        with_names(tmp_path / "train.parquet", ["neg", "negative"])

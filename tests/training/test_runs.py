@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import struct
 from pathlib import Path
 
@@ -277,6 +278,11 @@ def test_a_kept_run_is_evaluated_on_other_sets_without_training(
     assert [path.name for path in kept.iterdir()] == ["best"]  # no optimizer state
     with pytest.raises(ConfigError, match="names no set"):
         evaluate_kept(run, bare, store, resources)
+    other = Path(shutil.copytree(settings.task.data_dir, store.root.parent / "data"))
+    shutil.copy(other / "cola/validation.parquet", other / "cola/train.parquet")
+    elsewhere = dataclasses.replace(settings.task, data_dir=str(other))
+    with pytest.raises(ConfigError, match=r"the data \(train\) are not those that it was tuned on"):
+        evaluate_kept(run, dataclasses.replace(settings, task=elsewhere), store, resources)
     monkeypatch.setattr(Weights, "fingerprint", lambda self: "of other weights")
     with pytest.raises(ConfigError, match="are not those that it was tuned from"):
         evaluate_kept(run, settings, store, resources)

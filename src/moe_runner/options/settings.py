@@ -202,9 +202,10 @@ def in_data_folder(task: Task, data: str | None) -> Task:
             scripts/prepare_data.py lays it out; `<suite>/ood` or `ood` is its `ood_dir`.
 
     Returns:
-        The task; a suite of which nothing is in the folder comes from the Hub.
+        The task; a suite of which nothing is in the folder comes from the Hub. The user's own
+        data are where the task says, and so are its out-of-domain sets.
     """
-    if data is None or task.hub_id is not None:
+    if data is None or task.hub_id is not None or task.own_data:
         return task
     root = Path(data).expanduser()
     names = [task.suite, *(task.members if len(task.members) == 1 else ())]
@@ -214,7 +215,7 @@ def in_data_folder(task: Task, data: str | None) -> Task:
     )
     return replace(
         task,
-        data_dir=task.data_dir or (str(own) if own and not task.own_data else None),
+        data_dir=task.data_dir or (str(own) if own else None),
         ood_dir=task.ood_dir or (str(ood) if ood else None),
     )
 

@@ -66,8 +66,7 @@ class Run:
     @property
     def is_open(self) -> bool:
         """Whether the id may still change: a revision of the Hub whose commit nothing told."""
-        places = [of for of in (self.weights, *self.data.values()) if of.startswith("hub ")]
-        return any(COMMIT.fullmatch(of.rpartition(" at ")[2]) is None for of in places)
+        return any(map(is_open, (self.weights, *self.data.values())))
 
     @property
     def task_name(self) -> str:
@@ -125,6 +124,12 @@ class Run:
         """Write the whole run as YAML, the text of config.yaml; secrets in it are ***."""
         tree = hidden({"id": self.id, **plain(dataclasses.asdict(self))})
         return yaml.safe_dump(tree, sort_keys=False)
+
+
+def is_open(fingerprint: str) -> bool:
+    """Tell whether weights or data are a revision of the Hub whose commit nothing told."""
+    revision = fingerprint.rpartition(" at ")[2]
+    return fingerprint.startswith("hub ") and COMMIT.fullmatch(revision) is None
 
 
 def named(text: str) -> str:

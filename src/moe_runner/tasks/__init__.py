@@ -17,6 +17,8 @@ from moe_runner.tasks.specs import TaskData, TaskSpec
 from moe_runner.tasks.suite import Suite
 from moe_runner.tasks.tables import fraction
 
+ABSENT = "not available"  # the fingerprint of a split that there is not
+
 
 def suite_of(name: str) -> Suite[Any]:
     """Return a suite of the registry."""
@@ -171,9 +173,9 @@ def load(options: Task, name: str, cache: Path | None = None) -> TaskData:
 
 def _fingerprint(source: Source, memo: Path | None) -> str:
     if source.absent:
-        return "not available"
+        return ABSENT
     if source.original is not None and (commit := downloaded_commit(source.files, memo)):
         return str(replace(source.original, revision=commit))
     if source.files:
         return f"sha256 {content_hash(source.files, memo)} {source.reading}".rstrip()
-    return source.generated or str(source.hub or "not available")
+    return source.generated or str(source.hub or ABSENT)

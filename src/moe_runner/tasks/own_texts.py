@@ -28,7 +28,7 @@ NONE: Mapping[str, int] = {}
 Label = str | int | float | None  # None: the row has none
 
 WHOLE = re.compile(r"[+-]?(0|[1-9]\d*)")
-NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?")
+NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 NO_LABEL = ("nan", "null", "none", "n/a")  # in a column of numbers
 FEW, MANY = 20, 1000  # classes: never too many, always too many; between, half of the rows is
 
@@ -149,6 +149,9 @@ def as_numbers(splits: Mapping[str, list[Label]]) -> dict[str, list[Label]]:
 
     Args:
         splits: the labels of all splits.
+
+    Raises:
+        ValueError: for a number that is too large.
     """
     known = {label for key, each in splits.items() if not key.startswith("ood/") for label in each}
     words = {label for label in known if isinstance(label, str) and label.lower() not in NO_LABEL}
@@ -165,7 +168,10 @@ def as_numbers(splits: Mapping[str, list[Label]]) -> dict[str, list[Label]]:
             return None
         if not NUMBER.fullmatch(label):
             return label  # of an out-of-domain set
-        return int(label) if WHOLE.fullmatch(label) else float(label)
+        number = int(label) if WHOLE.fullmatch(label) else float(label)
+        if isinstance(number, float) and math.isinf(number):
+            raise ValueError(f"there is the label {label}; a score is a finite number")
+        return number
 
     return {split: [read(label) for label in labels] for split, labels in splits.items()}
 
@@ -194,15 +200,18 @@ def with_class_names(rows: Rows, order: tuple[str, ...] | None) -> list[Label]:
         order: the names of the training file, which numbers of other files without names mean.
 
     Returns:
-        Names; -1, which `datasets` writes for a label that is not known, becomes None.
+        Names, whatever they look like; -1, which `datasets` writes for a label that is not known,
+        becomes None.
     """
     names = rows.names or order
     if names is None:
         return rows.labels
     found: list[Label] = []
     for number, label in enumerate(rows.labels, start=1):
+        if rows.names is None and isinstance(label, str) and label not in names:
+            label = int(label) if WHOLE.fullmatch(label) else label  # csv has words only
         if not isinstance(label, int):
-            found.append(label)
+            found.append(label if label is None else str(label))
         elif -1 <= label < len(names):
             found.append(None if label == -1 else names[label])
         else:
@@ -248,6 +257,26 @@ def classes_of(splits: Mapping[str, list[Label]], order: tuple[str, ...] | None)
             f"{', '.join(names[:3])}; is task.label the column of classes?"
         )
     return names
+
+
+def refuse_other_classes(origin: str, labels: Sequence[Label], train: Sequence[Label]) -> None:
+    """Refuse a split that has none of the classes that are trained.
+
+    Args:
+        origin: names the split.
+        labels: of it.
+        train: of the training rows.
+
+    Raises:
+        ValueError: if they have no class in common, as 0 and 1 beside neg and pos.
+    """
+    found, known = ({str(each) for each in part if each is not None} for part in (labels, train))
+    if found and not found & known:
+        here, there = (", ".join(sorted(part)[:FEW]) for part in (found, known))
+        raise ValueError(
+            f"{origin} has the classes {here}, of which the training data has none: there they are "
+            f"{there}; write them alike"
+        )
 
 
 def _warn_of_scores(scores: list[float]) -> None:

@@ -59,7 +59,7 @@ def read(
         source,
         lambda table, origin: _checked(table, origin, columns, labels),
         _features(columns[0], labels),
-        {"columns": columns, "labels": labels, "by name": True},
+        {"columns": columns, "labels": labels, "by name": 2},
         cache,
     )
     if not len(data):
@@ -271,12 +271,16 @@ def _label(table: Any, origin: str, labels: tuple[str, ...]) -> Any:
         return pa.chunked_array([[order[spelled(name)] for name in column.to_pylist()]], pa.int64())
     numbers = _column(table, "label", pa.int64(), origin)
     names = class_names(table.schema)
-    found = [spelled(name) for name in names or ()]
+    found = [_known(spelled(name), order) for name in names or ()]
     if all(order.get(name, number) == number for number, name in enumerate(found)):
+        if other := [
+            name for number, name in enumerate(found) if name not in (*order, str(number))
+        ]:
+            _tell_of_words(origin, tuple(other), labels)
         return numbers  # none, the same order, or other words
     if sorted(found) != sorted(order):
         raise ValueError(
-            f"{origin} names its labels {', '.join(found)}; expected {', '.join(labels)}"
+            f"{origin} names its labels {', '.join(names or ())}; expected {', '.join(labels)}"
         )
     _tell_of_order(origin, tuple(found))
     mapped = {number: order[name] for number, name in enumerate(found)} | {-1: -1}
@@ -284,6 +288,21 @@ def _label(table: Any, origin: str, labels: tuple[str, ...]) -> Any:
     if unnamed:
         raise ValueError(f"{origin} has the label {unnamed[0]}, which its schema does not name")
     return pa.chunked_array([[mapped[number] for number in numbers.to_pylist()]], pa.int64())
+
+
+def _known(name: str, order: Mapping[str, int]) -> str:
+    """Find the class that a name means, which may be cut short: pos is positive."""
+    meant = [other for other in order if other.startswith(name) or name.startswith(other)]
+    return meant[0] if name not in order and len(meant) == 1 else name
+
+
+@functools.cache
+def _tell_of_words(origin: str, names: tuple[str, ...], labels: tuple[str, ...]) -> None:
+    """Warn once of a file whose classes have names that say nothing here."""
+    log.warning(
+        "  %s names labels %s; they are taken by number, as %s",
+        origin, ", ".join(names), ", ".join(labels),
+    )  # fmt: skip
 
 
 @functools.cache

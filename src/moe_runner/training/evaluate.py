@@ -7,14 +7,17 @@ from dataclasses import replace
 
 from safetensors import SafetensorError
 
+from moe_runner import tasks
 from moe_runner.backbones.weights import find_weights
 from moe_runner.files import one_line, write_json
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.settings import Settings
+from moe_runner.options.task import Task
 from moe_runner.runs.objects import read_object
 from moe_runner.runs.result import Scores, figures_by_set
-from moe_runner.runs.run import Run
+from moe_runner.runs.run import Run, is_open
 from moe_runner.runs.store import RunFolder, Store
+from moe_runner.tasks import ABSENT
 from moe_runner.training import checkpoint
 from moe_runner.training.callbacks import ShowProgress
 from moe_runner.training.fit import (
@@ -92,7 +95,7 @@ def evaluate_kept(
 
     Raises:
         ConfigError: if the run is not done, its weights were not kept or cannot be loaded, the
-            backbone's files have changed since, or no set is named.
+            backbone's files or its own data have changed since, or no set is named.
         StoreError: if ood.json or the result is damaged.
     """
     given = f"evaluate={run.id}"
@@ -109,6 +112,7 @@ def evaluate_kept(
         ood_dir=settings.task.ood_dir or run.task.ood_dir,
         data_dir=settings.task.data_dir or run.task.data_dir,
     )
+    _refuse_other_data(run, task, given)
     ready = build(replace(run, task=task), resources)
     load_best(ready, folder, given)
     take_final_form(ready, run, resources)
@@ -120,3 +124,20 @@ def evaluate_kept(
         found = evaluate_ood(trainer, ready, run)
     write_json(file, {**known, **figures_by_set(found)})
     return found
+
+
+def _refuse_other_data(run: Run, task: Task, given: str) -> None:
+    """Refuse data that are not the run's own, since they say what its classes mean."""
+    here = tasks.fingerprint(task, run.task_name)
+    other = [
+        split
+        for split, of in run.data.items()
+        if not split.startswith("ood/")
+        and here.get(split, ABSENT) not in (of, ABSENT)
+        and not (is_open(of) or is_open(here[split]))
+    ]
+    if other:
+        raise ConfigError(
+            f"{given}: the data ({', '.join(other)}) are not those that it was tuned on; give them "
+            "with task.data_dir, or run it again"
+        )

@@ -141,6 +141,7 @@ def test_a_label_that_is_kept_secret_is_no_class(name, tmp_path, caplog):
         (["1.10", "1.1", "A.2"], ("1.1", "1.10", "A.2")),
         (["10", "9"], ("9", "10")),
         (["1e3", "0.5"], ()),
+        ([".5", "1.5", "-.5"], ()),
         (["0.5", "nan", "1.5"], ()),
     ],
 )
@@ -172,6 +173,55 @@ def test_names_in_a_schema_decide_not_the_numbers(tmp_path):
     assert data.spec.labels == ("b", "a")
     assert found(data.train) == found(data.validation["validation"])
     assert found(data.train)[0] == ("text 0", "a")
+
+
+def with_names(file: Path, names: list[str], kinds: list[int]) -> Path:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = {"body": [f"text {n}" for n in range(len(kinds))], "kind": kinds}
+    features = Features(body=Value("string"), kind=ClassLabel(names=names))
+    Dataset.from_dict(rows, features=features).to_parquet(file)
+    return file
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["1", "0"],
+        ["1", "2", "3", "4", "5"],
+        ["-1", "0", "1"],
+        ["1.0", "2.0", "3.0"],
+        ["nan", "null"],
+        ["none", "1", "2"],
+    ],
+)
+def test_names_in_a_schema_are_names_whatever_they_look_like(names, tmp_path):
+    kinds = [n % len(names) for n in range(40)]
+    file = with_names(tmp_path / "d.parquet", names, [*kinds, -1])
+    data = load(file)
+    assert data.spec.labels == tuple(names)
+    assert data.skipped == {"train": 1}
+    rows = [*found(data.train), *found(data.validation["validation"])]
+    assert sorted(rows) == sorted((f"text {n}", names[kind]) for n, kind in enumerate(kinds))
+
+
+@pytest.mark.parametrize("name", ["validation.csv", "validation.jsonl", "validation.parquet"])
+def test_numbers_without_names_mean_the_names_of_the_training_data(name, tmp_path):
+    with_names(tmp_path / "train.parquet", ["neg", "pos"], [0, 1] * 10)
+    write(tmp_path / name, [{"body": "x", "kind": 0}, {"body": "y", "kind": 1}])
+    data = load(tmp_path)
+    assert data.spec.labels == ("neg", "pos")
+    assert found(data.validation["validation"]) == [("x", "neg"), ("y", "pos")]
+
+
+@pytest.mark.parametrize("other", ["train", "validation"])
+def test_a_split_without_a_trained_class_is_refused(other, tmp_path):
+    named = "validation" if other == "train" else "train"
+    with_names(tmp_path / f"{named}.parquet", ["neg", "pos"], [0, 1] * 10)
+    write(tmp_path / f"{other}.csv", [{"body": f"{n}", "kind": "AB"[n % 2]} for n in range(20)])
+    with pytest.raises(ValueError, match=r"of which the training data has none: there they are"):
+        load(tmp_path)
 
 
 def test_numbers_with_a_point_are_scores(tmp_path, caplog):
@@ -260,6 +310,7 @@ def test_a_share_of_every_class_is_held_out_and_the_seed_says_which():
         ([{"body": f"{n}", "kind": f"k{n}"} for n in range(50)], "50 different labels in 50 rows"),
         ([{"body": 3, "kind": "a"}], "row 1 has 3 in the column body, which is no text"),
         ([{"body": "x", "kind": {"a": 1}}], "a label is a word or a number"),
+        ([{"body": "x", "kind": "1e999"}], "the label 1e999; a score is a finite number"),
     ],
 )
 def test_what_cannot_be_right_is_one_line(rows, words, tmp_path):

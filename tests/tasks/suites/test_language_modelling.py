@@ -118,6 +118,25 @@ def test_a_file_of_rows_is_split_as_the_same_text_is(name, tmp_path):
             assert found.validation[split]["text"][:] == part["text"][:]
 
 
+def test_rows_of_any_table_are_lines(tmp_path):
+    rows = [line.strip() for line in LINES]
+    for split in ("train", "validation"):
+        for name in ("tables", "parquet"):
+            (tmp_path / name / "ood").mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps({"text": row}) + "\n" for row in rows)
+        (tmp_path / f"tables/{split}.jsonl").write_text(lines)
+        pq.write_table(pa.table({"text": rows}), tmp_path / f"parquet/{split}.parquet")
+    pq.write_table(pa.table({"text": rows}), tmp_path / "parquet/ood/far.parquet")
+    for cache in (None, tmp_path / "cache"):
+        ood = {"ood_dir": str(tmp_path / "parquet/ood"), "ood": ("all",)}
+        found = tasks.load(options("text", tmp_path / "parquet", **ood), "text", cache)
+        tables = tasks.load(options("text", tmp_path / "tables"), "text", cache)
+        assert texts(found) == texts(tables) | {"far": tables.train["text"][:]}
+        assert found.train["text"][:] == found.ood["far"]["text"][:] == [f"{r}\n" for r in rows]
+    prints = tasks.fingerprint(options("text", tmp_path / "parquet"), "text")
+    assert prints["train"].endswith(" rows, each a line")  # not what an earlier version read
+
+
 @pytest.mark.parametrize("name", ["book.jsonl", "book.csv", "book.jsonl.gz", "book.txt.gz"])
 def test_a_folder_with_one_file_and_a_column_of_another_name(name, tmp_path):
     if ".txt" in name:

@@ -19,6 +19,7 @@ from moe_runner.tasks.own_texts import (
     dataset_of,
     internal_names,
     read_own,
+    refuse_other_classes,
     score_step,
     task_data,
     with_class_names,
@@ -75,9 +76,9 @@ class Classification(Suite[ClassificationTask]):
             if source.available and source.reading != CUT
         }
         order = read["train"].names
-        labels = without_hidden(
-            as_numbers({split: with_class_names(rows, order) for split, rows in read.items()})
-        )
+        labels = {split: with_class_names(rows, order) for split, rows in read.items()}
+        if order is None:
+            labels = without_hidden(as_numbers(labels))
         if "test" in read and not any(label is not None for label in labels["test"]):
             log.warning("  %s has no labels: it is not evaluated", read.pop("test").origin)
         elif "test" in found and not found["test"].available:
@@ -86,6 +87,9 @@ class Classification(Suite[ClassificationTask]):
             {split: labels[split] for split in ("train", "validation", "test") if split in read},
             order,
         )
+        for split in ("validation", "test"):
+            if classes and split in read:
+                refuse_other_classes(read[split].origin, labels[split], labels["train"])
         metrics = metrics_of(options.metrics, classes)
         columns = tuple(internal_names(options.text).values())
         skipped, sets = {}, {}

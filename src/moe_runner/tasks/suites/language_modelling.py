@@ -47,6 +47,7 @@ SHORT = {"train": "train", "validation": "valid", "test": "test"}  # as in wiki.
 COLUMN = "text"
 WHOLE = (0.0, 1.0)
 BY_ROWS = "rows, divided 90/5/5"  # a file of rows: it was one text, or the whole in every split
+BY_LINES = "rows, each a line"  # of parquet: they were glued together
 PARTS = {"train": (0.0, 0.9), "validation": (0.9, 0.95), "test": (0.95, 1.0)}  # of one file's lines
 RECIPE = Recipe(
     epochs={"full": 20, "lora": 20, "lora_block": 20},
@@ -190,7 +191,11 @@ def _read(
         return None
     if source.hub is not None or (len(source.files) > 1 or part == WHOLE) and _is_parquet(source):
         data = read_tables(
-            source, partial(_text_column, column), _features(), {"column": column}, cache
+            source,
+            partial(_text_column, column, wikitext),
+            _features(),
+            {"column": column} if wikitext else {"column": column, "lines": True},
+            cache,
         )
     else:
         (file,) = source.files
@@ -212,6 +217,11 @@ def _read(
 
 def _is_parquet(source: Source) -> bool:
     return source.files[0].suffix == ".parquet"
+
+
+def _in_lines(source: Source) -> Source:
+    """Tell of parquet whose rows are lines: an earlier version read it otherwise."""
+    return replace(source, reading=source.reading or BY_LINES) if _is_parquet(source) else source
 
 
 def _rows(file: Path, column: str, part: tuple[float, float], wikitext: bool) -> Iterator[str]:
@@ -264,9 +274,13 @@ def _dataset(
     return cached_batches(tables, features, key, cache)
 
 
-def _text_column(column: str, table: Any, origin: str) -> Any:
-    """Take the column of text; a ValueError says if there is none."""
+def _text_column(column: str, wikitext: bool, table: Any, origin: str) -> Any:
+    """Take the column of text, whose rows end lines; a ValueError says if there is none.
+
+    Those of WikiText have their line feeds, but for the empty ones.
+    """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     if column not in table.column_names:
         here = ", ".join(table.column_names)
@@ -274,6 +288,9 @@ def _text_column(column: str, table: Any, origin: str) -> Any:
     texts = plain_column(table, column, origin)
     if texts.null_count or not pa.types.is_string(texts.type):
         raise ValueError(f"{origin} has rows in the column {column} that are no text")
+    if not wikitext:
+        lines = pc.binary_join_element_wise(texts, "\n", "")
+        texts = pc.if_else(pc.ends_with(texts, "\n"), texts, lines)
     return pa.table({COLUMN: texts}).cast(_features().arrow_schema)
 
 
@@ -341,7 +358,7 @@ class LanguageModelling(Suite[LanguageModellingTask]):
             found[f"ood/{ood}"] = Source(files=(texts[ood],))
         tables = [key for key, source in found.items() if source.files and kind_of(source.files[0])]
         if name == OWN:
-            found |= {key: with_columns(found[key], options.text) for key in tables}
+            found |= {key: _in_lines(with_columns(found[key], options.text)) for key in tables}
         return found
 
     def load(
