@@ -44,6 +44,12 @@ FLAT_UP, FLAT_DOWN = Effect(0.1, 0.5, -2.0, 2.2, 3), Effect(-0.1, 0.5, -2.2, 2.0
         (UP, None, "not comparable: the published difference is not known"),
         (Effect(1.0, 0.1, None, None, 2), 0.5, "not comparable: n = 2 is too small to tell"),
         (Effect(-0.4, None, None, None, 0), -0.1, "same sign, no error bar"),  # of mean ranks
+        (Effect(0.4, None, None, None, 0), -0.1, "opposite, no error bar"),
+        (Effect(0.0, None, None, None, 0), -0.1, "no difference, no error bar"),
+        (Effect(0.4, None, None, None, 0), 0.0, "none published, no error bar"),
+        (UP, 0.0, "none published, beyond noise"),
+        (FLAT_DOWN, 0.0, "none published, within noise"),
+        (Effect(0.0, 0.1, -0.4, 0.4, 3), 0.5, "within noise"),
     ],
 )
 def test_a_verdict(ours, published, word):

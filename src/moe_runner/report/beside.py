@@ -120,7 +120,10 @@ def own_figure(table: StudyTable, row: str | None, key: str | None) -> Figure:
     cells = table.known(row, columns)
     if cells is None:
         return Figure(None, "missing")
-    n = min(cell.n for cell in cells)
+    here = [table.cells[row, name] for name in columns]
+    done, planned = sum(each.done for each in here), sum(each.planned for each in here)
+    n = str(min(cell.n for cell in cells))
+    n += f", {done} of {planned} runs" if done < planned else ""
     ood = key.partition(" > ")[2]
     if ood:
         values = [cell.ood.get(ood) for cell in cells]
@@ -132,7 +135,7 @@ def own_figure(table: StudyTable, row: str | None, key: str | None) -> Figure:
     value = scaled(
         statistics.fmean(cell.mean for cell in cells), [n for cell in cells for n in cell.metrics]
     )
-    std = scaled(cells[0].std, cells[0].metrics) if len(cells) == 1 and n > 1 else None
+    std = scaled(cells[0].std, cells[0].metrics) if len(cells) == 1 and cells[0].n > 1 else None
     return Figure(value, f"{number(value, std)} ({n})")
 
 

@@ -134,15 +134,11 @@ def studentized_range(k: int) -> float:
 
 
 def ranking_of(table: StudyTable) -> Ranking | None:
-    """Rank the rows of a table that lack no run over its columns; see `compare`."""
-    rows = [
-        row
-        for row in table.rows
-        if table.known(row, table.columns) is not None and table.is_complete(row, table.columns)
-    ]
+    """Rank the rows of a table that can be over the columns that they have; see `compare`."""
+    rows, columns = table.comparable(table.columns)
     scores: list[dict[str, float]] = []
     lower = []
-    for column in table.columns:
+    for column in columns:
         cells = {row: each[0] for row in rows if (each := table.known(row, [column]))}
         scores.append({table.row_names[row]: cell.mean for row, cell in cells.items()})
         lower.append(lower_is_better(table.metrics(column)))
@@ -167,7 +163,7 @@ def rank_sheet(plan: StudyPlan, table: StudyTable) -> Sheet | None:
         title=f"{plan.study.name}: ranks over {found.tasks} columns",
         header=("row", "mean rank ↓", "better than, beyond chance"),
         rows=tuple(tuple(map(Entry, row)) for row in rows),
-        caption=said(found),
+        caption="; ".join(filter(None, [table.ranked_on(), said(found)])),
         name="ranks",
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from moe_runner.console import wide_console
 from moe_runner.metrics import named, shown
 from moe_runner.report import domainbed
+from moe_runner.report.baselines import baselines
 from moe_runner.report.beside import beside_sheet, published_sheet
 from moe_runner.report.frontier import frontier_sheet
 from moe_runner.report.labels import ONE_ANSWER, direction, label, majority_name
@@ -58,16 +59,18 @@ def sheets(plan: StudyPlan, results: Results) -> list[Sheet]:
 
 
 def study_sheet(plan: StudyPlan, table: StudyTable) -> Sheet:
-    """Lay out our numbers: mean ± std (n), best in bold, difference to the first row's average."""
+    """Lay out our numbers: mean ± std (n), best in bold, difference to the baseline's average."""
     ranks = table.ranks(table.columns)
-    first = table.row_names[table.rows[0]]
+    against = baselines(plan, table)
+    means = {row: table.average(row, table.columns) for row in table.rows}
+    used = dict.fromkeys(other for row, other in against.items() if means[row] and means[other])
+    one = table.row_names[next(iter(used or table.rows))] if len(used) < 2 else "baseline"
     header = [row_head(plan), *(column_head(table, column) for column in table.columns)]
     alike_all = alike([table.metrics(column) for column in table.columns])
     way = f" {direction(table.metrics(table.columns[0]))}" if alike_all else ""
-    header += [f"average{way}", f"average against {first}"]
+    header += [f"average{way}", f"average against {one}"]
     header += ["mean OOD rank ↓"] if ranks else []
     best = {column: table.best(column) for column in table.columns}
-    baseline = table.average(table.rows[0], table.columns)
     marked = unequal(plan)
     rows = []
     for row in table.rows:
@@ -75,12 +78,13 @@ def study_sheet(plan: StudyPlan, table: StudyTable) -> Sheet:
             Entry(written(table.cells.get((row, column))), row in best[column])
             for column in table.columns
         ]
-        mean = table.average(row, table.columns)
+        mean = means[row]
         entries.append(Entry("" if mean is None else shown(*mean)))
         difference = ""
-        if mean is not None and baseline is not None and row != table.rows[0]:
+        if mean is not None and row in against and (baseline := means[against[row]]) is not None:
             sign = "-" if mean[0] < baseline[0] else "+"
             difference = sign + shown(abs(mean[0] - baseline[0]), mean[1])
+            difference += f" ({table.row_names[against[row]]})" if len(used) > 1 else ""
         entries.append(Entry(difference))
         if ranks:
             entries.append(Entry(f"{ranks[row]:.2f}" if row in ranks else ""))
@@ -96,6 +100,7 @@ def study_sheet(plan: StudyPlan, table: StudyTable) -> Sheet:
         rows.append((Entry(majority_name(names)), *map(Entry, cells)))
         rows[-1] += (Entry(""),) if ranks else ()
     notes = notes_of(table, "")
+    notes += [f"mean OOD rank {where}"] if ranks and (where := table.ranked_on()) else []
     notes += [f"{MARK} {table.row_names[row]}: {'; '.join(lines)}" for row, lines in marked.items()]
     return Sheet(
         title=f"{plan.study.name}: {plan.study.title}",
@@ -135,7 +140,8 @@ def ood_sheet(plan: StudyPlan, table: StudyTable) -> Sheet | None:
         "evaluated once, at the learning rate and epoch of the table above; mean over seeds",
     ]
     if ranks:
-        notes.append("mean rank among the rows that lack no run, over the sets that all have")
+        rank = "mean rank among the rows that lack no run, over the sets that all have"
+        notes.append(f"{rank}, {where}" if (where := table.ranked_on()) else rank)
     return Sheet(
         title=f"{plan.study.name}: out of domain",
         header=(row_head(plan), *heads, *(["mean rank ↓"] if ranks else [])),

@@ -119,18 +119,45 @@ class StudyTable:
         found = [self.cells.get((row, column)) for column in columns]
         return all(cell is None or cell.complete for cell in found)
 
-    def ranks(self, columns: Sequence[str]) -> dict[str, float]:
-        """Rank the rows that lack no run on the out-of-domain sets of some columns.
+    def comparable(self, columns: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Find which rows can be ranked, and over which columns: those that lack no run.
 
-        See `mean_ranks`.
+        Not every row has every column. Of the sets of columns that rows have, that is taken which
+        gives most cells, with all the rows that have it.
+
+        Args:
+            columns: labels.
+
+        Returns:
+            Rows and columns, in order; every row has a result in each of the columns.
         """
+        has = {
+            row: tuple(name for name in columns if self.known(row, [name]) is not None)
+            for row in self.rows
+            if self.is_complete(row, columns)
+        }
+        blocks = [
+            (tuple(row for row, of in has.items() if set(some) <= set(of)), some)
+            for some in dict.fromkeys(has.values())
+        ]
+        return max(blocks, key=lambda block: len(block[0]) * len(block[1]), default=((), ()))
+
+    def ranks(self, columns: Sequence[str]) -> dict[str, float]:
+        """Rank the `comparable` rows on the out-of-domain sets of columns; see `mean_ranks`."""
+        rows, shared = self.comparable(columns)
         return mean_ranks(
             {
                 (column, row): cell.cell
                 for (row, column), cell in self.cells.items()
-                if column in columns and cell.cell is not None and self.is_complete(row, columns)
+                if column in shared and row in rows and cell.cell is not None
             }
         )
+
+    def ranked_on(self) -> str:
+        """Say over which columns rows are ranked; "" if that is all."""
+        _, shared = self.comparable(self.columns)
+        left_out = len(shared) < len(self.columns)
+        return f"over {', '.join(self.column_names[c] for c in shared)}" if left_out else ""
 
     def best(self, column: str, ood: str | None = None) -> frozenset[str]:
         """Find the best rows of a column among those that lack no run; none if all are equal.

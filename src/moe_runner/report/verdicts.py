@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from moe_runner.metrics import lower_is_better, scaled
+from moe_runner.report.baselines import baselines
 from moe_runner.report.beside import columns_of, is_in, matched
 from moe_runner.report.effects import FEWEST, Effect, effect
 from moe_runner.report.pairs import check_figures
@@ -18,12 +19,13 @@ from moe_runner.sweeps.study_plan import StudyPlan
 
 REPRODUCED, SAME = "reproduced", "same sign, within noise"
 OPPOSITE, UNSURE = "opposite", "opposite sign, within noise"
+NONE_PUBLISHED = "none published, within noise"
 BETTER, WORSE, NOISE = "better", "worse", "within noise"
 INCOMPARABLE = "not comparable: "
 TOY = INCOMPARABLE + "toy models and data"
 MISSING = INCOMPARABLE + "runs are missing"
 CAPTION = (
-    "difference to the first row, method - baseline; ± standard error of the paired difference "
+    "difference, method - what it is against; ± standard error of the paired difference "
     "over (n) seeds; noise: 95% of a paired bootstrap over seeds and tasks, with Student's t; of "
     "mean ranks only the sign is known"
 )
@@ -52,7 +54,7 @@ class Claim:
 
 
 def claims(plan: StudyPlan, results: Results) -> list[Claim]:
-    """List what a study can say: each published effect, or without any each row against the first.
+    """List what a study can say: each published effect, or of each row against its baseline.
 
     Args:
         plan: its runs.
@@ -67,20 +69,25 @@ def claims(plan: StudyPlan, results: Results) -> list[Claim]:
         check_figures(table, published, pairing)
         found += published_claims(plan, table, published, pairing)
     if not plan.study.beside:
-        table = tabulate(plan, results)
-        keys = [*table.columns, *(["all"] if len(table.columns) > 1 else [])]
-        for key in keys:
-            for row in table.rows[1:]:
-                names = columns_of(table, key)
-                if not all((row, name) in table.cells for name in names):
-                    continue  # the study has no such runs
-                cells = table.known(row, names) or []
-                if not alike([cell.metrics for cell in cells]):
-                    continue  # an average of percentages and perplexities means nothing
-                ours, lower = measured(table, row, table.rows[0], key)
-                verdict = own_verdict(ours, lower)
-                found.append(Claim(row, table.rows[0], key, ours, None, verdict))
+        found += own_claims(plan, tabulate(plan, results))
     return found
+
+
+def own_claims(plan: StudyPlan, table: StudyTable) -> Iterator[Claim]:
+    """Hold each row of a study without published figures against its baseline."""
+    against = baselines(plan, table)
+    for key in [*table.columns, *(["all"] if len(table.columns) > 1 else [])]:
+        names = columns_of(table, key)
+        for row, baseline in against.items():
+            if not all((one, name) in table.cells for one in (row, baseline) for name in names):
+                continue  # the study has no such runs
+            cells = table.known(row, names) or []
+            if not alike([cell.metrics for cell in cells]):
+                continue  # an average of percentages and perplexities means nothing
+            ours, lower = measured(table, row, baseline, key)
+            whole = all(table.is_complete(one, names) for one in (row, baseline))
+            word = own_verdict(ours if whole else None, lower)
+            yield Claim(row, baseline, key, ours, None, word)
 
 
 def published_claims(
@@ -103,7 +110,9 @@ def published_claims(
                 else None
             )
             ours, _ = measured(table, own, baseline, key)
-            word = TOY if plan.profile == "mini" else verdict(ours, gain)
+            names = columns_of(table, key)
+            whole = all(table.is_complete(one, names) for one in (own, baseline))
+            word = TOY if plan.profile == "mini" else verdict(ours if whole else None, gain)
             yield Claim(own, baseline, key, ours, gain, word)
 
 
@@ -159,11 +168,17 @@ def verdict(ours: Effect | None, published: float | None) -> str:
         return INCOMPARABLE + "the published difference is not known"
     if ours is None:
         return MISSING
+    if 0 < ours.n < FEWEST:
+        return INCOMPARABLE + f"n = {ours.n} is too small to tell"
     same = ours.mean * published > 0
     if ours.n == 0:
-        return f"{'same sign' if same else OPPOSITE}, no error bar"
-    if ours.n < FEWEST:
-        return INCOMPARABLE + f"n = {ours.n} is too small to tell"
+        none = "no difference" if published else "none published"
+        sign = ("same sign" if same else OPPOSITE) if ours.mean * published else none
+        return f"{sign}, no error bar"
+    if not published:
+        return "none published, beyond noise" if ours.beyond_noise else NONE_PUBLISHED
+    if not ours.mean:
+        return NOISE
     if same:
         return REPRODUCED if ours.beyond_noise else SAME
     return OPPOSITE if ours.beyond_noise else UNSURE
