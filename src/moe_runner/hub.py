@@ -77,7 +77,7 @@ def cached_dataset(
     owner, _, name = hub_id.rpartition("/")
     name = re.sub("([A-Z]+)([A-Z][a-z])", r"\1_\2", name)  # as `datasets` names its files
     name = re.sub(r"([a-z\d])([A-Z])", r"\1_\2", name).lower()
-    folder = _datasets_cache() / (f"{owner}___{name}" if owner else name) / config
+    folder = datasets_cache() / (f"{owner}___{name}" if owner else name) / config
     commits = [path for path in folder.glob("*/*") if path.is_dir()]
     if snapshot is not None or COMMIT.fullmatch(revision):
         wanted = revision if snapshot is None else snapshot.name
@@ -325,7 +325,8 @@ def _hub_cache() -> Path:
     return _folder(given) if given else home() / "hub"
 
 
-def _datasets_cache() -> Path:
+def datasets_cache() -> Path:
+    """Name the folder where `datasets` keeps what it prepared."""
     given = os.environ.get("HF_DATASETS_CACHE")
     return _folder(given) if given else home() / "datasets"
 

@@ -101,6 +101,56 @@ def test_what_cannot_be_read_is_one_line_with_file_and_row(name, content, compla
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz"])
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_gzip_file_that_is_damaged_further_on_is_named(name, damage, tmp_path):
+    texts = [f"{n} {n * 7919 % 1000}" for n in range(9000)]
+    whole = gzip.compress((as_csv(texts) if "csv" in name else as_jsonl(texts)).encode(), mtime=0)
+    half = len(whole) // 2
+    (tmp_path / name).write_bytes(
+        whole[:half] if damage == "cut" else whole[:half] + b"\xff" * 99 + whole[half + 99 :]
+    )
+    with pytest.raises(ValueError, match="is no whole gzip file") as refused:
+        list(read_column(tmp_path / name, "text"))
+    assert str(refused.value).startswith(str(tmp_path / name))
+
+
+STRAY = [("one", "a"), ('"two', "b"), ("three", "a"), ('four"', "b"), ("five", "a")]
+
+
+def table_of(file, rows, separator):
+    lines = [separator.join(row) for row in [("text", "label"), *rows]]
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def test_a_quote_that_swallows_rows_of_tsv_is_refused(tmp_path):
+    file = table_of(tmp_path / "a.tsv", STRAY, "\t")
+    with pytest.raises(ValueError, match=r"row 2 \(lines 3 to 5\) has a text with line feeds and"):
+        list(read_rows(file))
+    quoted = table_of(tmp_path / "b.tsv", [('"one\nof two lines"', "a"), ('"a\ttab"', "b")], "\t")
+    assert [row["text"] for row in read_rows(quoted)] == ["one\nof two lines", "a\ttab"]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_quote_that_swallows_rows_of_csv_is_told_once(order, tmp_path, caplog):
+    rows = [row[::order] for row in [("text", "label"), *STRAY, *STRAY]]
+    file = tmp_path / "a.csv"
+    file.write_text("\n".join(",".join(row) for row in rows) + "\n")
+    assert len(list(read_rows(file))) == len(list(read_rows(file))) == 6
+    (told,) = caplog.messages
+    assert "row 2 (lines 3 to 5) has a text of several lines that look like rows" in told
+
+
+@pytest.mark.parametrize(
+    "text", ["Hello, friend\nbye", "one\ntwo, three\nfour", "a, b\nc, d\ne, f", "x,y\n1,2,3\nz"]
+)
+def test_a_text_of_several_lines_with_commas_is_read_as_it_is(text, tmp_path, caplog):
+    file = table_of(tmp_path / "a.csv", [(f'"{text}"', "a"), ("two", "b")], ",")
+    assert [row["text"] for row in read_rows(file)] == [text, "two"]
+    assert not caplog.records
+
+
 def test_clutter_is_no_data():
     clutter = (".ipynb_checkpoints", "._train.csv", ".DS_Store", "__MACOSX", "@eaDir", "Thumbs.db")
     assert all(map(is_clutter, clutter))

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from moe_runner.tasks.places import Source
-from moe_runner.tasks.tables import read
+from moe_runner.tasks.tables import read, read_table
 
 TEXTS = ["good", "äöü 世界", "bad", "worse"]
 NAMES = ["yes", "no", "no", "yes"]
@@ -103,3 +103,11 @@ def test_names_that_say_nothing_are_told(tmp_path, caplog):
 def test_names_that_mean_one_class_twice_are_refused(tmp_path):
     with pytest.raises(ValueError, match="names its labels neg, negative; expected negative"):
         with_names(tmp_path / "train.parquet", ["neg", "negative"])
+
+
+def test_parts_of_types_that_do_not_go_together_are_named(tmp_path):
+    files = (tmp_path / "train-0.parquet", tmp_path / "train-1.parquet")
+    pq.write_table(pa.table({"text": ["a"], "label": [0]}), files[0])
+    pq.write_table(pa.table({"text": ["a"], "label": ["no"]}), files[1])
+    with pytest.raises(ValueError, match=r"train-0.* \+ .*train-1.* do not go together"):
+        read_table(Source(files=files))

@@ -140,8 +140,8 @@ def ood_sheet(plan: StudyPlan, table: StudyTable) -> Sheet | None:
         "evaluated once, at the learning rate and epoch of the table above; mean over seeds",
     ]
     if ranks:
-        rank = "mean rank among the rows that lack no run, over the sets that all have"
-        notes.append(f"{rank}, {where}" if (where := table.ranked_on()) else rank)
+        said = "mean rank among the rows that lack no run, over the sets that all have"
+        notes.append(f"{said}, {where}" if (where := table.ranked_on()) else said)
     return Sheet(
         title=f"{plan.study.name}: out of domain",
         header=(row_head(plan), *heads, *(["mean rank ↓"] if ranks else [])),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from moe_runner.options.task import InstructTask
 from moe_runner.tasks import mmlu
 from moe_runner.tasks.places import Source
-from moe_runner.tasks.records import read_rows
+from moe_runner.tasks.records import read_rows, refuse_half
 from moe_runner.tasks.specs import OODSpec, TaskData, TaskSpec
 from moe_runner.tasks.tables import chosen_rows, read_table
 
@@ -70,60 +70,68 @@ def assemble(
     records: list[dict[str, str]],
     ood: dict[str, Dataset | None],
     options: InstructTask,
+    validation: list[dict[str, str]] | None = None,
 ) -> InstructData:
     """Put the data of a task together: divided records, and sets of questions; see `divided`."""
-    empty = sum(not record["output"].strip() for record in records)
-    if empty and empty == len(records):
-        raise ValueError(f"all {empty} records have an empty response; expected texts")
-    if empty:
-        log.warning("  %d of the %d records have an empty response", empty, len(records))
-    train, validation = divided(records, options)
+    for part in (records, validation or []):
+        empty = sum(not record["output"].strip() for record in part)
+        if empty and empty == len(part):
+            raise ValueError(f"all {empty} records have an empty response; expected texts")
+        if empty:
+            log.warning("  %d of the %d records have an empty response", empty, len(part))
+    train, held_out = divided(records, options, validation)
     return InstructData(
         spec=spec,
         train=train,
-        validation={"validation": validation},
+        validation={"validation": held_out},
         ood=ood,
         options=options,
         ood_specs=dict.fromkeys(ood, OODSpec(columns=mmlu.COLUMNS, metrics=("accuracy",))),
     )
 
 
-def divided(records: list[dict[str, str]], options: InstructTask) -> tuple[Dataset, Dataset]:
+def divided(
+    records: list[dict[str, str]],
+    options: InstructTask,
+    validation: list[dict[str, str]] | None = None,
+) -> tuple[Dataset, Dataset]:
     """Hold records out, and cut the others to `limit` and to a multiple of `MULTIPLE`.
 
     Args:
         records: in the order of the files; only the rest of fewer than `MULTIPLE` is not cut.
         options: `validation_size`, `data_seed` (which ones), `limit` and `eval_limit`.
+        validation: records of a file of their own; then none of the others is held out.
 
     Returns:
         Training and held-out records.
 
     Raises:
-        ValueError: if nothing is left to train on.
+        ValueError: if nothing is left to train on, or to validate.
 
     Source: EMoE's code cuts to a multiple of 128. That a part is held out is ours.
     """
     from datasets import Dataset  # heavy, so here
 
+    given = options.data_dir or options.hub_id
     if not records:
-        raise ValueError(f"{options.data_dir or options.hub_id} has no record; expected some")
-    if len(records) <= options.validation_size:
-        raise ValueError(
-            f"task.validation_size={options.validation_size} leaves none of the {len(records)} "
-            "records to train on; use a smaller one"
-        )
-    held_out = sorted(
-        random.Random(options.data_seed).sample(range(len(records)), options.validation_size)
-    )
-    kept = sorted(set(range(len(records))) - set(held_out))
-    kept = [kept[i] for i in chosen_rows(len(kept), options.limit)]
-    if len(kept) > MULTIPLE:
-        kept = kept[: len(kept) // MULTIPLE * MULTIPLE]
-    held_out = [held_out[i] for i in chosen_rows(len(held_out), options.eval_limit)]
-    return (
-        Dataset.from_list([records[i] for i in kept]),
-        Dataset.from_list([records[i] for i in held_out]),
-    )
+        raise ValueError(f"{given} has no record; expected some")
+    if validation is None:
+        size = options.validation_size
+        if len(records) <= size:
+            raise ValueError(
+                f"task.validation_size={size} leaves none of the {len(records)} records to train "
+                "on; use a smaller one"
+            )
+        held_out = sorted(random.Random(options.data_seed).sample(range(len(records)), size))
+        kept = sorted(set(range(len(records))) - set(held_out))
+        validation, records = [records[i] for i in held_out], [records[i] for i in kept]
+    elif not validation:
+        raise ValueError(f"{given} has no record for validation; expected some")
+    records = [records[i] for i in chosen_rows(len(records), options.limit)]
+    if len(records) > MULTIPLE:
+        records = records[: len(records) // MULTIPLE * MULTIPLE]
+    validation = [validation[i] for i in chosen_rows(len(validation), options.eval_limit)]
+    return Dataset.from_list(records), Dataset.from_list(validation)
 
 
 # ------------------------------------------------------------------------------------- records
@@ -176,11 +184,12 @@ def conversations(
             before the question.
 
     Raises:
-        ValueError: if a row has no such list, or no answer to a question in it.
+        ValueError: if a row has no such list, no answer to a question in it, or what is no text.
     """
     found, longer = [], 0
     for row, origin, number in rows:
-        messages = [_message(each) for each in row.get(column) or ()]
+        given = row.get(column)
+        messages = [_message(each) for each in given] if isinstance(given, list) else []
         asked = next((i for i, (role, _) in enumerate(messages) if role in ASKS), None)
         if asked is None or len(messages) <= asked + 1 or messages[asked + 1][0] not in ANSWERS:
             raise ValueError(
@@ -188,9 +197,10 @@ def conversations(
                 "it holds messages such as {role: user, content: ...}, {role: assistant, ...}"
             )
         longer += len(messages) > asked + 2
-        before = [text for role, text in messages[:asked] if role == "system"]
-        question = "\n\n".join([*before, messages[asked][1]])
-        fields = {"instruction": question, "output": messages[asked + 1][1]}
+        taken = [message for message in messages[:asked] if message[0] == "system"]
+        taken += messages[asked : asked + 2]
+        *asks, answer = (_text(content, role, origin, number) for role, content in taken)
+        fields = {"instruction": "\n\n".join(asks), "output": answer}
         found.append(record(fields, origin, number))
     if longer:
         log.warning(
@@ -201,10 +211,27 @@ def conversations(
 
 
 def _message(message: Any) -> tuple[str, Any]:
-    """Take role and text of a message, in OpenAI's or ShareGPT's words."""
+    """Take role and content of a message, in OpenAI's or ShareGPT's words."""
     fields = message if isinstance(message, Mapping) else {}
     role = fields.get("role") or fields.get("from") or ""
     return str(role).lower(), fields.get("content", fields.get("value"))
+
+
+def _text(content: Any, role: str, origin: str, number: int) -> str:
+    """Take the text of a message, or of its parts, a line feed between them.
+
+    Raises:
+        ValueError: if there is none, or a part is no text, as an image.
+    """
+    parts = content if isinstance(content, list) else [content]
+    found = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    texts = [text for text in found if isinstance(text, str)]
+    if not texts or len(texts) < len(found):
+        raise ValueError(
+            f"{origin}: record {number} has a message of {role} whose content is no text: "
+            f"{str(content)[:40]}; leave out such records, or messages"
+        )
+    return "\n".join(texts)
 
 
 def record(row: Any, origin: str, number: int) -> dict[str, str]:
@@ -217,7 +244,7 @@ def record(row: Any, origin: str, number: int) -> dict[str, str]:
         number: of the row, from 1.
 
     Raises:
-        ValueError: if instruction or output is missing or not text.
+        ValueError: if instruction or output is missing, or no text, or has half a character.
     """
     fields = row if isinstance(row, Mapping) else {}
     instances = fields.get("instances")
@@ -231,4 +258,7 @@ def record(row: Any, origin: str, number: int) -> dict[str, str]:
             f"{origin}: record {number} has no text for {' and '.join(wrong)}; a record has "
             "instruction, output and, if needed, input"
         )
-    return {name: fields.get(name) or "" for name in COLUMNS}
+    found = {name: fields.get(name) or "" for name in COLUMNS}
+    for name, text in found.items():
+        refuse_half(text, origin, number, name)
+    return found

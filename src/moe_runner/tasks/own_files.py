@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,19 +11,23 @@ from pathlib import Path
 
 from moe_runner import hub
 from moe_runner.downloads import fetching
-from moe_runner.options.errors import ConfigError, nearest
+from moe_runner.files import read_json
+from moe_runner.options.errors import ConfigError, join, nearest
 from moe_runner.options.task import Task
 from moe_runner.tasks.places import HubSplit, Source, chosen_ood, hub_source, optional
-from moe_runner.tasks.records import SUFFIXES, columns_of, is_clutter, kind_of
+from moe_runner.tasks.records import SUFFIXES, columns_of, is_clutter, kind_of, refuse_other_types
+
+log = logging.getLogger(__name__)
 
 SPLITS = {  # what its files are called
     "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev", "eval"),
-    "test": ("test",),
+    "validation": ("validation", "validate", "valid", "val", "dev", "eval"),
+    "test": ("test", "testing"),
 }
 FORMATS = "csv, tsv, jsonl, json or parquet (also .gz)"
+NOTES = "dataset_info.json"  # of `datasets`: the splits of a configuration
 DEFAULT = "default"  # the configuration of a data set of the Hub that has one only
-NO_TABLES = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
+NO_TABLES = ("dataset_infos.json", NOTES, "dataset_dict.json", "state.json")
 CUT = "held out of the rows of train"  # how a validation set is read that has no file of its own
 WHOLE = "all splits of the data set"  # a data set of the Hub: which it has, only reading it tells
 
@@ -58,7 +64,7 @@ def _splits(options: Task, config: str | None, columns: Sequence[str]) -> dict[s
     if options.data_dir is not None:
         given = f"task.data_dir={options.data_dir}"
         found = find_splits(Path(options.data_dir).expanduser(), given)
-        found = {split: with_columns(source, columns) for split, source in found.items()}
+        found = {split: _checked(source, columns) for split, source in found.items()}
         found.setdefault("validation", replace(found["train"], reading=CUT))
         return found
     if options.hub_id is None:
@@ -70,7 +76,9 @@ def _splits(options: Task, config: str | None, columns: Sequence[str]) -> dict[s
     place = HubSplit(
         hub_id=options.hub_id, config=config or DEFAULT, split="train", revision=options.revision
     )
-    source = replace(hub_source(place, "use task.data_dir=<file or folder>"), reading=WHOLE)
+    source = hub_source(place, "use task.data_dir=<file or folder>")
+    assert source.hub is not None
+    source = replace(source, reading=WHOLE, problem=source.problem or _not_cached(source.hub))
     return {"train": source, "validation": source}
 
 
@@ -84,7 +92,8 @@ def find_splits(path: Path, given: str) -> dict[str, Source]:
         given: what the user typed, for messages.
 
     Returns:
-        Split -> its source; "train" is always there, perhaps with a problem.
+        Split -> its source; "train" is always there, perhaps with a problem. Of tables beside it
+        that are no split, a warning tells.
     """
     if path.is_file():
         if kind_of(path):
@@ -101,9 +110,8 @@ def find_splits(path: Path, given: str) -> dict[str, Source]:
         return {"train": Source(problem=problem)}
     named: dict[str, dict[str, tuple[Path, ...]]] = {split: {} for split in SPLITS}
     for name, files in tables.items():
-        for split, words in SPLITS.items():
-            if name.lower() in words:
-                named[split][name] = files
+        if (known := split_of(name)) is not None:
+            named[known][name] = files
     found: dict[str, Source] = {}
     for split, candidates in named.items():
         files = tuple(file for each in candidates.values() for file in each)
@@ -116,6 +124,8 @@ def find_splits(path: Path, given: str) -> dict[str, Source]:
             problem = f"{given} has no one table of {split}: {reason}"
             found[split] = Source(problem=problem)
     if "train" in found:
+        if unread := [name for name in tables if split_of(name) is None]:
+            warn_of_unread(given, ", ".join(unread), "train, validation and test")
         return found
     rest = tuple(file for files in tables.values() for file in files)
     if not found and len(tables) == 1:
@@ -126,7 +136,19 @@ def find_splits(path: Path, given: str) -> dict[str, Source]:
         return {"train": Source(files=rest)}
     names = ", ".join(sorted(tables))
     problem = f"{given} has no train table (it has {names}); name one train, or give its path"
-    return {"train": Source(problem=problem)}
+    return {"train": Source(problem=problem), **found}
+
+
+@functools.cache
+def warn_of_unread(given: str, names: str, known: str) -> None:
+    """Warn once of tables that are not read.
+
+    Args:
+        given: what the user typed.
+        names: of the tables.
+        known: the splits that are read.
+    """
+    log.warning("  %s has tables that are not read: %s; only %s are", given, names, known)
 
 
 def _ood(options: Task, columns: Sequence[str]) -> dict[str, Source]:
@@ -166,7 +188,7 @@ def _ood(options: Task, columns: Sequence[str]) -> dict[str, Source]:
         if not found:
             problem = f"{given} holds no table; looked for files of type {FORMATS}"
             return {path.name: Source(problem=problem)}
-    return {name: with_columns(source, columns) for name, source in found.items()}
+    return {name: _checked(source, columns) for name, source in found.items()}
 
 
 def with_hub_splits(found: dict[str, Source]) -> dict[str, Source]:
@@ -180,6 +202,40 @@ def with_hub_splits(found: dict[str, Source]) -> dict[str, Source]:
         return found
     assert train.hub is not None
     return {**found, "validation": replace(train, reading=CUT), **hub_splits(train.hub)}
+
+
+def _not_cached(place: HubSplit) -> str | None:
+    """Say which splits the local cache lacks where the Hub can't tell whether there are any.
+
+    A run would train on other rows under the same id. `datasets` writes all splits at once, and
+    notes which; files that came another way tell nothing of those that are not there.
+
+    Args:
+        place: the "train" of a data set, at its commit.
+    """
+    parts = hub.cached_dataset(place.hub_id, place.config, place.split, place.revision)
+    if not parts:
+        return None  # it is asked of the Hub
+    notes = [*parts[0].parent.glob(NOTES)]
+    if parts[0].suffix != ".arrow":
+        everywhere = hub.datasets_cache().glob(f"*/*/*/{place.revision}/{NOTES}")
+        notes = [file for file in everywhere if file.parts[-4] == place.config]
+    told = {name for file in notes for name in read_json(file).get("splits") or ()}
+    lacking = [
+        split
+        for split, words in SPLITS.items()
+        if (told & set(words) if told else split == "validation")
+        and not any(
+            hub.cached_dataset(place.hub_id, place.config, word, place.revision) for word in words
+        )
+    ]
+    if not lacking or hub.reachable():
+        return None
+    instead = "" if told else f", or, if that is all, use task.data_dir={parts[0].parent}"
+    return (
+        f"the local cache of task.hub_id={place.hub_id} has no {join(lacking)}, and the Hub, which "
+        f"may have it, is unreachable; fetch all of it{instead}"
+    )
 
 
 def hub_splits(place: HubSplit) -> dict[str, Source]:
@@ -234,7 +290,7 @@ def _tables(folder: Path) -> dict[str, tuple[Path, ...]]:
     for entry in entries:
         if entry.is_file() and kind_of(entry):
             found.setdefault(_split_name(entry.name), []).append(entry)
-        elif entry.is_dir() and _is_split(_split_name(entry.name)):
+        elif entry.is_dir() and split_of(entry.name) is not None:
             files = [f for f in sorted(entry.iterdir()) if kind_of(f) and not is_clutter(f.name)]
             found.setdefault(_split_name(entry.name), []).extend(files)
     folders = [entry for entry in entries if entry.is_dir()]
@@ -251,8 +307,10 @@ def _split_name(name: str) -> str:
     return re.sub(r"-\d+-of-\d+$", "", stem)
 
 
-def _is_split(name: str) -> bool:
-    return any(name.lower() in words for words in SPLITS.values())
+def split_of(name: str) -> str | None:
+    """Say which split a file or folder is named after; None: none."""
+    word = _split_name(name).lower()
+    return next((split for split, words in SPLITS.items() if word in words), None)
 
 
 def one_table(files: Sequence[Path]) -> str | None:
@@ -275,6 +333,18 @@ def one_table(files: Sequence[Path]) -> str | None:
     if all(file.name.startswith("part-") for file in files):
         return None
     return f"there are several files ({', '.join(file.name for file in files)})"
+
+
+def _checked(source: Source, columns: Sequence[str]) -> Source:
+    """Say what is wrong with the columns of a table, or of parquet with the types of its parts."""
+    source = with_columns(source, columns)
+    if source.problem is not None or any(kind_of(file) != ".parquet" for file in source.files):
+        return source
+    try:
+        refuse_other_types(source.files)
+    except ValueError as error:
+        return replace(source, problem=str(error))
+    return source
 
 
 def with_columns(source: Source, columns: Sequence[str]) -> Source:

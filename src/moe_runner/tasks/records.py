@@ -6,17 +6,28 @@ A row is a mapping from column to value. What cannot be read is named with file,
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
 import io
 import json
+import logging
+import re
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger(__name__)
+
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 CLUTTER = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")  # of systems, not data
+DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error)  # what gzip raises, some of it far into a file
+QUOTE = (
+    "a quote at its start takes what follows up to the next one; put a text that has quotes in "
+    'quotes and double its own ("")'
+)
 
 
 def is_clutter(name: str) -> bool:
@@ -40,7 +51,8 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
         Column -> value; of csv and tsv all values are strings.
 
     Raises:
-        ValueError: if the file is not what its suffix says, or not UTF-8; names file and row.
+        ValueError: if the file is not what its suffix says, or not UTF-8, or a quote makes one row
+            of several in tsv; names file and row.
     """
     kind = kind_of(file)
     if kind == ".parquet":
@@ -61,6 +73,28 @@ def columns_of(file: Path) -> list[str]:
         with _opened_parquet(file) as parts:
             return list(map(str, parts.schema_arrow.names))
     return list(map(str, next(read_rows(file), {})))
+
+
+def refuse_other_types(files: Sequence[Path]) -> None:
+    """Refuse parts of one table of parquet whose columns have types that do not go together.
+
+    Raises:
+        ValueError: naming the first part and the one that differs, and as `read_rows`.
+    """
+    import pyarrow as pa  # heavy, so here
+
+    known = None
+    for file in files:
+        with _opened_parquet(file) as parts:
+            schema = parts.schema_arrow
+        try:
+            here = [schema] if known is None else [known, schema]
+            known = pa.unify_schemas(here, promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise ValueError(
+                f"{files[0]} and {file} are no one table ({error}); write all parts with the same "
+                "types"
+            ) from error
 
 
 def read_column(file: Path, column: str) -> Iterator[str]:
@@ -113,8 +147,8 @@ def open_text(file: Path) -> io.TextIOWrapper:
     try:
         with opened() as probe:
             first = probe.read(2)
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"{file} is no whole gzip file ({error}); write it anew") from error
+    except DAMAGED as error:
+        raise _not_whole(file, error) from error
     if first == b"\x1f\x8b":
         raise ValueError(f"{file} is gzipped; add .gz to its name")
     encoding = "utf-16" if first in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
@@ -133,6 +167,36 @@ def refuse_doubled(file: Path, header: Sequence[str]) -> None:
         raise ValueError(f"{file} has the column {double} twice; rename one")
 
 
+@contextmanager
+def _opened_text(file: Path) -> Iterator[io.TextIOWrapper]:
+    """Open a text file as `open_text`; where reading it fails, damage of gzip is what is told."""
+    with open_text(file) as stream:
+        try:
+            yield stream
+        except (ValueError, *DAMAGED):
+            if file.suffix.lower() == ".gz":
+                _refuse_damaged(file)  # which may have given rows of nonsense before it shows
+            raise
+
+
+def _refuse_damaged(file: Path) -> None:
+    """Read a gzip file to its end.
+
+    Raises:
+        ValueError: if it is not whole; names it.
+    """
+    try:
+        with gzip.open(file) as stream:
+            while stream.read(2**20):
+                pass
+    except DAMAGED as error:
+        raise _not_whole(file, error) from error
+
+
+def _not_whole(file: Path, error: Exception) -> ValueError:
+    return ValueError(f"{file} is no whole gzip file ({error}); write it anew")
+
+
 def _not_text(file: Path, number: int, error: UnicodeDecodeError) -> ValueError:
     """Word what is no text, in or after the row of a number: files are decoded in pieces."""
     number += error.object[: error.start].count(b"\n")
@@ -142,14 +206,16 @@ def _not_text(file: Path, number: int, error: UnicodeDecodeError) -> ValueError:
 
 
 def _table_rows(file: Path, delimiter: str) -> Iterator[dict[str, Any]]:
-    number = 0
+    number, told = 0, False
     csv.field_size_limit(2**31 - 1)  # a text may be longer than the library's 131,072 letters
-    with open_text(file) as stream:
+    with _opened_text(file) as stream:
         try:
             rows = csv.reader(stream, delimiter=delimiter, strict=True)
             header = next(rows, [])
             refuse_doubled(file, header)
+            line = rows.line_num
             for number, row in enumerate(rows, start=1):
+                first, line = line + 1, rows.line_num
                 if not row:
                     continue
                 if len(row) != len(header):
@@ -157,6 +223,9 @@ def _table_rows(file: Path, delimiter: str) -> Iterator[dict[str, Any]]:
                         f"{file}: row {number} has {len(row)} values and the header {len(header)} "
                         "columns; quote values that hold the separator"
                     )
+                if line > first and not told and _holds_rows(row, delimiter):
+                    _tell_of_quote(f"{file}: row {number} (lines {first} to {line})", delimiter)
+                    told = True  # the first such row is enough
                 yield dict(zip(header, row, strict=True))
         except csv.Error as error:
             raise ValueError(f"{file}: row {number + 1} cannot be read: {error}") from error
@@ -164,10 +233,47 @@ def _table_rows(file: Path, delimiter: str) -> Iterator[dict[str, Any]]:
             raise _not_text(file, number + 1, error) from error
 
 
+def _holds_rows(row: Sequence[str], delimiter: str) -> bool:
+    """Tell whether a value of several lines holds rows: those after a quote that nothing closes.
+
+    Of tsv, lines and tabs are enough. Texts of csv have commas, too: there every line must have as
+    many as its part of a row, none with a space behind it.
+    """
+    for place, value in enumerate(row):
+        lines = re.split("\r\n|\r|\n", value)
+        if delimiter not in value or len(lines) == 1:
+            continue
+        whole = len(row) - 1
+        counts = [whole - place, *[whole] * (len(lines) - 2), place]
+        exact = [line.count(delimiter) for line in lines] == counts
+        if delimiter == "\t" or exact and ", " not in value:
+            return True
+    return False
+
+
+def _tell_of_quote(where: str, delimiter: str) -> None:
+    """Refuse rows of tsv that a quote has made one; warn of those of csv, which may be a text.
+
+    Raises:
+        ValueError: for tsv.
+    """
+    if delimiter == "\t":
+        raise ValueError(
+            f"{where} has a text with line feeds and tabs: {QUOTE}, or save all as JSON lines"
+        )
+    _warn_of_quote(where)
+
+
+@functools.cache
+def _warn_of_quote(where: str) -> None:
+    """Warn once, however often a file is read."""
+    log.warning("  %s has a text of several lines that look like rows: %s", where, QUOTE)
+
+
 def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
     """Read objects of JSON, one a line, or one array of them."""
     number = 0
-    with open_text(file) as stream:
+    with _opened_text(file) as stream:
         try:
             for line in stream:
                 if not line.strip():

@@ -113,7 +113,7 @@ def read_table(source: Source, label: str = "label") -> tuple[Any, str]:
         A pyarrow table, and what names it in errors.
 
     Raises:
-        ValueError: if its files do not agree on the names of the labels.
+        ValueError: if its files do not agree on the names of the labels, or on types.
     """
     import pyarrow as pa  # heavy, so here
 
@@ -123,7 +123,10 @@ def read_table(source: Source, label: str = "label") -> tuple[Any, str]:
         raise ValueError(f"{source.origin} has no row; expected at least one")
     if len({class_names(part.schema, label) for part in parts}) > 1:
         raise ValueError(f"{source.origin} name their labels in different orders; make them one")
-    return pa.concat_tables(parts, promote_options="permissive"), source.origin
+    try:
+        return pa.concat_tables(parts, promote_options="permissive"), source.origin
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"{source.origin} do not go together: {error}") from error
 
 
 def tidy(

@@ -116,6 +116,69 @@ def test_conversations(role, content, user, assistant, tmp_path, caplog):
         instructions.read_records(place["train"], ("messages",))
 
 
+def chats(folder: Path, *messages: tuple[str, object]) -> InstructTask:
+    rows = [{"messages": [{"role": who, "content": what} for who, what in messages]}]
+    return write_records(folder / "chat.jsonl", rows)
+
+
+def test_the_parts_of_a_message_are_joined(tmp_path):
+    parts = [{"type": "text", "text": "Look."}, "And?"]
+    options = chats(tmp_path, ("system", parts[:1]), ("user", parts), ("assistant", parts[:1]))
+    (record,) = instructions.read_records(tasks.sources(options, "alpaca")["train"], ("messages",))
+    assert (record["instruction"], record["output"]) == ("Look.\n\nLook.\nAnd?", "Look.")
+
+
+@pytest.mark.parametrize("content", [None, 3, [], [{"type": "image", "url": "x"}]])
+@pytest.mark.parametrize("wrong", ["system", "user", "assistant"])
+def test_a_message_that_is_no_text_is_named(wrong, content, tmp_path):
+    said = {"system": "Be kind.", "user": "Hi", "assistant": "Dear", wrong: content}
+    options = replace(chats(tmp_path, *said.items()), columns=("messages",))
+    line = rf"chat\.jsonl: record 1 has a message of {wrong} whose content is no text"
+    with pytest.raises(ValueError, match=line):
+        tasks.load(options, "alpaca")
+
+
+def test_a_column_that_is_no_conversation_is_named(tmp_path):
+    options = write_records(tmp_path / "x.jsonl", [{"messages": 3}])
+    with pytest.raises(ValueError, match="record 1 has no question with an answer in the column"):
+        tasks.load(replace(options, columns=("messages",)), "alpaca")
+
+
+@pytest.mark.parametrize("name", ["instruction", "input", "output"])
+def test_half_a_character_is_named(name, tmp_path):
+    options = write_records(tmp_path / "x.jsonl", [RECORD, {**RECORD, name: "a \ud83d b"}])
+    with pytest.raises(ValueError, match=f"row 2 has half a character in the column {name}"):
+        tasks.load(options, "alpaca")
+
+
+def test_a_table_of_validation_is_read_and_others_are_named(tmp_path, caplog):
+    for name, count in {"train": 7, "val": 3, "test": 1, "more": 1}.items():
+        rows = [{**RECORD, "output": f"{name} {n}"} for n in range(count)]
+        write_records(tmp_path / f"{name}.jsonl", rows)
+    options = replace(OPTIONS, data_dir=str(tmp_path))
+    data = tasks.load(options, "alpaca")
+    assert data.train["output"][:] == [f"train {n}" for n in range(7)]
+    assert data.validation["validation"]["output"][:] == [f"val {n}" for n in range(3)]
+    assert "not read: more.jsonl, test.jsonl; only train and validation are" in caplog.text
+    both = tasks.fingerprint(options, "alpaca")
+    assert both["train"] != both["validation"]
+    limited = tasks.load(replace(options, limit=4, eval_limit=2), "alpaca")
+    assert (len(limited.train), len(limited.validation["validation"])) == (4, 2)
+    (tmp_path / "val.jsonl").write_text("")
+    with pytest.raises(ValueError, match="has no record for validation"):
+        tasks.load(options, "alpaca")
+
+
+@pytest.mark.parametrize("name", ["test", "validation"])
+def test_a_table_that_is_no_train_is_not_trained_on(name, tmp_path):
+    write_records(tmp_path / f"{name}.jsonl", [RECORD] * 9)
+    problem = tasks.sources(replace(OPTIONS, data_dir=str(tmp_path)), "alpaca")["train"].problem
+    assert problem == (
+        f"task.data_dir={tmp_path} has no train table (it has {name}.jsonl); "
+        "name one train, or give its path"
+    )
+
+
 def test_own_instructions_need_a_place():
     problem = tasks.sources(replace(OPTIONS, members=("instruct",)), "instruct")["train"].problem
     assert (

@@ -6,6 +6,7 @@ Source: Alpaca (tatsu-lab/alpaca), its data format and prompt; EMoE's experiment
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from moe_runner.options.task import InstructTask
 from moe_runner.options.training import Recipe
 from moe_runner.tasks import mmlu
 from moe_runner.tasks.instructions import COLUMNS, assemble, read_records
-from moe_runner.tasks.own_files import one_table
+from moe_runner.tasks.own_files import one_table, split_of, warn_of_unread
 from moe_runner.tasks.places import (
     Source,
     check,
@@ -29,6 +30,7 @@ from moe_runner.tasks.suite import Suite
 
 HUB_ID = "tatsu-lab/alpaca"
 OWN = "instruct"
+FORMATS = "csv, tsv, json, jsonl or parquet"
 RECIPE = Recipe(
     epochs={"full": 3, "lora": 3, "lora_block": 3},
     learning_rate=2e-5,
@@ -68,9 +70,8 @@ class Instructions(Suite[InstructTask]):
     specs = TASKS
 
     def sources(self, options: InstructTask, name: str) -> dict[str, Source]:
-        """See `Suite`; "validation" is held out of the files of "train"."""
-        records = record_source(options)
-        found = {"train": records, "validation": records}
+        """See `Suite`; without a table of its own, "validation" is a part of "train"."""
+        found = record_sources(options)
         for ood, named in chosen_ood(options, name, ood_names, TASKS[name].ood).items():
             place = mmlu.source(options)
             found[f"ood/{ood}"] = place if named else optional(place)
@@ -86,36 +87,70 @@ class Instructions(Suite[InstructTask]):
         found = self.sources(options, name)
         check(found)
         records = read_records(found["train"], options.columns)
+        validation = None
+        if found["validation"] != found["train"]:
+            validation = read_records(found["validation"], options.columns)
         ood = {ood: mmlu.load(place, options) for ood, place in ood_part(found).items()}
-        return assemble(TASKS[name], records, ood, options)
+        return assemble(TASKS[name], records, ood, options, validation)
 
 
-def record_source(options: InstructTask) -> Source:
-    """Say where the records are: `task.data_dir`, a file or a folder, else the Hub."""
-    if options.data_dir is None:
-        if options.hub_id is None and OWN in options.members:
-            needs = "task.data_dir=<file or folder>, or task.hub_id=<data set>"
-            return Source(problem=f"task={OWN} needs {needs}")
+def record_sources(options: InstructTask) -> dict[str, Source]:
+    """Say where the records are: in `task.data_dir`, a file or a folder, else on the Hub.
+
+    Returns:
+        "train" and "validation"; they are the same unless a folder has a table for each.
+    """
+    if options.data_dir is not None:
+        found = _find_tables(
+            Path(options.data_dir).expanduser(), f"task.data_dir={options.data_dir}"
+        )
+    elif options.hub_id is None and OWN in options.members:
+        needs = "task.data_dir=<file or folder>, or task.hub_id=<data set>"
+        found = {"train": Source(problem=f"task={OWN} needs {needs}")}
+    else:
         place = hub_split(options, HUB_ID, options.config or "default", "train")
-        return hub_source(place, "use task.data_dir=<file or folder>, or task=instruct_mini")
-    path = Path(options.data_dir).expanduser()
-    given = f"task.data_dir={options.data_dir}"
-    formats = "csv, tsv, json, jsonl or parquet"
+        remedy = "use task.data_dir=<file or folder>, or task=instruct_mini"
+        found = {"train": hub_source(place, remedy)}
+    found.setdefault("validation", found["train"])
+    return found
+
+
+def _find_tables(path: Path, given: str) -> dict[str, Source]:
+    """Look for a table named train or alpaca, or the only one, and for one of validation."""
     if path.is_file():
-        if not kind_of(path):
-            return Source(problem=f"{given} is not a file of records; give one of type {formats}")
-        return Source(files=(path,))
+        if kind_of(path):
+            return {"train": Source(files=(path,))}
+        problem = f"{given} is not a file of records; give one of type {FORMATS}"
+        return {"train": Source(problem=problem)}
     if not path.is_dir():
-        return Source(problem=f"{given} does not exist; give a file or a folder with {formats}")
+        problem = f"{given} does not exist; give a file or a folder with {FORMATS}"
+        return {"train": Source(problem=problem)}
     if not any(map(kind_of, path.iterdir())) and (path / "data").is_dir():
         path = path / "data"  # as repositories of the Hub have it
     files = sorted(file for file in path.iterdir() if kind_of(file) and not is_clutter(file.name))
-    for stem in ("train", "alpaca"):
-        if named := [file for file in files if file.stem.startswith(stem)]:
-            files = named
-            break
     if not files:
-        return Source(problem=f"{given} holds no records: looked for files of type {formats}")
+        problem = f"{given} holds no records: looked for files of type {FORMATS}"
+        return {"train": Source(problem=problem)}
+    apart = [file for file in files if split_of(file.name) in ("validation", "test")]
+    train = [file for file in files if file not in apart]
+    for stem in ("train", "alpaca"):
+        if named := [file for file in train if file.stem.startswith(stem)]:
+            train = named
+            break
+    else:
+        if apart:
+            names = ", ".join(file.name for file in files)
+            problem = f"{given} has no train table (it has {names}); name one train, or give its"
+            return {"train": Source(problem=f"{problem} path")}
+    validation = [file for file in apart if split_of(file.name) == "validation"]
+    if unread := [file.name for file in files if file not in (*train, *validation)]:
+        warn_of_unread(given, ", ".join(unread), "train and validation")
+    found = {"train": train, "validation": validation}
+    return {split: _table(files, given) for split, files in found.items() if files}
+
+
+def _table(files: Sequence[Path], given: str) -> Source:
+    """Take files as one table, or say why they are none."""
     if (reason := one_table(files)) is not None:
         return Source(problem=f"{given}: {reason}; give the path of one, or all parts of it")
     return Source(files=tuple(files))
