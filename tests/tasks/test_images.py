@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moe_runner.tasks.images import files_of, to_rgb
+from moe_runner.tasks.images import files_of, to_rgb, unread_of
 from tests.tasks.suites.test_domainbed import load, options, write_domains
 
 GREY = np.arange(0, 256, 17, dtype=np.uint8).reshape(4, 4)
@@ -69,6 +69,16 @@ def test_hidden_folders_and_files_are_no_classes_and_no_images(tmp_path):
         shutil.copy(root / "dog" / "000.png", root / place / "0-checkpoint.png")
     shutil.copy(root / "dog" / "000.png", root / "dog" / "._000.png")
     assert files_of(root) == before
+
+
+@pytest.mark.parametrize("ending", ["jfif", "JFIF", "avif"])
+def test_less_common_endings_are_images(ending, tmp_path):
+    file = tmp_path / "dog" / f"0.{ending}"
+    file.parent.mkdir()
+    Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(file)
+    (tmp_path / "dog" / "0.txt").write_text("no image")
+    assert files_of(tmp_path) == [("dog", file)]
+    assert unread_of(tmp_path) == [("dog", tmp_path / "dog" / "0.txt")]
 
 
 def test_pictures_in_training_and_evaluation_are_counted(tmp_path, caplog):

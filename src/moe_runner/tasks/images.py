@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+ENDINGS = (
+    ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".ppm",
+    ".pgm",
+)  # fmt: skip
 DECODING = 2  # raised when the same file gives another array
 CORRUPT = ""  # in place of the digest of an image
 NAMED = 3  # corrupt images that an error names
@@ -354,24 +357,32 @@ def files_of(folder: Path) -> list[tuple[str, Path]]:
     Returns:
         Class and file, sorted.
     """
+    return _listing(folder)[0]
+
+
+def unread_of(folder: Path) -> list[tuple[str, Path]]:
+    """List what is no image by its ending in a domain's folder, as `files_of` does the images."""
+    return _listing(folder)[1]
+
+
+Listing = tuple[list[tuple[str, Path]], list[tuple[str, Path]]]  # images, other files
+_listed: dict[Any, Listing] = {}  # a plan asks once per held-out domain
+
+
+def _listing(folder: Path) -> Listing:
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and not is_clutter(p.name))
     stamps = tuple((path, path.stat().st_mtime_ns) for path in classes)
-    return _files(stamps)
-
-
-_listed: dict[Any, list[tuple[str, Path]]] = {}  # a plan asks once per held-out domain
-
-
-def _files(stamps: tuple[tuple[Path, int], ...]) -> list[tuple[str, Path]]:
     if stamps not in _listed:
-        _listed[stamps] = [
-            (folder.name, file)
-            for folder, _ in stamps
-            for file in sorted(folder.rglob("*"))
-            if file.suffix.lower() in ENDINGS
-            and (file.is_file() or file.is_symlink())  # a broken link is told when it is opened
-            and not any(map(is_clutter, file.relative_to(folder).parts))
-        ]
+        images: list[tuple[str, Path]] = []
+        others: list[tuple[str, Path]] = []
+        for label in classes:
+            for file in sorted(label.rglob("*")):
+                if any(map(is_clutter, file.relative_to(label).parts)):
+                    continue
+                if file.is_file() or file.is_symlink():  # a broken link is told when it is opened
+                    known = file.suffix.lower() in ENDINGS
+                    (images if known else others).append((label.name, file))
+        _listed[stamps] = images, others
     return _listed[stamps]
 
 

@@ -121,6 +121,81 @@ def test_classes_alone(tmp_path):
         assert data.ood == {}
 
 
+@pytest.mark.parametrize("wrapped", ["mine", "archive/mine"])
+def test_splits_are_found_in_the_only_folder(wrapped, tmp_path):
+    for number, name in enumerate(("train", "val")):
+        write(tmp_path / wrapped / name, 4, 60 * number)
+    data = loaded(tmp_path, "images")
+    assert data.spec.labels == ("cat", "dog")
+    assert brightness(data, data.validation["validation"]) == list(range(60, 68))
+    inner = options(tmp_path / wrapped, "images")
+    assert tasks.fingerprint(options(tmp_path, "images"), "images") == tasks.fingerprint(
+        inner, "images"
+    )
+
+
+def test_splits_without_classes_are_no_classes(tmp_path):
+    write(tmp_path, 2)
+    (tmp_path / "cat").rename(tmp_path / "train")
+    (tmp_path / "dog").rename(tmp_path / "test")
+    with pytest.raises(ConfigError, match="no classes in test, train, which hold images"):
+        tasks.load(options(tmp_path, "images"), "images")
+    (tmp_path / "test").rename(tmp_path / "bus")
+    assert tasks.load(options(tmp_path, "images"), "images").spec.labels == ("bus", "train")
+
+
+def test_domains_in_the_only_folder_are_asked_for(tmp_path, caplog):
+    for name in ("photo", "sketch"):
+        write(tmp_path / "PACS" / name, 10)
+    assert loaded(tmp_path, "images").spec.labels == ("photo", "sketch")
+    assert f"if they are domains, use task.data_dir={tmp_path}/PACS" in caplog.text
+
+
+def test_the_folders_of_kaggle_are_splits(tmp_path):
+    write(tmp_path / "Training", 10)
+    write(tmp_path / "Testing", 4, 60)
+    assert len(loaded(tmp_path, "images").ood["test"]) == 8
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_class_of_a_split_of_one_class_counts(split, tmp_path):
+    for name in ("train", "test"):
+        write(tmp_path / name, 2)
+    (tmp_path / "more").mkdir()
+    (tmp_path / split / "dog").rename(tmp_path / "more" / "dog")
+    mine = options(tmp_path, "images")
+    before = tasks.fingerprint(mine, "images")
+    (tmp_path / split / "cat").rename(tmp_path / split / "dog")
+    after = tasks.fingerprint(mine, "images")
+    assert {name for name in before if before[name] != after[name]} == {split}
+
+
+def test_more_than_one_class_has_the_hash_it_always_had(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_text(name)
+    found = tasks.fingerprint(options(tmp_path, "images"), "images")
+    digest = "153ed17098187975c1843aed2d37b7be56575955e6d8ff46ad92a8819008cb4d"
+    assert found == {"train": f"sha256 {digest}"}
+
+
+def test_what_is_not_read_is_named(tmp_path, caplog):
+    write(tmp_path / "train", 10)
+    write(tmp_path / "unlabelled", 1)
+    (tmp_path / "val").mkdir()
+    for file in ("bird/0.heic", "bird/1.HEIC", "cat/notes.txt", "cat/.hidden"):
+        (tmp_path / "train" / file).parent.mkdir(exist_ok=True)
+        (tmp_path / "train" / file).write_text("")
+    loaded(tmp_path, "images")
+    named = "unlabelled, val, train/bird (2 .heic), train/cat (1 .txt); images end in .jpg"
+    assert caplog.text.count(f"task.data_dir={tmp_path}: not read are {named}") == 1
+
+
+def test_other_data_out_of_domain_are_refused(domains):
+    with pytest.raises(ConfigError, match="task.ood_dir=elsewhere is not read here; leave it out"):
+        tasks.load(options(domains, "sketch", ood_dir="elsewhere"), "sketch")
+
+
 def test_a_picture_in_two_splits_is_counted(tmp_path, caplog):
     write(tmp_path / "train", 4)
     write(tmp_path / "test", 2)
@@ -132,10 +207,13 @@ def test_a_picture_in_two_splits_is_counted(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("folders", "words"),
     [
-        ((), "holds no images; put images in"),
+        ((), r"holds no images \(.jpg, .*\); put images in"),
         (("train", "training"), r"two folders of one split \(train, training\)"),
         (("a+b", "c"), "rename the domain a.b"),
         (("mine/a", "loose"), "loose holds images itself, and mine folders of them"),
+        (("photo/train", "photo/test", "sketch"), r"photo holds splits \(test, train\), not"),
+        (("train/train", "test/test"), r"train holds splits \(train\), not .*/train$"),
+        (("val", "test"), r"no folder train \(it has test, val\); name one train"),
     ],
 )
 def test_what_is_wrong_is_one_line(folders, words, tmp_path):
