@@ -182,6 +182,15 @@ def lower_is_better(names: Sequence[str]) -> bool:
     return bool(set(names) & set(LOWER_IS_BETTER))
 
 
+def alike(metrics: Iterable[Sequence[str]]) -> bool:
+    """Tell whether scores have one unit and one direction, so that their mean means something.
+
+    Args:
+        metrics: names of those of each score.
+    """
+    return len({(scaled(1.0, names), lower_is_better(names)) for names in metrics}) <= 1
+
+
 def decode(predictions: ndarray) -> ndarray:
     """Turn the output of a model into classes or scores.
 

@@ -335,6 +335,33 @@ def test_reports_can_be_of_some_runs_only(conf, plan, capsys):
         store_commands.tables(["study.only.method=emo", f"output={output}"])
 
 
+def test_a_study_of_another_precision_is_read_back(conf, cfg, capsys):
+    output = conf.parent / "out"
+    changed = studies.plan_studies((conf,), ["small"], cfg, {"trainer.precision": "bf16"})[0].jobs
+    launcher(Store(output), changed).launch([studies.as_overrides(j.choices) for j in changed], 0)
+    words = [f"output={output}", "trainer.precision=bf16"]
+    store_commands.status(words)
+    row = next(line for line in capsys.readouterr().out.splitlines() if "small" in line)
+    assert [cell.strip() for cell in row.split("│")[2:-1]] == ["8", "", "", "", ""]
+    store_commands.tables([*words, "study=small", "format=md"])
+    assert "; trainer.precision=bf16" in " ".join(capsys.readouterr().out.split())
+    assert [folder.name for folder in (output / "reports").iterdir()] == ["mini-bf16"]
+    with pytest.raises(ConfigError, match="trainer.precision=bf1 is not an option; did you mean"):
+        store_commands.status([f"output={output}", "trainer.precision=bf1"])
+
+
+def test_a_study_whose_cells_would_mix_models_is_refused_before_anything_is_run(conf, cfg, capsys):
+    file = conf / "study" / "small.yaml"
+    file.write_text(file.read_text().replace("model: bert_tiny", "model: [bert_tiny, gpt2_tiny]"))
+    assert studies.carry_out_study((conf,), "small", cfg, pytest.fail) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4  # one a cell
+    assert lines[0].startswith("study=small: in the cell dense of cola, the runs ")
+    assert lines[0].endswith(
+        "differ in model (bert_tiny, gpt2_tiny); name it in study.rows or study.columns"
+    )
+
+
 def test_clean_removes_checkpoints_of_finished_runs_only(conf, plan, capsys):
     store = Store(conf.parent / "out")
     for job, ends in zip(plan.jobs, (True, False), strict=False):

@@ -8,7 +8,14 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from moe_runner.report.domainbed import Choice, build_sheets, chosen_ids, scores, select
+from moe_runner.report.domainbed import (
+    Choice,
+    build_sheet,
+    build_sheets,
+    chosen_ids,
+    scores,
+    select,
+)
 from moe_runner.report.sheet import to_rich
 from moe_runner.report.summary import print_results
 from moe_runner.runs.result import Accuracy, Checkpoint
@@ -181,3 +188,18 @@ def test_a_command_of_other_tasks_prints_the_usual_table_too(capsys):
     text = capsys.readouterr().out
     assert "cola" in text
     assert "pacs: accuracy on the held-out domain" in text
+
+
+def test_the_best_has_all_trials_and_is_not_equal_to_all_others():
+    def entries(**accuracies) -> list[list[bool]]:
+        """Tell of each system (rule: oracle) which of its cells are the best."""
+        systems = {
+            name: [run("a", [[(x, 0), (0, 1), (0, 1)]], seed=n) for n, x in enumerate(of_trials)]
+            for name, of_trials in accuracies.items()
+        }
+        rows = build_sheet("pacs", systems).rows[-len(systems) :]
+        return [[entry.best for entry in row[2:3]] for row in rows]
+
+    assert entries(x=[0.9], y=[0.5, 0.6], z=[0.4, 0.6]) == [[False], [True], [False]]
+    assert entries(x=[0.5, 0.6], y=[0.6, 0.5]) == [[False], [False]]
+    assert entries(x=[0.5]) == [[True]]

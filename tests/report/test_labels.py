@@ -35,6 +35,7 @@ GRIDS = [(n, p) for n in study_names(FOLDERS) for p in read_study(FOLDERS, n).gr
         ("task.train_fraction", 0.1, "10% of the data"),
         ("trainer.weight_decay", 0.01, "weight decay 0.01"),
         ("weights", "05387f41011fdab0", "weights 05387f"),
+        ("weights", "hub bert at 05387f41011fdab0", "weights 05387f"),
     ],
 )
 def test_an_option_is_said_in_words(key, value, words):

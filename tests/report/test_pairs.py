@@ -8,6 +8,7 @@ import pytest
 
 from moe_runner.metrics import NAMES
 from moe_runner.options.errors import ConfigError
+from moe_runner.report.cells import check_cells
 from moe_runner.report.pairs import check_figures, check_pairings, fits
 from moe_runner.report.published import published_tables
 from moe_runner.report.study_sheet import sheets
@@ -122,6 +123,11 @@ def test_a_name_that_the_published_table_lacks_has_its_line(plan):  # noqa: F811
 @pytest.mark.parametrize(("name", "profile"), GRIDS)
 def test_the_studies_pair_alike_with_alike(name, profile):
     check_pairings([planned(name, profile)])
+
+
+@pytest.mark.parametrize(("name", "profile"), GRIDS)
+def test_the_cells_of_the_studies_hold_repetitions_only(name, profile):
+    check_cells([planned(name, profile)])
 
 
 def test_the_llama_study_evaluates_mmlu_with_the_published_dropout(tmp_path):

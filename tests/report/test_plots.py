@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from moe_runner.report.canvas import MOST_PANELS, legend, measured, panels, swatch, unit, widen
-from moe_runner.report.plot_kinds import heatmap, points, published_points
+from moe_runner.report.plot_kinds import heatmap, points, published_points, series
 from moe_runner.report.plot_runs import by_step, curves, scatter
 from moe_runner.report.published import published_tables
 from moe_runner.report.study_table import tabulate
@@ -141,3 +141,21 @@ def test_a_long_legend_makes_the_figure_taller_and_leaves_the_panels_their_room(
             figure.savefig(tmp_path / "figure.png")
         sizes.append(axes[0].get_window_extent().height)
     assert sizes[1] > 0.6 * sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "panels"),
+    [
+        (("task",), 3),  # no numbers: a panel each, and the average
+        (("task", "trainer.epochs"), 3),  # two columns of one number
+        (("trainer.epochs",), 1),
+    ],
+)
+def test_a_series_whose_columns_are_no_numbers_is_drawn_as_points(plan, columns, panels):  # noqa: F811
+    tasks = ["glue_mini/rte", "glue_mini/cola"] if "task" in columns else "glue_mini/rte"
+    epochs = 1 if "task" in columns else [1, 2]
+    made = plan(study({"method": "dense", "task": tasks, "trainer.epochs": epochs},
+                      columns=columns))  # fmt: skip
+    found = results(made, lambda run: 0.5)
+    figure = series(made, tabulate(made, found), [job.run for job in made.jobs], {})
+    assert len(figure.axes) == panels

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import shutil
 
 import pytest
 
@@ -215,3 +217,110 @@ def test_settings_of_a_recipe_do_not_count_as_differences(place):
 )  # fmt: skip
 def test_values_are_read_as_they_are_typed(value, text, equal):
     assert same(value, text) is equal
+
+
+def add(place, plan, of, primary=lambda run: 0.5, ood=None, change=lambda run: run):  # noqa: F811
+    """Put the finished runs of a grid into the store."""
+    for job in plan(of).jobs:
+        run = change(job.run)
+        folder = place.folder(run.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(run.to_yaml())
+        result = make_result(
+            run.axes(), primary(run), id=run.id, settings=run.settings(), metrics=("accuracy",),
+            id_metrics={"validation": scores(primary(run), accuracy=primary(run))},
+            ood_metrics={name: scores(0.4, accuracy=0.4) for name in ood or ()}, data=run.data,
+        )  # fmt: skip
+        write_result(folder / "result.json", result)
+
+
+@pytest.fixture
+def own(tmp_path, plan, report, place):  # noqa: F811
+    """Fill the store further, and give the rows of its page: row -> what its columns show."""
+    shutil.rmtree(place.root)
+
+    def rows(*filters: str) -> dict[str, dict[str, str]]:
+        code, text = report("page", "format=csv", f"to={tmp_path}/page", *filters)
+        assert code == 0, text
+        with (tmp_path / "page" / "own.csv").open() as stream:
+            first, *found = list(csv.reader(stream))
+        ours = [i for i, name in enumerate(first) if "(accuracy" in name]
+        return {row[0]: {first[i].partition(" (")[0]: row[i] for i in ours} for row in found}
+
+    return rows
+
+
+RTE = {"method": "dense", "task": "glue_mini/rte", "seed": [0, 1]}
+
+
+def test_a_neutral_value_is_found_and_told(place, plan, own, report):  # noqa: F811
+    of = {**RTE, "method": "emoe", "method.convert_at": ["both", "train"]}
+    add(place, plan, study(of), lambda run: 0.8 if run.method.convert_at == "both" else 0.6)
+    add(place, plan, study(RTE))
+    assert own() == {
+        "dense": {"bert_tiny rte": "50.0 ± 0.0 (2)"},
+        "emoe, MoE throughout": {"bert_tiny rte": "80.0 ± 0.0 (2)"},
+        "emoe, MoE in training only": {"bert_tiny rte": "60.0 ± 0.0 (2)"},
+    }
+    _, text = report("runs", "method=emoe")
+    assert text.count("convert_at=both") == text.count("convert_at=train") == 2
+    for word, number in (("method.convert_at=both", 2), ("task.train_fraction=1.0", 6)):
+        assert report("runs", word)[1].startswith(f"{number} runs in")
+    assert report("runs", "method.convert_at=eval")[1].startswith("no runs")
+    both, train = (ids(place, **{"method__convert_at": value})[0] for value in ("both", "train"))
+    table = report("compare", both, train)[1].partition("scores")[0]
+    (line,) = (line for line in table.splitlines() if "method.convert_at" in line)
+    assert [cell.strip() for cell in line.split("│")[2:-1]] == ["both", "train"]
+
+
+def test_two_suites_with_a_task_of_one_name_are_two_columns(place, plan, own, report):  # noqa: F811
+    add(place, plan, study(RTE), lambda run: 0.6)
+
+    def of_glue(run):
+        return dataclasses.replace(run, task=dataclasses.replace(run.task, suite="glue"))
+
+    add(place, plan, study(RTE), lambda run: 0.9, change=of_glue)
+    assert own() == {"dense": {"glue": "90.0 ± 0.0 (2)", "glue_mini": "60.0 ± 0.0 (2)"}}
+    assert report("runs")[1].count("suite glue_mini, seed") == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"weights": "hub bert at 0123456789"}, "weights 012345"),
+        ({"data": {"train": "x"}}, "data "),
+    ],
+)
+def test_other_weights_and_data_are_other_columns(place, plan, own, report, change, word):  # noqa: F811
+    add(place, plan, study(RTE), lambda run: 0.6)
+    other = {"change": lambda run: dataclasses.replace(run, **change)}
+    add(place, plan, study(RTE), lambda run: 0.9, **other)
+    found = own()["dense"]
+    assert sorted(found.values()) == ["60.0 ± 0.0 (2)", "90.0 ± 0.0 (2)"]
+    assert any(word in name for name in found)
+    _, text = report("runs")
+    assert word in text
+    assert sum(f", {word.split()[0]} " in line for line in text.splitlines()) == 4
+
+
+def test_other_targets_of_lora_are_other_rows(place, plan, own, report):  # noqa: F811
+    of = {**RTE, "tuning": "lora", "model.lora_targets": [["query"], ["query", "key"]]}
+    add(place, plan, study(of), lambda run: 0.5 + 0.1 * len(run.model.lora_targets))
+    assert own() == {
+        "lora targets [query]": {"bert_tiny rte": "60.0 ± 0.0 (2)"},
+        "lora targets [query,key]": {"bert_tiny rte": "70.0 ± 0.0 (2)"},
+    }
+    assert report("runs")[1].count("lora_targets=[query,key]") == 2
+    assert report("runs", "model.lora_targets=[query]")[1].startswith("2 runs in")
+    (place.folder(place.ids()[0]) / "config.yaml").unlink()  # such a run is listed all the same
+    assert report("runs")[1].startswith("4 runs in")
+
+
+def test_a_seed_counts_once_whatever_sets_it_was_evaluated_on(place, plan, own, report):  # noqa: F811
+    add(place, plan, study(RTE), lambda run: 0.5 + 0.1 * run.seed, ood=["overlap_traps"])
+    add(place, plan, study({**RTE, "task.ood": [[]]}), lambda run: 0.5 + 0.1 * run.seed)
+    assert own() == {"dense": {"bert_tiny rte": "55.0 ± 5.0 (2)"}}
+    assert own("seed=0") == {"dense": {"bert_tiny rte": "50.0 (1)"}}
+    _, text = report("runs")
+    assert text.startswith("4 runs in")
+    assert text.count("ood=[overlap_traps]") == text.count("ood=[]") == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import random
@@ -10,9 +11,18 @@ from fractions import Fraction
 import pytest
 from rich.console import Console
 
-from moe_runner.report.summary import aggregate, build_table, headline, mean_ranks, ranks_of
+from moe_runner.options.errors import ConfigError
+from moe_runner.report.summary import (
+    aggregate,
+    build_table,
+    group,
+    headline,
+    mean_ranks,
+    ranks_of,
+)
 from moe_runner.runs.result import Result, Scores
 from moe_runner.tasks import gluex
+from tests.report.test_beside import plan, study  # noqa: F401
 from tests.results import make_result, scores
 
 
@@ -249,3 +259,101 @@ def test_the_majority_class_has_a_line_and_constant_predictions_a_mark():
     assert ["", "", "emoe bert_tiny", "80.0", "far 50.0", "1"] in lines
     assert ["", "", "majority class", "65.0", "far 70.0", ""] in lines
     assert "‡ every example got the same answer" in " ".join(shown.split())
+
+
+def of_runs(made, primary=lambda run: 0.5) -> list[Result]:
+    """Results of the runs of a plan."""
+    return [
+        make_result(
+            job.run.axes(), primary(job.run), id=job.run.id, settings=job.run.settings(),
+            data=job.run.data, metrics=("accuracy",),
+        )
+        for job in made.jobs
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "words"),
+    [
+        ("emoe", "method.convert_at", {"both": "MoE throughout", "train": "MoE in training only"}),
+        ("emoe", "method.backend", {"auto": "backend auto", "kernel": "backend kernel"}),
+        ("dense", "task.train_fraction", {1.0: "100% of the data", 0.5: "50% of the data"}),
+        ("emoe", "protocol.gate_noise", {0.0: "gate noise 0.0", 1.0: "gate noise 1.0"}),
+        ("hypermoe", "method.hypernet_lr_scale", {
+            1.0: "hypernetwork's rate x 1.0", "auto": "hypernetwork's rate automatic"}),
+    ],
+)  # fmt: skip
+def test_an_option_at_its_neutral_value_is_a_system_of_its_own(plan, method, key, words):  # noqa: F811
+    of = {"method": method, "task": "glue_mini/rte", "seed": [0, 1], key: list(words)}
+    if method == "hypermoe":
+        of["model"] = "switch_tiny"
+    found = of_runs(plan(study(of)))
+    for results in (found, found[::-1]):  # whichever comes first
+        groups = group(results)
+        assert {name.partition(", ")[2] for _, name in groups} == set(words.values())
+        assert {aggregate(rows).n for rows in groups.values()} == {2}
+
+
+def test_other_data_and_other_targets_of_lora_are_other_systems(plan):  # noqa: F811
+    of = {"method": "emoe", "tuning": "lora", "task": "glue_mini/rte", "seed": [0, 1]}
+    made = plan(study({**of, "model.lora_targets": [["query"], ["query", "key"]]}))
+    runs = {job.run.id: job.run for job in made.jobs}
+    groups = group(of_runs(made), runs)
+    assert [name for _, name in groups] == [
+        "emoe bert_tiny lora, lora targets [query]", "emoe bert_tiny lora, lora targets [query,key]"
+    ]  # fmt: skip
+    assert [len(rows) for rows in groups.values()] == [2, 2]
+    seeds = [result(seed=0), result(seed=1)]
+    other = [dataclasses.replace(each, id="other", data={"train": "another"}) for each in seeds]
+    assert [len(rows) for rows in group([*seeds, *other]).values()] == [2, 2]
+    assert all(", data " in name for _, name in group([*seeds, *other]))
+
+
+def test_a_seed_counts_once_whatever_sets_it_was_evaluated_on():
+    bare = [dataclasses.replace(result(primary=0.2 * n, seed=n), id=f"bare {n}") for n in (1, 2)]
+    more = result(primary=0.2, seed=1, ood={"a": 0.4, "b": None})
+    more = dataclasses.replace(more, id="more", data={"ood/a": "x", "ood/b": "not available"})
+    for rows in ([*bare, more], [more, *bare]):
+        ((_, grouped),) = group(rows).items()
+        cell = aggregate(grouped)
+        assert (cell.n, cell.mean, set(cell.ids)) == (2, pytest.approx(0.3), {"more", "bare 2"})
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"settings": {"task.train_fraction": 0.5}}, "task.train_fraction (1.0, 0.5)"),
+        ({"data": {"train": "another"}}, "task.data;"),
+        ({}, "options of the model"),
+    ],
+)
+def test_runs_that_are_no_repetitions_are_not_averaged(change, line):
+    one = make_result(id="0123456789")
+    other = dataclasses.replace(one, id="9876543210", **change)
+    with pytest.raises(ConfigError) as caught:
+        aggregate([one, other])
+    assert "the runs 01234567 and 98765432 have one rate and seed and differ in" in str(
+        caught.value
+    )
+    assert line in str(caught.value)
+
+
+def test_a_rate_that_lacks_seeds_is_not_chosen():
+    rows = [result(primary=0.7, seed=seed, rate=1e-3) for seed in range(3)]
+    rows += [result(primary=0.9, seed=2, rate=2e-3), result(primary=0.8, seed=2, rate=3e-3)]
+    cell = aggregate(rows)
+    assert (cell.learning_rate, cell.n) == (1e-3, 3)
+    assert aggregate(rows[2:]).learning_rate == 2e-3  # of equally many the best
+
+
+def test_percentages_and_perplexities_have_no_average():
+    def of(method: str, task: str, primary: float, metric: str) -> Result:
+        return make_result({"method": method, "task": task}, primary, metrics=(metric,),
+                           ood_metrics={"far": scores(primary)})  # fmt: skip
+
+    rows = [of("dense", "cola", 0.5, "matthews"), of("dense", "text", 30.0, "perplexity")]
+    assert "average" not in text(rows, {})
+    rows += [of("moe", "cola", 0.4, "matthews"), of("moe", "text", 40.0, "perplexity")]
+    (line,) = (line for line in text(rows, {}).splitlines() if "average" in line)
+    cells = [cell.strip() for cell in line.split("│")[1:-1]]
+    assert cells == ["average", "", "dense bert_tiny", "", "mean rank 1.50 of 2", ""]

@@ -45,6 +45,7 @@ def analyze(words: Sequence[str]) -> None:
     output=outputs  the folder of the runs
     to=<output>/analysis/<name>
     profile=mini    of studies; small or paper
+    trainer.precision=bf16     of studies that were run with it
     study.only.method=emoe     only such runs of studies; also task, seed, ...
     config_dir=my_conf         with the option files of --config-dir
 

@@ -98,7 +98,8 @@ class Command:
         gaps = {name: reason for plan, _ in self.plans for name, reason in plan.gaps.items()}
         plan, store = self.plans[-1]
         baselines, hint = ([], "") if self.together else stored_baselines(plan, store)
-        print_results([*baselines, *results], gaps)
+        runs = {run.id: run for plan, _ in self.plans for run in plan.runs}
+        print_results([*baselines, *results], gaps, runs)
         roots = dict.fromkeys(store.root for _, store in self.plans)
         places = [f"results: {root}/<id>/result.json" for root in roots]
         if hint:

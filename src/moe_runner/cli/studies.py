@@ -13,10 +13,11 @@ from moe_runner.cli.elsewhere import launch_elsewhere, reasons_of
 from moe_runner.cli.ending import end
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import Folders
+from moe_runner.report.cells import check_cells
 from moe_runner.report.gather import with_others
 from moe_runner.report.pairs import check_pairings
 from moe_runner.report.render import FORMATS, render
-from moe_runner.report.store_commands import report_folder
+from moe_runner.report.store_commands import FOR_ALL, report_folder
 from moe_runner.report.study_sheet import print_study
 from moe_runner.runs.result import Result
 from moe_runner.runs.store import Store, StoreError
@@ -51,7 +52,7 @@ def carry_out_study(
     """
     store = Store(Path(cfg.paths.output))
     given = {word.partition("=")[0] for word in arguments}
-    for_all = {key: OmegaConf.select(cfg, key) for key in ("trainer.precision",) if key in given}
+    for_all = {key: OmegaConf.select(cfg, key) for key in FOR_ALL if key in given}
     only = read_only(cfg)
     try:
         plans = restrict(plan_studies(folders, [name], cfg, for_all), only)
@@ -151,6 +152,7 @@ def plan_studies(
     studies = read_studies(folders, names, cfg.profile)
     plans = [plan_study(folders, study, cfg.profile, common) for study in studies]
     check_pairings(plans)
+    check_cells(plans)
     return [noted(plan, " ".join(as_overrides(for_all))) for plan in plans] if for_all else plans
 
 

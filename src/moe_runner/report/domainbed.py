@@ -277,14 +277,15 @@ def build_sheet(title: str, systems: Mapping[str, Sequence[Result]]) -> Sheet:
     pairs = any(len(held_out(row)[1]) == 2 for rows in systems.values() for row in rows)
     hint = "" if pairs else "; leave_one_domain_out needs the same command with task.pairs=true"
     rows = []
+    names = (*domains, "average")
     for rule in RULES:
         found = {system: scores(results, rule) for system, results in systems.items()}
+        bests = {name: best(found, name) for name in names}
         for position, (system, known) in enumerate(found.items()):
             cells = [Entry("-")] * (len(domains) + 1)
-            for number, name in enumerate((*domains, "average")):
+            for number, name in enumerate(names):
                 if name in known:
-                    best = max(each[name].mean for each in found.values() if name in each)
-                    cells[number] = Entry(str(known[name]), known[name].mean == best)
+                    cells[number] = Entry(str(known[name]), system in bests[name])
             trials = {score.n for score in known.values()}
             n = "-".join(str(n) for n in sorted({min(trials), max(trials)})) if trials else "0"
             if not known:
@@ -300,3 +301,20 @@ def build_sheet(title: str, systems: Mapping[str, Sequence[Result]]) -> Sheet:
         words=2,
         name=f"domains-{title}",
     )
+
+
+def best(found: Mapping[str, Mapping[str, Score]], name: str) -> frozenset[str]:
+    """Find the best systems of a column among those with the most trials; none if all are equal.
+
+    Args:
+        found: scores by system and column.
+        name: of the column.
+    """
+    known = {system: each[name] for system, each in found.items() if name in each}
+    most = max((score.n for score in known.values()), default=0)
+    means = {system: score.mean for system, score in known.items() if score.n == most}
+    first = max(means.values(), default=0.0)
+    equal = frozenset(
+        system for system, mean in means.items() if math.isclose(mean, first, rel_tol=1e-9)
+    )
+    return equal if len(equal) < len(means) or len(means) < 2 else frozenset()

@@ -8,6 +8,7 @@ from typing import Any
 
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import Folders
+from moe_runner.report.cells import check_cells
 from moe_runner.runs.objects import StoreError
 from moe_runner.runs.store import Store
 from moe_runner.sweeps.study import Profile, read_study, study_names
@@ -46,6 +47,7 @@ def with_others(
             if profile not in study.grids:
                 continue
             plan = plan_study(folders, study, profile, common)
+            check_cells([plan])
             store.results_of(job.run.id for job in plan.jobs)
         except (ConfigError, StoreError) as error:  # of a study that nobody asked for
             reason = str(error).partition("\n")[0]

@@ -12,7 +12,7 @@ from typing import Any
 
 from moe_runner.metrics import lower_is_better
 from moe_runner.options.errors import show
-from moe_runner.runs.run import Run
+from moe_runner.runs.run import Run, digest_of
 
 AXES: Mapping[str, str] = {
     "learning_rate": "learning rate {}", "seed": "seed {}", "protocol": "{} protocol",
@@ -62,7 +62,7 @@ def label(run: Run, keys: Sequence[str]) -> str:
     """Name what a run is in some keys: axes (method, model, task), or options of a group."""
     parts = []
     for key, value in values_of(run, keys).items():
-        name = key.partition(".")[2]
+        name = key if key == "weights" else key.partition(".")[2]
         parts.append(f"{name}={show(value)}" if name else str(value))
     return " ".join(parts)
 
@@ -75,7 +75,10 @@ def values_of(run: Run, keys: Sequence[str]) -> dict[str, Any]:
     found = {}
     for key in keys:
         group, _, name = key.partition(".")
-        value = getattr(getattr(run, group), name, None) if name else axes[key]
+        if key in HASHES:
+            value = run.settings()["weights"] if key == "weights" else digest_of(run.data)
+        else:
+            value = getattr(getattr(run, group), name, None) if name else axes[key]
         if value is not None:
             found[key] = value
     return found
@@ -115,8 +118,8 @@ def spoken(values: Mapping[str, Any], num_experts: int | None) -> str:
         values: by axis or option.
         num_experts: of the method, said beside top_k.
     """
-    axes = [AXES.get(k, "{}").format(shown(v)) for k, v in values.items() if "." not in k]
-    options = {key: value for key, value in values.items() if "." in key}
+    options = {key: value for key, value in values.items() if "." in key or key in HASHES}
+    axes = [AXES.get(k, "{}").format(shown(v)) for k, v in values.items() if k not in options]
     if "method.top_k" in options:
         of_all = options.pop("method.num_experts", num_experts)
         num_experts = of_all if isinstance(of_all, int) else None
@@ -133,7 +136,8 @@ def said(key: str, value: Any, num_experts: int | None = None) -> str:
         num_experts: there are, if that is known.
     """
     if key in HASHES:
-        return f"{key.rpartition('.')[2]} {show(value)[:6]}"
+        digits = show(value).rpartition(" ")[2]  # of the Hub's: the commit
+        return f"{key.rpartition('.')[2]} {digits[:6]}"
     name, text = key.rpartition(".")[2], show(value)
     special: Callable[[Any], str] | None = SPECIAL.get(name)
     if special is not None and value is not None:

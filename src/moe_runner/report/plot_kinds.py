@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from moe_runner.metrics import scaled, spread
+from moe_runner.metrics import alike, scaled, spread
 from moe_runner.report.beside import matched
 from moe_runner.report.canvas import colour, legend, measured, panels, plain, swatch, unit, widen
 from moe_runner.report.labels import label
 from moe_runner.report.published import published_tables
-from moe_runner.report.study_table import StudyTable, alike
+from moe_runner.report.study_table import StudyTable
 from moe_runner.report.summary import Cell
 from moe_runner.runs.run import Run
 from moe_runner.sweeps.study_plan import StudyPlan
@@ -155,7 +155,9 @@ def series(
     plan: StudyPlan, table: StudyTable, runs: Sequence[Run], lines: Mapping[str, Any]
 ) -> Any:
     """Draw a line per row over columns that are numbers, with errors, and the published lines."""
-    places = {column: float(column.rpartition("=")[2]) for column in table.columns}
+    places = numbers_of(table.columns)
+    if places is None:
+        return points(plan, table, runs, lines)
     theirs = dict(published_points(plan, table))
     figure, (ax,) = panels(f"{plan.study.title}\nbars: ± standard error over seeds", [""], 3.2)
     entries = []
@@ -176,6 +178,15 @@ def series(
     ax.set_ylabel(measured(table.metrics(table.columns[0])), fontsize=8)
     legend(figure, entries)
     return figure
+
+
+def numbers_of(columns: Sequence[str]) -> dict[str, float] | None:
+    """Read the number that ends each label; None unless all have one, each its own."""
+    try:
+        places = {column: float(column.rpartition("=")[2]) for column in columns}
+    except ValueError:
+        return None
+    return places if len(set(places.values())) == len(places) else None
 
 
 def heatmap(

@@ -10,7 +10,9 @@ from moe_runner.console import wide_console
 from moe_runner.files import write_atomic
 from moe_runner.metrics import scaled, shown
 from moe_runner.options.errors import ConfigError, not_an_option, show
+from moe_runner.report.labels import HASHES
 from moe_runner.report.render import FORMATS, render
+from moe_runner.report.repetitions import OOD
 from moe_runner.report.sheet import NOT_AVAILABLE, Entry, Sheet, to_csv, to_rich
 from moe_runner.report.store_commands import read_words
 from moe_runner.report.stored import (
@@ -18,11 +20,14 @@ from moe_runner.report.stored import (
     Row,
     chosen,
     differing,
+    one_each,
     ordered,
     row_of,
     rows_of,
     run_sheet,
+    share_a_name,
     varied,
+    with_models,
 )
 from moe_runner.report.study_sheet import print_study
 from moe_runner.runs.result import Result, Scored
@@ -107,11 +112,11 @@ def compare(words: Sequence[str]) -> None:
     """
     given, ids = with_ids("compare", words, least=2)
     store = Store(Path(given["output"]))
-    rows = [row_of(store, store.find(run_id)) for run_id in ids]
+    rows = with_models([row_of(store, store.find(run_id)) for run_id in ids], store)
     for row in rows:
         if row.state == DAMAGED:
             print(f"damaged: {row.problem}")
-    facts = {row.id: {**row.axes, **row.settings} for row in rows}
+    facts = {row.id: row.facts for row in rows}
     console = wide_console()
     differ = dict.fromkeys(differing(rows) + one_sided(rows))
     console.print(to_rich(columns("what differs", differ, facts, first="option")))
@@ -159,6 +164,8 @@ def page(words: Sequence[str]) -> None:
 def plan_of(rows: Sequence[Row], store: Store, title: str) -> StudyPlan:
     """Make a study of stored runs: a row for what differs, a column for each model and task.
 
+    Other weights or data are other columns; other out-of-domain sets are no other run.
+
     Args:
         rows: of the runs, none damaged.
         store: of the runs.
@@ -168,9 +175,14 @@ def plan_of(rows: Sequence[Row], store: Store, title: str) -> StudyPlan:
         ConfigError: if a config.yaml is damaged.
     """
     axes = [key for key in ("tuning", "protocol") if len({row.axes[key] for row in rows}) > 1]
+    rows = one_each(rows)
+    options = varied(rows)
+    of_columns = ["suite"] if share_a_name(rows) else []
+    of_columns += [key for key in options if key in HASHES]
     study = Study(
-        name="own", title=title, paper="ours", rows=("method", *axes, *varied(rows)),
-        columns=("model", "task"),
+        name="own", title=title, paper="ours",
+        rows=("method", *axes, *(key for key in options if key not in (*HASHES, OOD))),
+        columns=("model", "task", *of_columns),
     )  # fmt: skip
     first = sorted(rows, key=lambda row: row.axes["method"] != "dense")
     jobs = [Job(read_run(store.folder(row.id) / "config.yaml"), {}, ()) for row in first]
@@ -182,7 +194,8 @@ def select(given: Mapping[str, str], wanted: Mapping[str, str]) -> list[Row]:
     store = Store(Path(given["output"]))
     named = given.get("runs", "all")
     ids = None if named == "all" else [store.find(run_id) for run_id in named.split(",")]
-    rows = chosen(rows_of(store, ids), wanted)
+    of_model = any(key.startswith("model.") for key in wanted)
+    rows = chosen(with_models(rows_of(store, ids), store, wanted=of_model), wanted)
     return ordered(rows, given.get("sort", "started")) if rows else []
 
 
@@ -289,7 +302,7 @@ def curve_sheet(rows: Sequence[Row]) -> Sheet:
 
 def whole_sheet(rows: Sequence[Row]) -> Sheet:
     """Lay out runs with every axis, setting and figure, for a csv file."""
-    keys = list(dict.fromkeys(key for row in rows for key in (*row.axes, *row.settings)))
+    keys = dict.fromkeys(key for row in rows for key in (*row.axes, *row.settings, *row.further))
     scores = {row.id: raw_figures(row.result) if row.result else {} for row in rows}
     names = list(dict.fromkeys(name for of in scores.values() for name in of))
     lines = []

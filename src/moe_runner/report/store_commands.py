@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from rich.console import Console
 from rich.table import Table
@@ -16,17 +16,21 @@ from rich.table import Table
 from moe_runner.files import blocked, no_place, one_line
 from moe_runner.options.errors import ConfigError, not_an_option
 from moe_runner.options.folders import Folders, option_folders
+from moe_runner.options.training import Trainer
+from moe_runner.report.cells import check_cells
 from moe_runner.report.gather import finished, has_results, with_others
 from moe_runner.report.pairs import check_pairings
 from moe_runner.report.render import FORMATS, render
 from moe_runner.report.study_sheet import print_study
 from moe_runner.runs.objects import StoreError
 from moe_runner.runs.store import State, Store
-from moe_runner.sweeps.study import ONLY, PROFILES, SEVERAL, Profile, read_studies
-from moe_runner.sweeps.study_plan import StudyPlan, plan_study, restrict
+from moe_runner.sweeps.study import ONLY, PROFILES, SEVERAL, Profile, as_overrides, read_studies
+from moe_runner.sweeps.study_plan import StudyPlan, noted, plan_study, restrict
 
 STATES: tuple[State, ...] = ("done", "running", "failed", "interrupted", "pending")
 DAMAGED = "damaged"  # of files of a run that cannot be read; no state of its own
+FOR_ALL = ("trainer.precision",)  # may be given for every run of a study, which is another report
+PRECISIONS = get_args(get_type_hints(Trainer)["precision"])
 NOTHING = """no study of profile={profile} has results in {output} ({done} finished runs in all)
 run one:     moe-run study=emoe_gates profile={profile}     moe-report status lists them
 own runs:    moe-report runs output={output}     the published figures: study=<name>"""
@@ -34,6 +38,7 @@ PLAN_KEYS = {
     "config_dir": "",
     "data": "",
     "models": "",
+    **dict.fromkeys(FOR_ALL, ""),
     **{f"study.only.{axis}": "" for axis in ONLY},
 }
 
@@ -50,6 +55,7 @@ def tables(words: Sequence[str]) -> None:
     output=outputs   the folder of the runs
     data=  models=   paths.data and paths.models of the runs, if they were given
     to=<output>/reports/<profile>
+    trainer.precision=bf16     the runs of moe-run study=... trainer.precision=bf16
     study.only.method=emoe     only such runs; dense,emoe: of both; also task, seed, ...
     config_dir=my_conf         with the option files of --config-dir
 
@@ -76,14 +82,15 @@ def tables(words: Sequence[str]) -> None:
     if not plans:
         print(NOTHING.format(output=given["output"], profile=given["profile"], done=len(done)))
         return
-    named = given["study"] != "all" and not given["to"] and not only_of(given)
+    for_all, only = for_all_of(given), only_of(given)
+    named = given["study"] != "all" and not given["to"] and not only and not for_all
     every = with_others(plans, *planning, store) if named else plans
     results = store.results_of(job.run.id for plan in every for job in plan.jobs)
     for plan in plans:
         own = [job.run.id for job in plan.jobs if job.run.id in results]
         print_study(plan, {run_id: results[run_id] for run_id in own})
     if formats:
-        usual = report_folder(Path(given["output"]), given["profile"], only_of(given))
+        usual = report_folder(Path(given["output"]), given["profile"], only, for_all)
         for file in render(every, store, Path(given["to"] or usual), formats):
             print(file)
 
@@ -97,6 +104,7 @@ def status(words: Sequence[str]) -> None:
     profile=mini     small or paper
     output=outputs   the folder of the runs
     data=  models=   paths.data and paths.models of the runs, if they were given
+    trainer.precision=bf16     the runs of moe-run study=... trainer.precision=bf16
     study.only.method=emoe     only such runs; dense,emoe: of both; also task, seed, ...
     config_dir=my_conf         with the option files of --config-dir
 
@@ -246,14 +254,17 @@ def plans_of(given: Mapping[str, str]) -> tuple[list[StudyPlan], Store]:
     studies = read_studies(folders, given["study"].split(","), profile)
     plans = [plan_study(folders, study, profile, common) for study in studies]
     check_pairings(plans)
+    check_cells(plans)
+    if for_all := for_all_of(given):
+        plans = [noted(plan, " ".join(as_overrides(for_all))) for plan in plans]
     return restrict(plans, only_of(given)), Store(Path(given["output"]))
 
 
 def planning_of(given: Mapping[str, str]) -> tuple[Folders, Profile, dict[str, Any]]:
-    """Read what studies are planned with: option files, profile, paths.
+    """Read what studies are planned with: option files, profile, paths, values for every run.
 
     Raises:
-        ConfigError: if there is no such profile.
+        ConfigError: if there is no such profile, or no such value.
     """
     profile = next((name for name in PROFILES if name == given["profile"]), None)
     if profile is None:
@@ -264,8 +275,22 @@ def planning_of(given: Mapping[str, str]) -> tuple[Folders, Profile, dict[str, A
     common = {
         "paths.output": output, "paths.cache": f"{output}/cache",
         "paths.data": given["data"] or None, "paths.models": given["models"] or None,
+        **for_all_of(given),
     }  # fmt: skip
     return option_folders(given["config_dir"] or None), profile, common
+
+
+def for_all_of(given: Mapping[str, str]) -> dict[str, str]:
+    """Read what was given for every run in place of the study's.
+
+    Raises:
+        ConfigError: for a value that there is not.
+    """
+    found = {key: given[key] for key in FOR_ALL if given[key]}
+    for key, value in found.items():
+        if value not in PRECISIONS:
+            raise ConfigError(not_an_option(f"{key}={value}", "", value, PRECISIONS))
+    return found
 
 
 def only_of(given: Mapping[str, str]) -> dict[str, list[str]]:

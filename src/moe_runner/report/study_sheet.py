@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from moe_runner.console import wide_console
-from moe_runner.metrics import named, shown
+from moe_runner.metrics import alike, named, shown
 from moe_runner.report import domainbed
 from moe_runner.report.baselines import baselines
 from moe_runner.report.beside import beside_sheet, published_sheet
@@ -20,7 +20,6 @@ from moe_runner.report.study_table import (
     Results,
     StudyCell,
     StudyTable,
-    alike,
     names_in,
     tabulate,
     unequal,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from moe_runner import tasks
-from moe_runner.metrics import lower_is_better, scaled, spread
+from moe_runner.metrics import alike, lower_is_better, spread
 from moe_runner.options.errors import show
 from moe_runner.report import domainbed
 from moe_runner.report.labels import Names, label, names_of
@@ -182,11 +182,6 @@ class StudyTable:
         return best if len(best) < len(found) else frozenset()
 
 
-def alike(metrics: Sequence[Sequence[str]]) -> bool:
-    """Tell whether the scores of some cells have one unit and one direction."""
-    return len({(scaled(1.0, names), lower_is_better(names)) for names in metrics}) <= 1
-
-
 def tabulate(plan: StudyPlan, results: Results, rule: str = "training_domain") -> StudyTable:
     """Sort the runs of a study into cells.
 
@@ -281,24 +276,21 @@ def combine(results: Sequence[Result], rule: str) -> Cell | None:
             score.mean, score.error, score.n, None, {}, {}, ("accuracy",), by_seed=by_trial,
             ids=domainbed.chosen_ids(results, rule),
         )  # fmt: skip
-    of_tasks = dict.fromkeys(result.axes.task for result in results)
-    cells = [aggregate([r for r in results if r.axes.task == task]) for task in of_tasks]
+    of_tasks: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        of_tasks.setdefault((result.axes.suite, result.axes.task), []).append(result)
+    named = [(task, aggregate(rows)) for (_, task), rows in of_tasks.items()]
+    cells = [cell for _, cell in named]
     if len(cells) == 1:
         return cells[0]
-    by_seed: dict[int, list[float]] = {}
-    for result in results:
-        axes = result.axes
-        if axes.learning_rate == cells[list(of_tasks).index(axes.task)].learning_rate:
-            by_seed.setdefault(axes.seed, []).append(result.primary)
     whole = {
-        seed: statistics.fmean(values)
-        for seed, values in by_seed.items()
-        if len(values) == len(of_tasks)
+        seed: statistics.fmean(cell.by_seed[seed] for cell in cells)
+        for seed in cells[0].by_seed
+        if all(seed in cell.by_seed for cell in cells)
     }
     means = list(whole.values())
     if not means:
         return None
-    named = list(zip(of_tasks, cells, strict=True))
     return Cell(
         statistics.fmean(means),
         spread(means),

@@ -10,11 +10,13 @@ from typing import Any
 from rich.table import Table
 
 from moe_runner.console import wide_console
-from moe_runner.metrics import lower_is_better, named, shown, spread
+from moe_runner.metrics import alike, lower_is_better, named, shown, spread
 from moe_runner.report import domainbed
 from moe_runner.report.labels import ONE_ANSWER, direction, majority_name, said
+from moe_runner.report.repetitions import facts_of, once_per_seed, telling
 from moe_runner.report.sheet import NOT_AVAILABLE, to_rich
 from moe_runner.runs.result import Axes, Result, Scored
+from moe_runner.runs.run import Run
 from moe_runner.tasks.gluex import ranked_as
 
 EQUAL = 1e-9  # least difference of two scores, see `ranks_of`
@@ -69,39 +71,38 @@ def base_name(axes: Axes) -> str:
     return " ".join(parts)
 
 
-def group(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
+def group(
+    results: Sequence[Result], runs: Mapping[str, Run] | None = None
+) -> dict[tuple[str, str], list[Result]]:
     """Sort results by task and system; the runs of a group differ in rate and seed only.
 
     Args:
         results: of any tasks and systems.
+        runs: by id, as far as they are known: what a result does not tell.
 
     Returns:
         Results by (task, system). A task is named with its suite where there are several. A system
         has its base name, and those settings that distinguish it from others on the same task.
     """
     suites = {result.axes.suite for result in results}
-    by_task: dict[str, list[Result]] = {}
+    by_task: dict[str, list[tuple[Result, dict[str, Any]]]] = {}
     for result in results:
         axes = result.axes
         name = axes.task if len(suites) == 1 else f"{axes.suite}/{axes.task}"
-        by_task.setdefault(name, []).append(result)
+        facts = facts_of(result, (runs or {}).get(result.id))
+        by_task.setdefault(name, []).append((result, facts))
     differing: dict[str, list[str]] = {}  # settings by base name, in their order
     for rows in by_task.values():
-        for base in {base_name(row.axes) for row in rows}:
-            variants = [row.settings for row in rows if base_name(row.axes) == base]
+        for base in {base_name(row.axes) for row, _ in rows}:
             known = differing.setdefault(base, [])
-            known += [
-                key
-                for key in variants[0]
-                if key not in known and any(v.get(key) != variants[0][key] for v in variants)
-            ]
+            found = telling([facts for row, facts in rows if base_name(row.axes) == base])
+            known += [key for key in found if key not in known]
     grouped: dict[tuple[str, str], list[Result]] = {}
     for task, rows in by_task.items():
-        for row in rows:
+        for row, facts in rows:
             base = base_name(row.axes)
-            settings = row.settings
-            experts = settings.get("method.num_experts")
-            told = [said(key, settings.get(key), experts) for key in differing[base]]
+            experts = facts.get("method.num_experts")
+            told = [said(key, facts.get(key), experts) for key in differing[base]]
             grouped.setdefault((task, ", ".join([base, *told])), []).append(row)
     return grouped
 
@@ -112,14 +113,22 @@ def aggregate(results: Sequence[Result]) -> Cell:
     Args:
         results: of the runs of one system on one task; at least one.
 
+    Returns:
+        The cell; of rates with fewer seeds than another none is chosen.
+
+    Raises:
+        ConfigError: if two runs of one rate and seed are no repetitions of each other.
+
     Source: EMoE's protocol: per learning rate the mean of the best-epoch scores over seeds.
     """
     by_rate: dict[float, list[Result]] = {}
-    for result in results:
+    for result in once_per_seed(results):
         by_rate.setdefault(result.axes.learning_rate, []).append(result)
+    most = max(map(len, by_rate.values()))
     best = min if lower_is_better(results[0].metrics) else max
     rate, chosen = best(
-        by_rate.items(), key=lambda item: statistics.fmean(r.primary for r in item[1])
+        ((rate, own) for rate, own in by_rate.items() if len(own) == most),
+        key=lambda item: statistics.fmean(result.primary for result in item[1]),
     )
     scores = [result.primary for result in chosen]
     return Cell(
@@ -248,15 +257,21 @@ def ranks_of(scores: Mapping[str, float], *, lower: bool) -> dict[str, float]:
     return ranks
 
 
-def build_table(results: Sequence[Result], gaps: dict[str, str], title: str = "") -> Table:
+def build_table(
+    results: Sequence[Result],
+    gaps: Mapping[str, str],
+    title: str = "",
+    runs: Mapping[str, Run] | None = None,
+) -> Table:
     """Lay out results as a table; numbers are percent.
 
     Args:
         results: of all runs to show.
         gaps: reason by task without a result.
         title: above the table.
+        runs: see `group`.
     """
-    cells = {key: aggregate(rows) for key, rows in group(results).items()}
+    cells = {key: aggregate(rows) for key, rows in group(results, runs).items()}
     tasks = list(dict.fromkeys(task for task, _ in cells))
     systems = list(dict.fromkeys(name for _, name in cells))
     table = Table(
@@ -293,12 +308,14 @@ def build_table(results: Sequence[Result], gaps: dict[str, str], title: str = ""
     ranks = mean_ranks(cells)
     if len(tasks) > 1:
         for position, name in enumerate(complete):
-            mean = statistics.fmean(cells[task, name].mean for task in tasks)
+            own = [cells[task, name] for task in tasks]
+            metrics = [n for cell in own for n in cell.metrics]
+            average = shown(statistics.fmean(cell.mean for cell in own), metrics)
+            if not alike(cell.metrics for cell in own):
+                average = ""  # of percentages and perplexities it means nothing
             rank = f"mean rank {ranks[name]:.2f} of {len(systems)}" if name in ranks else ""
-            names = [n for task in tasks for n in cells[task, name].metrics]
-            table.add_row(
-                "average" if position == 0 else "", "", name, shown(mean, names), rank, ""
-            )
+            if average or rank:
+                table.add_row("average" if position == 0 else "", "", name, average, rank, "")
     return table
 
 
@@ -343,21 +360,35 @@ def headline(result: Result) -> str:
     )
 
 
-def print_results(results: Sequence[Result], gaps: dict[str, str]) -> None:
-    """Print what a command ends with: a table of tasks, and one per data set of DomainBed."""
+def print_results(
+    results: Sequence[Result], gaps: Mapping[str, str], runs: Mapping[str, Run] | None = None
+) -> None:
+    """Print what a command ends with: a table of tasks, and one per data set of DomainBed.
+
+    Args:
+        results: of all runs to show.
+        gaps: reason by task without a result.
+        runs: see `group`.
+    """
     of_domains = [result for result in results if domainbed.is_domainbed(result)]
     if not of_domains:
-        print_table(results, gaps)
+        print_table(results, gaps, runs=runs)
         return
-    print_table([result for result in results if not domainbed.is_domainbed(result)], {})
+    others = [result for result in results if not domainbed.is_domainbed(result)]
+    print_table(others, {}, runs=runs)
     for suite in dict.fromkeys(result.axes.suite for result in of_domains):
         rows = [result for result in of_domains if result.axes.suite == suite]
-        for sheet in domainbed.build_sheets(group(rows), gaps):
+        for sheet in domainbed.build_sheets(group(rows, runs), gaps):
             wide_console().print(to_rich(sheet))
         gaps = {}
 
 
-def print_table(results: Sequence[Result], gaps: dict[str, str], title: str = "") -> None:
-    """Print the table of tasks."""
+def print_table(
+    results: Sequence[Result],
+    gaps: Mapping[str, str],
+    title: str = "",
+    runs: Mapping[str, Run] | None = None,
+) -> None:
+    """Print the table of tasks, see `build_table`."""
     if results or gaps:
-        wide_console().print(build_table(results, gaps, title))
+        wide_console().print(build_table(results, gaps, title, runs))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from moe_runner.metrics import lower_is_better, scaled
+from moe_runner.metrics import alike, lower_is_better, scaled
 from moe_runner.report.baselines import baselines
 from moe_runner.report.beside import columns_of, is_in, matched
 from moe_runner.report.effects import FEWEST, Effect, effect
 from moe_runner.report.pairs import check_figures
 from moe_runner.report.published import PublishedTable, published_tables
 from moe_runner.report.sheet import NOT_AVAILABLE, Entry, Sheet
-from moe_runner.report.study_table import Results, StudyTable, alike, names_in, tabulate
+from moe_runner.report.study_table import Results, StudyTable, names_in, tabulate
 from moe_runner.report.summary import Cell
 from moe_runner.sweeps.study import Pairing
 from moe_runner.sweeps.study_plan import StudyPlan

@@ -116,14 +116,19 @@ class Run:
             del flat[name]
         del flat["trainer.learning_rate"]
         if self.task.own_data:
-            own = {split: of for split, of in self.data.items() if not split.startswith("ood/")}
-            flat["task.data"] = sha256(canonical_json(own).encode()).hexdigest()[:DIGITS]
+            flat["task.data"] = digest_of(self.data)
         return hidden(flat)
 
     def to_yaml(self) -> str:
         """Write the whole run as YAML, the text of config.yaml; secrets in it are ***."""
         tree = hidden({"id": self.id, **plain(dataclasses.asdict(self))})
         return yaml.safe_dump(tree, sort_keys=False)
+
+
+def digest_of(data: Mapping[str, str]) -> str:
+    """Sum up what some splits hold; out-of-domain sets are left out, as they train nothing."""
+    own = {split: of for split, of in data.items() if not split.startswith("ood/")}
+    return sha256(canonical_json(own).encode()).hexdigest()[:DIGITS]
 
 
 def is_open(fingerprint: str) -> bool:
