@@ -159,3 +159,11 @@ def test_a_series_whose_columns_are_no_numbers_is_drawn_as_points(plan, columns,
     found = results(made, lambda run: 0.5)
     figure = series(made, tabulate(made, found), [job.run for job in made.jobs], {})
     assert len(figure.axes) == panels
+
+
+def test_a_title_that_is_wider_than_the_figure_is_broken():
+    figure, _ = panels("words of a long title " * 12 + "\nend", ["a"], 2.0)
+    figure.canvas.draw()
+    title = figure._suptitle
+    assert title.get_window_extent().x1 <= figure.bbox.x1
+    assert title.get_text().endswith("\nend")

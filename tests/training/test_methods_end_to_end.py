@@ -119,6 +119,10 @@ def test_converting_at_evaluation_trains_the_dense_model_and_evaluates_the_mixtu
     assert "routing/entropy" in stored
     assert late["flops_per_token"]["converted"] < late["flops_per_token"]["dense"]
     assert len(late["converted_layers"]) == 4
+    plain = dense["parameters"]
+    assert late["flops_per_token"]["dense"] == dense["flops_per_token"]["dense"]
+    told = {key: late["parameters"][key] for key in ("dense", "total", "lora")}
+    assert told == {"dense": plain["dense"], "total": plain["dense"], "lora": plain["lora"]}
 
 
 @pytest.mark.parametrize("tuning", TUNINGS)

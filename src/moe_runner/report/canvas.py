@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from moe_runner.metrics import RAW, lower_is_better, named
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#777777")  # Paul Tol
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 WIDTH, HEIGHT = 8.0, 4.0  # inches
+LETTERS = 13  # of a title, per inch
 ACROSS = 3  # panels side by side
 LEAST = 0.5  # of what an axis spans: a tenth of a percent fills no picture
 LONG = 14  # characters of an axis's name, before its direction comes in a line of its own
@@ -42,7 +44,7 @@ def panels(
     figure = Figure(figsize=(WIDTH, 0.9 + height * rows), layout="constrained")
     FigureCanvasAgg(figure)
     left_out = f" (the first {len(shown)} of {len(names)})" if len(names) > len(shown) else ""
-    figure.suptitle(plain(f"{title}{left_out}"), fontsize=10, x=0.01, ha="left")
+    figure.suptitle(plain(wrapped(f"{title}{left_out}")), fontsize=10, x=0.01, ha="left")
     grid = figure.subplots(rows, columns, squeeze=False, **options).ravel()
     for ax, name in zip(grid, shown, strict=False):
         ax.set_title(plain(name), fontsize=8, loc="left")
@@ -54,6 +56,12 @@ def panels(
     for ax in grid[len(shown) :]:
         ax.set_visible(False)
     return figure, list(grid[: len(shown)])
+
+
+def wrapped(title: str) -> str:
+    """Break the lines of a figure's title that are wider than the figure."""
+    across = int(WIDTH * LETTERS)
+    return "\n".join(textwrap.fill(line, across) for line in title.splitlines())
 
 
 def plain(text: str) -> str:

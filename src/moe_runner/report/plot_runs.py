@@ -19,6 +19,7 @@ from moe_runner.report.canvas import (
     swatch,
     unit,
     widen,
+    wrapped,
 )
 from moe_runner.report.labels import label
 from moe_runner.report.ranking import LEVEL, Ranking
@@ -146,7 +147,7 @@ def rank_diagram(title: str, found: Ranking) -> Any:
     ax = figure.add_subplot()
     note = f"Friedman p = {found.p:.3f}, n = {found.tasks}; bars join what Nemenyi's test does not "
     note += f"tell apart (level {LEVEL})"
-    ax.set_title(plain(f"{title}: mean ranks, 1 is best\n{note}"), fontsize=9, loc="left")
+    ax.set_title(plain(wrapped(f"{title}: mean ranks, 1 is best\n{note}")), fontsize=9, loc="left")
     ax.hlines(0, 1, count, color="black", linewidth=1)
     for rank in range(1, count + 1):
         ax.vlines(rank, 0, 0.15, color="black", linewidth=1)

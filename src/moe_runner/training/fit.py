@@ -23,7 +23,7 @@ from moe_runner.backbones.loading import Backbone
 from moe_runner.backbones.lora import merge_lora
 from moe_runner.backbones.weights import find_weights
 from moe_runner.conversion.convert import convert, merge
-from moe_runner.conversion.counts import count_parameters
+from moe_runner.conversion.counts import count_parameters, lora_parameters
 from moe_runner.conversion.record import Conversion
 from moe_runner.conversion.saving import save_pretrained
 from moe_runner.conversion.standard import check_standard, to_standard
@@ -335,7 +335,7 @@ def parameters(ready: Prepared) -> Parameters:
         dense=conversion.dense_parameters,
         total=conversion.parameters,
         active_per_token=conversion.active_parameters,
-        lora=count_parameters(model) - conversion.parameters,
+        lora=lora_parameters(model),
         trainable=count_parameters(model, trainable=True),
     )
 
