@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import transformers as hf
 from torch import nn
 from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
@@ -141,6 +142,56 @@ def test_towers_are_stacks_of_their_own(model_type, stacks):
     conversion = convert(model, EMoE(num_experts=2, top_k=1, layers="last:1"))
     assert {site.stack for site in conversion.sites} == stacks
     assert [site.layer for site in conversion.sites] == [1] * len(stacks)
+
+
+def test_a_decoder_that_is_a_bert_is_the_decoder():
+    sizes = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 60,
+        "num_attention_heads": 4, "pad_token_id": 0,
+    }  # fmt: skip
+    decodes = hf.BertConfig(**sizes, is_decoder=True, add_cross_attention=True)
+    model = hf.EncoderDecoderModel(
+        encoder=hf.BertModel(hf.BertConfig(**sizes)), decoder=hf.BertLMHeadModel(decodes)
+    ).eval()
+    conversion = convert(model, EMoE(num_experts=2, top_k=1, layers="last:1"))
+    assert [(site.stack, site.layer) for site in conversion.sites] == [
+        ("encoder", 1),
+        ("decoder", 1),
+    ]
+    ids = torch.full((2, 8), 5)
+    long, short = torch.ones_like(ids), torch.ones(2, 4, dtype=torch.long)
+    model(
+        input_ids=ids, attention_mask=long, decoder_input_ids=ids[:, :4],
+        decoder_attention_mask=short,
+    )  # fmt: skip
+    assert [int(layer.routing.load(2).sum()) for layer in moe_layers(model)] == [16, 8]
+
+
+def share_modules(model):
+    """As MobileLLM does: a layer has the FFN of the one before."""
+    model.layers[1].mlp = model.layers[0].mlp
+
+
+def share_layers(model):
+    model.layers[1] = model.layers[0]
+
+
+def tie_weights(model):
+    model.layers[1].mlp.up_proj.weight = model.layers[0].mlp.up_proj.weight
+
+
+@pytest.mark.parametrize("share", [share_modules, share_layers, tie_weights])
+def test_layers_that_share_an_ffn_or_a_weight_of_it_are_refused(share):
+    model = build("llama")
+    share(model)
+    text, expected = str(model), run(model, batch_of("llama"))
+    with pytest.raises(
+        ValueError, match=r"layers\.0\.mlp\.\w+\.weight and layers\.1\.mlp\.\w+\.weight are one par"
+    ) as caught:
+        convert(model, ALL)
+    assert "\n" not in str(caught.value)
+    assert str(model) == text
+    assert all(map(torch.equal, run(model, batch_of("llama")), expected))
 
 
 @pytest.mark.parametrize(

@@ -73,3 +73,18 @@ def test_the_flops_of_a_kept_layer_are_those_of_one_expert_and_its_router(tiny_m
     attention = 4 * 2 * 4 * 16 * 16 + 4 * 2 * 4 * 16 * 16 * 2  # the decoder has two of them
     head = 2 * 16 * model.config.vocab_size
     assert conversion.flops == conversion.dense_flops == ffns + attention + head
+
+
+def test_kept_routers_sum_over_processes_with_gradients_only(tiny_model, monkeypatch):
+    summed = []
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr(
+        "torch.distributed.nn.functional.all_reduce", lambda x: summed.append(x) or 2 * x
+    )
+    model = tiny_model("switch")
+    convert(model, Dense())
+    logits(model)
+    assert summed == []
+    model(**long_batch())
+    assert len(summed) == SPARSE_LAYERS * 5

@@ -364,3 +364,50 @@ def test_auxiliary_losses_are_scaled_and_added_in_one_place():
     for layer in layers:  # overwritten, never added up
         layer(torch.randn(6, 3, dtype=torch.float64))
         assert len(layer.routing.losses) == 1
+    terms = [layer.routing.losses["balance"] for layer in layers]
+    torch.testing.assert_close(auxiliary_loss(layers), 0.5 * terms[0] + 2 * terms[1])
+
+
+LOSSES = {"balance": 1.0, "switch_balance": 1.0, "z": 1.0}
+
+
+def layer_with_losses() -> MoEFeedForward:
+    ffns = random_ffns(dict(size=2, d_model=3, num_experts=4, gated=False))
+    router = make_router("linear", 3, 4)
+    return MoEFeedForward(
+        Experts.stack(ffns), router, top_k=2, weighting="softmax", losses=AuxiliaryLosses(LOSSES)
+    )
+
+
+def test_losses_are_summed_over_processes_with_gradients_only(monkeypatch):
+    summed = []
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr(
+        "torch.distributed.nn.functional.all_reduce", lambda x: summed.append(x) or 2 * x
+    )
+    layer, x = layer_with_losses(), torch.randn(6, 3, dtype=torch.float64)
+    with torch.no_grad():  # processes generate texts of different lengths
+        layer.eval()(x)
+        assert auxiliary_loss(layer) > 0
+    assert summed == []
+    layer.train()(x)
+    assert len(summed) == 2 + 3 + 2  # of the three losses
+
+
+def test_losses_that_a_compiled_layer_does_not_record_are_an_error():
+    layer, x = layer_with_losses(), torch.randn(6, 3, dtype=torch.float64)
+    layer(x)
+    assert auxiliary_loss(layer) > 0
+    torch.compile(layer, backend="eager")(x)
+    with pytest.raises(RuntimeError, match="torch.compile has traced the MoE layers"):
+        auxiliary_loss(layer)
+    layer.forward = torch.compiler.disable(layer.forward)  # the remedy that the message names
+    torch.compile(layer, backend="eager")(x)
+    auxiliary_loss(layer).backward()
+
+
+def test_the_mask_goes_where_the_tokens_are():
+    layer = layer_with_losses()
+    layer.attention_mask = torch.ones(2, 5, dtype=torch.long)
+    assert layer.token_mask(torch.empty(2, 5, 3, device="meta")).device.type == "meta"

@@ -15,6 +15,7 @@ from moe_runner.moe.backends import BACKENDS, masked
 from moe_runner.moe.experts import Stack
 from moe_runner.moe.layer import MoEFeedForward
 from moe_runner.moe.one_token import one_token
+from moe_runner.moe.routing import forget_gates
 
 E, F, D, K = 6, 5, 8, 3
 
@@ -197,11 +198,31 @@ def test_gate_vectors_follow_the_weights(method, change):
     assert not torch.equal(found, before)
 
 
+@pytest.mark.parametrize("method", METHODS[:2], ids=["gate", "up"])
+def test_a_plain_evaluation_sees_weights_that_torch_counts_no_change_of(method):
+    model = llama()  # .data of an average of weights; FSDP's shards are the same to torch
+    convert(model, method)
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        before = model(ids).logits
+        for layer in layers(model):
+            for name in ("keys", "ups"):
+                getattr(layer.experts, name).data.mul_(-1.0)
+        found = model(ids).logits
+        assert all(layer.router.kept is None for layer in layers(model))
+        for_inference(model)(ids)
+        forget_gates(model)
+        assert all(layer.router.kept is None for layer in layers(model))
+        expected = copy.deepcopy(model)(ids).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(found, before, atol=1e-3)
+
+
 def test_gate_vectors_are_kept_in_inference_only():
     model = llama()
     convert(model, METHODS[0])
     router = layers(model)[0].router
-    model.eval()(torch.tensor([[1]]))
+    for_inference(model)(torch.tensor([[1]]))
     assert router.kept is None  # a gradient is wanted
     with torch.no_grad():
         model(torch.tensor([[1]]))

@@ -87,6 +87,9 @@ def test_older_results_say_that_they_do_not_know(plan):  # noqa: F811
     sheet = study_sheet(made, tabulate(made, results(made, lambda run: 0.5)))
     assert [row[0] for row in texts(sheet)] == ["dense", "emoe"]
     assert NOT_RECORDED in sheet.caption
+    done = results(made, lambda run: 0.5)
+    of_texts = {i: dataclasses.replace(each, metrics=("perplexity",)) for i, each in done.items()}
+    assert NOT_RECORDED not in study_sheet(made, tabulate(made, of_texts)).caption
 
 
 def test_rows_that_lack_runs_say_so_and_are_neither_best_nor_ranked(plan):  # noqa: F811

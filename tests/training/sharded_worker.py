@@ -8,13 +8,25 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import transformers
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from moe_runner import convert
+from moe_runner import convert, for_inference
+from moe_runner.moe.routing import AverageKeyRouter
 from moe_runner.training.checkpoint import load_trained, save_state, trained_state
 from tests.methods.distributed_worker import two_steps
+
+
+@torch.no_grad()
+def gates_kept_over_a_load(model: nn.Module, batch: dict, folder: Path) -> tuple[int, int]:
+    """Count the routers that keep gate vectors after an inference, and after a load."""
+    routers = [module for module in model.modules() if isinstance(module, AverageKeyRouter)]
+    for_inference(model)(**batch)
+    before = sum(router.kept is not None for router in routers)
+    load_trained(model, folder)
+    return before, sum(router.kept is not None for router in routers)
 
 
 def work(rank: int, folder: str) -> None:
@@ -49,7 +61,10 @@ def work(rank: int, folder: str) -> None:
                 parameter.zero_()
         load_trained(model, Path(folder))
         loaded = trained_state(model)
-        found[name] = {"losses": losses, "plain": plain, "trained": trained, "loaded": loaded}
+        kept = gates_kept_over_a_load(model, half, Path(folder))
+        found[name] = {
+            "losses": losses, "plain": plain, "trained": trained, "loaded": loaded, "kept": kept,
+        }  # fmt: skip
         dist.barrier()
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()

@@ -59,8 +59,9 @@ def find_sites(model: PreTrainedModel) -> list[FFNSite]:
         experts already.
 
     Raises:
-        ValueError: if there is no FFN, if one cannot be converted, or if a model type that is not
-            verified computes something else; names the cause. The model is unchanged.
+        ValueError: if there is no FFN, if one cannot be converted or shares its weights, or if a
+            model type that is not verified computes something else; names the cause. The model is
+            unchanged.
     """
     kind, base, prefix = model.config.model_type, model.base_model, base_prefix(model)
     found = scan(base)
@@ -86,9 +87,33 @@ def find_sites(model: PreTrainedModel) -> list[FFNSite]:
         )
         for site in with_places(base, model, found.sites)
     ]
+    check_own_weights(model, sites)
     if not is_verified(kind):
         prove(model, sites)
     return sites
+
+
+def check_own_weights(model: PreTrainedModel, sites: list[FFNSite]) -> None:
+    """Check that no layers share a network, or some of its weights.
+
+    Each site gets a layer of its own: what is shared would be replaced in one place only. ALBERT,
+    whose layers call one module that has one name, is a single site.
+
+    Raises:
+        ValueError: if a weight of a site has another name, too.
+    """
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for site in sites:
+        for module in filter(None, (site.key, site.value, site.up)):
+            for parameter in model.get_submodule(module).parameters(recurse=False):
+                if len(own := names[id(parameter)]) > 1:
+                    raise ValueError(
+                        f"model type {model.config.model_type!r} cannot be converted: "
+                        f"{' and '.join(own[:2])} are one parameter, and every FFN needs its own; "
+                        "untie them first (copy.deepcopy of the module)"
+                    )
 
 
 def scan(base: nn.Module) -> Found:
@@ -306,8 +331,10 @@ def stack_names(model: PreTrainedModel, blocks: list[str]) -> dict[str, str]:
         if len(towers) > 1 and not model.config.is_encoder_decoder:
             names[root] = root.partition(".")[0]
             continue
-        last = [part for part in root.split(".") if part in ("encoder", "decoder")]
-        names[root] = last[-1] if last else ("decoder" if causal else "encoder")
+        parts = [part for part in root.split(".") if part in ("encoder", "decoder")]
+        if model.config.is_encoder_decoder:
+            parts = parts[:1]  # the outermost: a decoder that is a BERT has an `encoder` inside
+        names[root] = parts[-1] if parts else ("decoder" if causal else "encoder")
     return {block: names[root] for block, root in roots.items()}
 
 

@@ -64,6 +64,13 @@ def merge_lora(model: PreTrainedModel) -> None:
             model.set_submodule(name, module.get_base_layer())
 
 
+def has_adapters(model: nn.Module) -> bool:
+    """Tell whether peft has put LoRA, or another adapter of its own, into a model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
 def set_trainable(model: nn.Module, names: set[str]) -> None:
     """Let exactly the named parameters train: the one place that sets `requires_grad`.
 

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
+from torch.nn import Parameter
 from transformers import PreTrainedModel
 
 from moe_runner.backbones.finder import find_sites, find_sparse_sites
 from moe_runner.backbones.sites import FFNSite
 from moe_runner.conversion.counts import active_parameters, count_parameters, flops_per_token
 from moe_runner.conversion.hooks import (
-    hand_over_masks,
+    follow_passes,
     keep,
     remove_hooks,
     touch_idle_experts,
@@ -26,12 +27,14 @@ from moe_runner.methods.cluster_cache import ClusterCache
 from moe_runner.methods.neurons import Neurons
 from moe_runner.moe.alignment import fits_grouped, refusal
 from moe_runner.moe.clustering import inertia, random_clusters
-from moe_runner.moe.layer import MoEFeedForward
+from moe_runner.moe.layer import Capacity, MoEFeedForward
 from moe_runner.options.errors import ConfigError, show
 from moe_runner.options.layers import select_layers
 from moe_runner.options.method import Method
 from moe_runner.options.protocol import Protocol
 from moe_runner.registry import FAMILIES
+
+TIED = "_tied_weights_keys"  # where transformers looks, in every module, for what to save once
 
 
 def convert(
@@ -90,9 +93,11 @@ def convert(
         neurons = Neurons(ClusterCache(cache), assignments)
         layers = layers_module(method).build(opened, method, protocol, neurons)
         check_grouped(layers)
+        check_chunks(model, sites, layers)
         if assignments is None:
             inertias = mean_inertia(opened, layers)
         del opened
+        declare_shared(layers)
         for site, layer in zip(sites, layers, strict=True):
             site.replace(model, layer.train(model.training))
     replaced = {site.slot for site in sites}
@@ -101,7 +106,7 @@ def convert(
         for handle in follow_protocol(model, site, protocol):
             keep(model, handle)
     if sites or kept:
-        hand_over_masks(model)
+        follow_passes(model)
     touch_idle_experts(model)
     conversion = Conversion(
         method=method,
@@ -121,6 +126,20 @@ def convert(
     return conversion
 
 
+def declare_shared(layers: Sequence[MoEFeedForward]) -> None:
+    """Tell transformers which weights a layer shares with one before: a hypernetwork's.
+
+    Its `save_pretrained`, which its Trainer calls at each checkpoint, refuses undeclared ones.
+    """
+    seen: set[Parameter] = set()
+    for layer in layers:
+        own = dict(layer.named_parameters())
+        shared = {name: name for name, parameter in own.items() if parameter in seen}
+        if shared:
+            setattr(layer, TIED, shared)
+        seen |= set(own.values())
+
+
 def check_grouped(layers: Sequence[MoEFeedForward]) -> None:
     """Check the sizes of layers that are to be computed by `grouped_mm`.
 
@@ -133,6 +152,26 @@ def check_grouped(layers: Sequence[MoEFeedForward]) -> None:
         if layer.backend == "grouped_mm" and not fits_grouped(d_model, size, in_bytes):
             reason = refusal(d_model, size, in_bytes)
             raise ConfigError(f"backend=grouped_mm: {reason}; use backend=sorted or auto")
+
+
+def check_chunks(
+    model: PreTrainedModel, sites: Sequence[Site], layers: Sequence[MoEFeedForward]
+) -> None:
+    """Check that no block calls its FFN in pieces of a text where that would be another model.
+
+    Auxiliary losses and capacities are those of a whole batch, and padding is known of one.
+
+    Raises:
+        ConfigError: if one does.
+    """
+    for site, layer in zip(sites, layers, strict=True):
+        size = getattr(model.get_submodule(site.block), "chunk_size_feed_forward", 0)
+        if size and (layer.losses.coefficients or layer.capacity != Capacity()):
+            raise ConfigError(
+                f"chunk_size_feed_forward={size} in the model's configuration: losses of the "
+                "routers and capacities need whole texts; load the model with "
+                "chunk_size_feed_forward=0"
+            )
 
 
 def take_out_residual_dropout(

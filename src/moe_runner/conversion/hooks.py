@@ -1,4 +1,4 @@
-"""The hooks of a converted model: masks for the MoE layers, gradients for idle experts."""
+"""The hooks of a converted model: masks and records of MoE layers, gradients for idle experts."""
 
 from __future__ import annotations
 
@@ -11,38 +11,63 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from moe_runner.conversion.counts import library_experts
-from moe_runner.conversion.record import Site, conversion_of
+from moe_runner.conversion.record import Conversion, Site, conversion_of
+from moe_runner.moe.records import begin_pass, end_pass
 
 HOOKS = "moe_runner_hooks"  # where a converted model keeps the handles of its hooks
 
 
-def hand_over_masks(model: PreTrainedModel) -> None:
-    """Let every MoE layer know which positions are padding, by one pre-hook on the model.
+def follow_passes(model: PreTrainedModel) -> None:
+    """Let every MoE layer know when a forward pass begins and ends, and what is padding in it.
 
-    A replaced FFN never sees the attention mask, and statistics must leave padding out. The hook is
-    on the whole model, so it must be called through `model(...)`; `generate` calls an encoder by
-    itself, which has a hook of its own.
+    A replaced FFN never sees the attention mask, and statistics must leave padding out. A layer
+    that a pass skips must not keep the record of the one before. The hooks are on the whole model,
+    so it must be called through `model(...)`; `generate` calls an encoder by itself, which has
+    hooks of its own.
     """
     parameters = list(inspect.signature(model.forward).parameters)
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = {**dict(zip(parameters, args, strict=False)), **kwargs}
         conversion = conversion_of(module)  # of this model, which may be a copy of the first
         if conversion is None:
             return
         assert isinstance(module, PreTrainedModel)
-        pairs: list[tuple[Site, Any]] = [*zip(conversion.sites, conversion.layers, strict=True)]
-        for kept in conversion.kept:
-            pairs.append((kept, module.get_submodule(f"{kept.slot}.router")))
-        own = decoder_mask(given)
-        for site, layer in pairs:
+        whole, own = token_mask(given.get("attention_mask")), decoder_mask(given)
+        for site, layer in recording_layers(module, conversion):
             decodes = module.config.is_encoder_decoder and site.stack == "decoder"
-            layer.attention_mask = own if decodes else given.get("attention_mask")
+            layer.attention_mask = own if decodes else whole
+            if decodes or given.get("encoder_outputs") is None:  # else it was called before
+                begin_pass(layer)
 
-    keep(model, model.register_forward_pre_hook(hook, with_kwargs=True))
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if (conversion := conversion_of(module)) is not None:
+            for _, layer in recording_layers(module, conversion):
+                end_pass(layer)
+
+    keep(model, model.register_forward_pre_hook(before, with_kwargs=True))
+    keep(model, model.register_forward_hook(after))
     if model.config.is_encoder_decoder:
         encoder = model.get_encoder()
-        keep(model, encoder.register_forward_pre_hook(hand_over_own_mask, with_kwargs=True))
+        keep(model, encoder.register_forward_pre_hook(begin_encoder, with_kwargs=True))
+        keep(model, encoder.register_forward_hook(end_encoder))
+
+
+def recording_layers(model: nn.Module, conversion: Conversion) -> list[tuple[Site, Any]]:
+    """List the layers of a model that leave records, kept routers of the library included."""
+    pairs: list[tuple[Site, Any]] = [*zip(conversion.sites, conversion.layers, strict=True)]
+    for kept in conversion.kept:
+        pairs.append((kept, model.get_submodule(f"{kept.slot}.router")))
+    return pairs
+
+
+def token_mask(mask: Any) -> Tensor | None:
+    """Give a mask that tells which positions are padding, (B, L); None for others.
+
+    `generate` with a static cache hands over what the layers' attention is made of: a mask of four
+    dimensions, or one of each kind of layer in a dictionary.
+    """
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def decoder_mask(given: dict[str, Any]) -> Tensor | None:
@@ -55,20 +80,31 @@ def decoder_mask(given: dict[str, Any]) -> Tensor | None:
         given: the arguments of the model's forward pass, by name.
     """
     if (own := given.get("decoder_attention_mask")) is not None:
-        return own
-    labels, mask = given.get("labels"), given.get("attention_mask")
+        return token_mask(own)
+    labels, mask = given.get("labels"), token_mask(given.get("attention_mask"))
     if labels is not None and labels.ndim == 2 and not labels.is_floating_point():
         return labels != -100
     made = given.get("decoder_input_ids") is None and given.get("decoder_inputs_embeds") is None
     return mask if made else None
 
 
-def hand_over_own_mask(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Let the MoE layers of an encoder know its mask."""
-    if "attention_mask" in kwargs:
-        for layer in encoder.modules():
-            if hasattr(layer, "attention_mask"):
-                layer.attention_mask = kwargs["attention_mask"]
+def begin_encoder(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Let the MoE layers of an encoder know that its forward pass begins, and its mask."""
+    for layer in encoder_layers(encoder):
+        begin_pass(layer)
+        if "attention_mask" in kwargs:
+            layer.attention_mask = token_mask(kwargs["attention_mask"])
+
+
+def end_encoder(encoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Let the MoE layers of an encoder know that its forward pass ends."""
+    for layer in encoder_layers(encoder):
+        end_pass(layer)
+
+
+def encoder_layers(encoder: nn.Module) -> list[Any]:
+    """List the layers of an encoder that leave records."""
+    return [layer for layer in encoder.modules() if hasattr(layer, "within_pass")]
 
 
 def touch_idle_experts(model: PreTrainedModel) -> None:

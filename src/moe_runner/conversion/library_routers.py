@@ -17,9 +17,15 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from moe_runner.backbones.sites import SparseSite
-from moe_runner.moe.layer import AuxiliaryLosses, Routing
+from moe_runner.moe.layer import AuxiliaryLosses
 from moe_runner.moe.losses import switch_balance_loss, z_loss
+from moe_runner.moe.records import Routing, begin_pass, end_pass, keep_record
 from moe_runner.options.protocol import Protocol
+
+OURS = (  # what a router of the library holds meanwhile
+    "losses", "attention_mask", "jitter_in_evaluation", "routing", "earlier", "traced",
+    "within_pass",
+)  # fmt: skip
 
 
 def router_losses(config: Any) -> dict[str, float]:
@@ -48,6 +54,8 @@ def follow_protocol(
     stack = site.stack if protocol.switch_losses == "stack" else None
     router.losses = AuxiliaryLosses(router_losses(model.config), stack=stack)
     router.attention_mask = None
+    begin_pass(router)
+    end_pass(router)
     router.jitter_in_evaluation = protocol.jitter_in_evaluation
     handles = [router.register_forward_hook(record)]
     if protocol.jitter and protocol.jitter_in_evaluation:
@@ -69,7 +77,7 @@ def record(router: Any, args: tuple[Any, ...], output: tuple[Tensor, Tensor, Ten
     index_TK = scores_TE.argmax(1, keepdim=True)
     mask = router.attention_mask
     known = mask is not None and mask.shape == output[2].shape[:2]
-    mask_T = mask.reshape(-1).bool() if known else None
+    mask_T = mask.to(scores_TE.device).reshape(-1).bool() if known else None
     joint, losses = None, {}
     if router.losses.stack is not None:
         joint = (output[2], output[0].argmax(-1))  # a row of zeros: no room
@@ -79,7 +87,7 @@ def record(router: Any, args: tuple[Any, ...], output: tuple[Tensor, Tensor, Ten
             "z": z_loss(scores_TE, mask_T),
         }
     differentiable = scores_TE.requires_grad or not router.training
-    router.routing = Routing(index_TK.detach(), mask_T, losses, differentiable, joint=joint)
+    keep_record(router, Routing(index_TK.detach(), mask_T, losses, differentiable, joint=joint))
 
 
 def release(model: PreTrainedModel, site: SparseSite) -> None:
@@ -87,5 +95,5 @@ def release(model: PreTrainedModel, site: SparseSite) -> None:
     router: nn.Module = model.get_submodule(f"{site.slot}.router")
     router.jitter_noise = model.config.router_jitter_noise
     router.expert_capacity = model.config.expert_capacity
-    for name in ("losses", "attention_mask", "routing", "jitter_in_evaluation"):
+    for name in OURS:
         router.__dict__.pop(name, None)

@@ -17,11 +17,14 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import load_torch_model, save_torch_model
+from safetensors import safe_open
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from moe_runner.backbones.families import family_of_type
 from moe_runner.backbones.loaded import some
+from moe_runner.backbones.lora import has_adapters
 from moe_runner.backbones.sites import FFNSite
 from moe_runner.conversion.convert import convert
 from moe_runner.conversion.record import Conversion, conversion_of
@@ -50,11 +53,16 @@ def save_pretrained(
         max_shard_size: weights beyond it go into several files with an index: "5GB".
 
     Raises:
-        ValueError: if the model has no MoE layer.
+        ValueError: if the model has no MoE layer, or LoRA that is not merged.
     """
     conversion = conversion_of(model)
     if conversion is None or not conversion.method.converts:
         raise ValueError("the model is not converted; use its own save_pretrained")
+    if has_adapters(model):
+        raise ValueError(
+            "the model has LoRA that is not merged; merge it first: merge_and_unload() of the "
+            "PeftModel, or moe_runner.backbones.lora.merge_lora(model)"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with writing_tensors(folder):
@@ -89,22 +97,32 @@ def assignments_of(conversion: Conversion) -> dict[str, list[int]]:
 
 
 def save_converted(model: PreTrainedModel, folder: Path, max_shard_size: str) -> None:
-    """Write the weights as they are, and a config that AutoModel refuses."""
+    """Write the weights as they are, how to generate, and a config that AutoModel refuses."""
     config = model.config.to_dict()
     config |= {
         "architectures": [type(model).__name__],
         "model_type": f"{PREFIX}{model.config.model_type}",
+        "dtype": str(model.dtype).removeprefix("torch."),
     }
     write_json(folder / "config.json", config)
+    if model.can_generate():
+        model.generation_config.to_json_file(folder / GENERATION_CONFIG_NAME)
     save_torch_model(model, folder, max_shard_size=max_shard_size)  # a hypernetwork's: once
 
 
 def load_converted(model: PreTrainedModel, folder: Path) -> None:
-    """Load what `save_converted` has written.
+    """Load what `save_converted` has written, each tensor in the dtype that it had.
 
     Raises:
         ConfigError: if the files do not hold exactly the model's weights.
     """
+    if model.can_generate() and (folder / GENERATION_CONFIG_NAME).exists():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    own = model.state_dict(keep_vars=True)
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            for name in own.keys() & tensors.keys():
+                own[name].data = own[name].data.to(tensors.get_tensor(name).dtype)
     found: Any = load_torch_model(model, folder)
     state = model.state_dict()
     loaded = {tensor.data_ptr() for name, tensor in state.items() if name not in found.missing_keys}
@@ -115,6 +133,32 @@ def load_converted(model: PreTrainedModel, folder: Path) -> None:
             f"{folder} does not hold the weights of its {FILE}: {lacks} missing, {has} unexpected; "
             "save the model again"
         )
+
+
+def load_dense(model_class: Any, folder: Path, **kwargs: Any) -> PreTrainedModel:
+    """Load the dense model that a folder of EMoE holds.
+
+    Args:
+        model_class: the model's own.
+        folder: written by `save_pretrained`.
+        **kwargs: for `from_pretrained`; by `ignore_mismatched_sizes` a head may be another one.
+
+    Raises:
+        ConfigError: if a weight is missing or of another shape: it would be random.
+    """
+    renewed = kwargs.pop("ignore_mismatched_sizes", False)
+    model, info = model_class.from_pretrained(
+        folder, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+    )
+    missing = sorted(info["missing_keys"])
+    others = [] if renewed else sorted(entry[0] for entry in info["mismatched_keys"])
+    if missing or others:
+        raise ConfigError(
+            f"{folder} does not hold the weights of its config.json: {some(missing) or 'none'} "
+            f"missing, {some(others) or 'none'} of another shape; save the model again"
+        )
+    assert isinstance(model, PreTrainedModel)
+    return model
 
 
 def dense_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -144,13 +188,13 @@ def from_pretrained(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     Args:
         folder: written by `save_pretrained`.
         **kwargs: for the `from_pretrained` of the model's own class; for other methods than EMoE
-            only `dtype`.
+            only `dtype`; without it the model has that of the saved one.
 
     Returns:
         The model with its MoE layers, in evaluation mode and ready `for_inference`.
 
     Raises:
-        ConfigError: if the folder is not of this format.
+        ConfigError: if the folder is not of this format, or does not hold all weights.
         ValueError: for an argument that cannot be followed.
     """
     folder = Path(folder)
@@ -176,7 +220,7 @@ def from_pretrained(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     model_type = options.pop("model_type").removeprefix(PREFIX)
     model_class = class_of(options.pop("architectures")[0], model_type)
     if method.not_mergeable is None:
-        model = model_class.from_pretrained(folder, **kwargs)
+        model = load_dense(model_class, folder, **kwargs)
         convert(model, method, protocol=protocol, assignments=assignments)
         return for_inference(model)
     config = transformers.AutoConfig.for_model(model_type, **options)

@@ -27,11 +27,12 @@ from moe_runner.moe.losses import (
     z_loss,
 )
 from moe_runner.moe.one_token import one_token
+from moe_runner.moe.records import Routing, keep_record
 from moe_runner.moe.routing import (
+    AverageKeyRouter,
     Scores,
     Select,
     Weighting,
-    count_choices,
     expert_weights,
     select_experts,
     within_capacity,
@@ -39,33 +40,6 @@ from moe_runner.moe.routing import (
 )
 
 M = TypeVar("M", bound=nn.Module)
-
-
-@dataclass
-class Routing:
-    """What a layer did in its last forward pass.
-
-    Args:
-        index: selected experts of all positions, int64 (T, K), padding included.
-        mask: bool (T,), False for padding; None when the model was given no mask.
-        losses: unscaled auxiliary losses by name, scalars with a gradient.
-        differentiable: False if the pass ran in training mode and without gradients.
-        norms: see `output_norms`; None if nothing stands beside the experts.
-        joint: where layers share their losses: scores, float (B, L, E) with a gradient, and first
-            choices, int64 (B, L), of `stack_losses`.
-    """
-
-    index: Tensor
-    mask: Tensor | None
-    losses: dict[str, Tensor] = field(default_factory=dict)
-    differentiable: bool = True
-    norms: Tensor | None = None
-    joint: tuple[Tensor, Tensor] | None = None
-
-    def load(self, num_experts: int) -> Tensor:
-        """Count the tokens of each expert, padding left out, int64 (E,)."""
-        index = self.index if self.mask is None else self.index[self.mask]
-        return count_choices(index, num_experts)
 
 
 @dataclass(frozen=True)
@@ -194,7 +168,10 @@ class MoEFeedForward(nn.Module):
         self.backend = backend
         self.for_inference = False  # see the function of this name
         self.attention_mask: Tensor | None = None  # handed over by the model's pre-hook, (B, L)
-        self.routing: Routing | None = None  # overwritten in every forward pass
+        self.routing: Routing | None = None  # of the last call
+        self.earlier: list[Routing] = []  # of earlier calls in the model's last forward pass
+        self.within_pass = False  # whether one is going on
+        self.traced = False  # whether the last call was compiled and has left no record
 
     def forward(self, x: Tensor) -> Tensor:
         """Send tokens through their experts.
@@ -207,7 +184,7 @@ class MoEFeedForward(nn.Module):
         """
         infers = self.for_inference and not (self.training or torch.is_grad_enabled())
         if infers and (found := infer(self, x.reshape(-1, x.shape[-1]))) is not None:
-            self.routing = Routing(found[1], self.token_mask(x))
+            keep_record(self, Routing(found[1], self.token_mask(x)))
             return found[0].reshape(x.shape)
         if self.jitter and (self.training or self.jitter_in_evaluation):
             x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
@@ -219,9 +196,11 @@ class MoEFeedForward(nn.Module):
         )
         mask_T = self.token_mask(x)
         losses = self.auxiliary_losses(scores, index_TK, weights_TK, mask_T)
-        if not torch.compiler.is_compiling():  # a traced forward pass leaves no record
+        if torch.compiler.is_compiling():  # a traced forward pass leaves no record
+            self.traced = True
+        else:
             differentiable = torch.is_grad_enabled() or not self.training
-            self.routing = Routing(index_TK.detach(), mask_T, losses, differentiable)
+            keep_record(self, Routing(index_TK.detach(), mask_T, losses, differentiable))
 
         if weights_TK is not None and self.scale != 1.0:
             weights_TK = weights_TK * self.scale
@@ -306,7 +285,7 @@ class MoEFeedForward(nn.Module):
         mask = self.attention_mask
         if mask is None or x.shape[:-1] not in (mask.shape, (mask.numel(),)):
             return None
-        return mask.reshape(-1).bool()
+        return mask.to(x.device).reshape(-1).bool()
 
     def idle_parameters(self) -> int:
         """Count the parameters that one token does not use: those of unselected experts."""
@@ -403,7 +382,8 @@ def for_inference(model: M) -> M:
     else steps of one token, as of generation with a cache, read the selected experts only. Where
     all experts are selected the dense network is computed. Outputs are those of the other back
     ends up to the order of the sums; runs, whose numbers are stored, use this only if asked.
-    Training goes on as before (`model.train()`).
+    Training goes on as before (`model.train()`). Between evaluations, weights may change by an
+    optimizer, `load_state_dict` or `torch.no_grad()`, not through `.data`: see `forget_gates`.
 
     Args:
         model: converted; changed in place.
@@ -415,11 +395,19 @@ def for_inference(model: M) -> M:
     for module in model.modules():
         if isinstance(module, MoEFeedForward):
             module.for_inference = True
+        elif isinstance(module, AverageKeyRouter):
+            module.keeps_gates = True
     return model
 
 
 def auxiliary_loss(model: nn.Module) -> Tensor | None:
     """Add up the auxiliary losses of all MoE layers, times their coefficients: the one place.
+
+    They are those of the model's last forward pass: of all calls of a layer that several blocks
+    share (ALBERT), of none of a layer that was skipped. With activation checkpointing, do the
+    backward pass of one forward pass before the next: what is recomputed reads the mask of the last
+    one. Without gradients the losses are those of this process's tokens, else of all processes':
+    evaluate under `torch.no_grad()`, so that processes do not wait for each other.
 
     Args:
         model: converted, after a forward pass.
@@ -430,14 +418,24 @@ def auxiliary_loss(model: nn.Module) -> Tensor | None:
     Raises:
         RuntimeError: if the losses have lost their gradient: activation checkpointing with
             `use_reentrant=True` runs the forward pass without one, and what it recomputes for the
-            backward pass is connected to its outputs only.
+            backward pass is connected to its outputs only. Or if they were not recorded: in what
+            torch.compile has traced.
     """
-    layers: list[Any] = list(model.modules())  # MoEFeedForward, and routers of the library
+    layers: list[Any] = [  # MoEFeedForward, and routers of the library
+        layer
+        for layer in model.modules()
+        if isinstance(getattr(layer, "losses", None), AuxiliaryLosses)
+    ]
+    if any(layer.traced and layer.losses.coefficients for layer in layers):
+        raise RuntimeError(
+            "the auxiliary losses were not recorded: torch.compile has traced the MoE layers; "
+            "leave them out before that: layer.forward = torch.compiler.disable(layer.forward)"
+        )
     routings: list[tuple[AuxiliaryLosses, Routing]] = [
         (layer.losses, routing)
         for layer in layers
-        if isinstance(routing := getattr(layer, "routing", None), Routing)
-        and (routing.losses or routing.joint)
+        for routing in (*layer.earlier, layer.routing)
+        if routing is not None and (routing.losses or routing.joint)
     ]
     if torch.is_grad_enabled() and not all(routing.differentiable for _, routing in routings):
         raise RuntimeError(

@@ -119,7 +119,7 @@ def importance_and_load_loss(
         counted_T: bool (T,), False for padding; None: all count.
 
     Returns:
-        Scalar float32, unscaled, 0 when both are even. Over the tokens of all processes. The
+        Scalar float32, unscaled, 0 when both are even. Over the tokens of `over_processes`. The
         variance of both halves is that of `squared_cv`.
 
     Source: Shazeer et al., arXiv:1701.06538, section 4.
@@ -140,7 +140,7 @@ def switch_balance_loss(probs_TE: Tensor, index_TK: Tensor, counted_T: Tensor | 
         counted_T: bool (T,), False for padding; None: all count.
 
     Returns:
-        Scalar float32, unscaled; 1 when even. Over the tokens of all processes.
+        Scalar float32, unscaled; 1 when even. Over the tokens of `over_processes`.
 
     Source: Switch Transformers, arXiv:2101.03961, eq. 4-6, with the mean over K.
     """
@@ -160,7 +160,7 @@ def z_loss(scores_TE: Tensor, counted_T: Tensor | None) -> Tensor:
         counted_T: bool (T,), False for padding; None: all count.
 
     Returns:
-        Scalar float32, unscaled, 0 or more. Over the tokens of all processes.
+        Scalar float32, unscaled, 0 or more. Over the tokens of `over_processes`.
 
     Source: ST-MoE, arXiv:2202.08906, eq. 5.
     """
@@ -219,7 +219,12 @@ def over_processes(amount: Tensor) -> Tensor:
     These losses are not means over tokens, so the mean of the processes' losses would be another
     loss than that of the whole batch. Gradients then agree with one process: the backward of the
     sum is again a sum, and the average that DDP takes divides by the number of processes.
+
+    Without gradients the amount stays that of this process: processes need not evaluate the same
+    number of batches or generate texts of the same length, and must not wait for each other then.
     """
+    if not torch.is_grad_enabled():
+        return amount
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         from torch.distributed.nn.functional import all_reduce
 

@@ -45,9 +45,10 @@ def average_key_scores(
 ) -> Tensor:
     """Score each expert by the mean pre-activation of its neurons (avg-k gating).
 
-    The gate vectors are the means of the *current* keys, computed anew in every forward pass: they
-    have no parameter of their own and cannot go stale. Selection is not differentiable and every
-    selected expert has weight 1, so no gradient is needed but for a balance loss.
+    The gate vectors are the means of the *current* keys, computed anew in every forward pass (but
+    for a model `for_inference`): they have no parameter of their own and cannot go stale. Selection
+    is not differentiable and every selected expert has weight 1, so no gradient is needed but for a
+    balance loss.
 
     Args:
         x_TD: tokens, float (T, D).
@@ -138,6 +139,7 @@ class AverageKeyRouter(nn.Module):
         self.normalize_token = normalize_token
         self.gate_noise = gate_noise
         self.differentiable = differentiable
+        self.keeps_gates = False  # set by `for_inference`
         self.kept: tuple[tuple[Any, ...], Tensor] | None = None  # see `gates`
 
     def forward(self, x_TD: Tensor, experts: Experts) -> Scores:
@@ -154,15 +156,18 @@ class AverageKeyRouter(nn.Module):
         return with_constant_noise(clean, self.gate_noise if self.training else 0.0)
 
     def gates(self, experts: Experts) -> Tensor | None:
-        """Give the gate vectors, float (E, D), where they are kept: in inference.
+        """Give the gate vectors, float (E, D), where they are kept: in a model `for_inference`.
 
         Computing them reads every key, as much as a third of what one token costs a dense FFN. They
         are computed anew once the keys have changed: by place, or by the count of changes that
-        torch keeps. What is written behind its back, through `.data`, it does not count.
+        torch keeps. What is written behind its back, through `.data` or into the shards of FSDP, it
+        does not count: after that call `forget_gates`. A plain evaluation, as between the epochs of
+        training, keeps nothing.
         """
         training = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
         rows_EFD = experts.keys if self.gate_on == "gate" else experts.ups
-        if training or self.gate_on not in ("gate", "up") or rows_EFD is None:
+        keeps = self.keeps_gates and not training
+        if not keeps or self.gate_on not in ("gate", "up") or rows_EFD is None:
             self.kept = None
             return None
         if rows_EFD.is_inference():  # no changes are counted
@@ -179,6 +184,13 @@ class AverageKeyRouter(nn.Module):
     def extra_repr(self) -> str:
         """Show the settings in `print(model)`."""
         return f"gate_on={self.gate_on}, normalize={self.normalize}, gate_noise={self.gate_noise}"
+
+
+def forget_gates(model: nn.Module) -> None:
+    """Let the routers of a model compute their gate vectors anew: its weights are others now."""
+    for module in model.modules():
+        if isinstance(module, AverageKeyRouter):
+            module.kept = None
 
 
 class CosineRouter(nn.Module):

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from moe_runner.console import wide_console
-from moe_runner.metrics import alike, named, shown
+from moe_runner.metrics import RAW, alike, named, shown
 from moe_runner.report import domainbed
 from moe_runner.report.baselines import baselines
 from moe_runner.report.beside import beside_sheet, published_sheet
@@ -187,7 +187,8 @@ def notes_of(table: StudyTable, where: str | None) -> list[str]:
         notes.append(f"{ONE_ANSWER} a run behind it gives every example the same answer")
     if where == "" and any(not each.complete for each in table.cells.values()):
         notes.append("rows that lack runs are not ranked, and not the best")
-    if where == "" and known and not any(cell.recorded for cell in known):
+    answers = [cell for cell in known if not set(RAW) & set(cell.metrics)]  # a perplexity has none
+    if where == "" and answers and not any(cell.recorded for cell in answers):
         notes.append(NOT_RECORDED)
     return notes
 

@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from moe_runner.backbones.integrity import file_problem
 from moe_runner.files import is_starved, writing_tensors
+from moe_runner.moe.routing import forget_gates
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +115,7 @@ def load_trained(model: nn.Module, folder: Path) -> None:
     if is_sharded(model):
         options = StateDictOptions(full_state_dict=True, strict=False)
         set_model_state_dict(model, dict(state), options=options)
+        forget_gates(model)  # torch counts no change of what the shards are gathered into
         return
     with torch.no_grad():
         model.load_state_dict(state, strict=False)
