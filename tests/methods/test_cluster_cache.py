@@ -13,11 +13,13 @@ from moe_runner.methods import cluster_cache
 from moe_runner.methods.building import OpenSite
 from moe_runner.methods.cluster_cache import ClusterCache
 from moe_runner.methods.emoe.options import EMoE
+from moe_runner.methods.emoe_learn.options import EMoELearn
 from moe_runner.methods.neurons import Neurons
 from moe_runner.methods.reference_code import algorithm_of
 from moe_runner.moe import clustering
 from moe_runner.moe.clustering import constrained_kmeans, random_clusters
 from moe_runner.moe.experts import FFN
+from moe_runner.options.errors import ConfigError
 from moe_runner.options.protocol import Protocol
 
 
@@ -174,6 +176,15 @@ def test_neurons_are_assigned_as_method_and_protocol_say(clustering_option, refe
     assert list(found) == list(dense)
     for name, expert_of_neuron in found.items():
         assert expert_of_neuron.tolist() == expected(dense[name].keys.numpy()).tolist()
+
+
+@pytest.mark.parametrize("method", [EMoE, EMoELearn])
+def test_a_seed_that_is_left_to_the_run_is_filled_in_by_it(method):
+    open_seed = method(num_experts=4, top_k=2, clustering="random", cluster_seed=None)
+    assert open_seed.seeded(5) == replace(open_seed, cluster_seed=5)
+    assert replace(open_seed, cluster_seed=7).seeded(5).cluster_seed == 7
+    with pytest.raises(ConfigError, match=r"method\.cluster_seed=null .* give a number"):
+        assign_neurons(ffns(), open_seed, Protocol(), ClusterCache(None))
 
 
 def test_layers_in_processes_are_assigned_as_one_after_the_other(tmp_path, monkeypatch):

@@ -65,6 +65,11 @@ PROBLEMS = [
     ({"method__top_k": True}, "method.top_k=true is not valid; use a whole number"),
     ({"method__top_k": 2.0}, "method.top_k=2.0 is not valid; use a whole number"),
     ({"method__top_k": "???"}, "method.top_k is missing; give method.top_k=<value>"),
+    (
+        {"method__cluster_seed": 1.5},
+        "method.cluster_seed=1.5 is not valid; use a whole number or null",
+    ),
+    ({"method__cluster_seed": -1}, "method.cluster_seed=-1 is negative; use 0 or more"),
     ({"seed": "???"}, "seed is missing; give seed=<value>"),
     ({"seed": [1]}, "seed=[1] is not valid; use a whole number"),
     ({"dry_run": 1}, "dry_run=1 is not valid; use true or false"),

@@ -70,6 +70,21 @@ def test_rerun_repeats_to_the_bit(make_settings, only_run):
     assert numbers(again) == numbers(first)
 
 
+@pytest.mark.parametrize("convert_at", ["both", "eval"])
+def test_clusters_may_have_the_seed_of_their_run(convert_at, make_settings, only_run):
+    def carried_out(**options):
+        method = EMoE(num_experts=4, top_k=2, clustering="random", convert_at=convert_at, **options)
+        settings = make_settings("bert", method, epochs=1)
+        run = only_run(dataclasses.replace(settings, seed=3))
+        return run.id, numbers(carry_out(settings, run)[0])
+
+    (own, found), (given, expected), (fixed, other) = (
+        carried_out(cluster_seed=None), carried_out(cluster_seed=3), carried_out()
+    )  # fmt: skip
+    assert len({own, given, fixed}) == 3
+    assert found == expected != other
+
+
 def numbers(result: dict) -> dict:
     """Keep what must be equal to the bit."""
     keys = ("id_metrics", "ood_metrics", "primary", "best_epoch", "learning_curve", "routing")

@@ -25,8 +25,8 @@ class Clustered(Protocol):
         """Experts per token."""
 
     @property
-    def cluster_seed(self) -> int:
-        """Seed of the algorithm."""
+    def cluster_seed(self) -> int | None:
+        """Seed of the algorithm; None: left to a run, see `Method.seeded`."""
 
 
 class Neurons:
@@ -55,7 +55,7 @@ class Neurons:
             For each site int64 (d_ff,), values 0..E-1, each equally often.
 
         Raises:
-            ConfigError: if E does not divide a d_ff, or top_k does not fit.
+            ConfigError: if E does not divide a d_ff, top_k does not fit, or there is no seed.
             ValueError: if a key is not finite, or the given assignment is not that of the sites.
         """
         num_experts = method.num_experts
@@ -63,6 +63,10 @@ class Neurons:
         if self.given is not None:
             check_assignment(self.given, sites, num_experts)
             return [self.given[site.key] for site in sites]
+        if method.cluster_seed is None:
+            raise ConfigError(
+                "method.cluster_seed=null is the seed of a run, and this is none; give a number"
+            )
         keys = {site.key: site.ffn.keys.detach().float().cpu().numpy() for site in sites}
         found = self.clusters.get(
             keys, num_experts, algorithm, method.cluster_seed, processes=torch.get_num_threads()

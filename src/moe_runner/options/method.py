@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from moe_runner.options.model import Model
 from moe_runner.options.protocol import Protocol
@@ -61,6 +61,14 @@ class Method:
     def not_mergeable(self) -> str | None:
         """Why there is no dense form of the tuned model; None: there is one."""
         return f"method={self.name} cannot be merged: its experts are different FFNs after tuning"
+
+    def seeded(self, seed: int) -> Self:
+        """Fill in what an option leaves to the seed of the run.
+
+        Args:
+            seed: of the run.
+        """
+        return self
 
     def problems(self, model: Model) -> list[str]:
         """Check the options against the sizes of a backbone.

@@ -122,7 +122,7 @@ def build(run: Run, resources: Resources) -> Prepared:
     form = load_form(run, data)
     backbone = form.backbone
     # LoRA2EMoE trains the dense model
-    method = Dense() if run.method.converted_at == "eval" else run.method
+    method = Dense() if run.method.converted_at == "eval" else run.method.seeded(run.seed)
     conversion = convert(
         backbone.model, method, protocol=run.protocol, cache=resources.cluster_cache
     )
@@ -158,7 +158,7 @@ def take_final_form(ready: Prepared, run: Run, resources: Resources) -> None:
     if run.method.converted_at == "both":
         return
     merge(model)
-    method = run.method if run.method.converted_at == "eval" else Dense()
+    method = run.method.seeded(run.seed) if run.method.converted_at == "eval" else Dense()
     trains = {name for name, p in model.named_parameters() if p.requires_grad}
     ready.conversion = convert(model, method, protocol=run.protocol, cache=resources.cluster_cache)
     if run.trainer.inference == "kernel":

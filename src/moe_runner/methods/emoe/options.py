@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
 
 from moe_runner.methods.checks import cluster_problems, top_k_problems
 from moe_runner.options.errors import show
@@ -27,7 +27,7 @@ class EMoE(Method):
     top_k: int = 16  # experts per token; equal to num_experts: the dense model
     layers: str | tuple[int, ...] = "last-even:1"  # see select_layers
     clustering: Literal["constrained_kmeans", "random"] = "constrained_kmeans"
-    cluster_seed: Seed = 0
+    cluster_seed: Seed | None = 0  # None: the run's own seed
     select: Literal["top", "bottom", "not_top"] = "top"
     gate_on: Literal["gate", "up", "up_abs", "inter", "inter_abs"] = "gate"  # others: gated FFNs
     normalize_gate: bool = later(False)  # gate vectors of length 1
@@ -48,6 +48,10 @@ class EMoE(Method):
     def computes_all(self) -> bool:
         """Whether the gate needs the activation of every neuron."""
         return self.gate_on in ("inter", "inter_abs")
+
+    def seeded(self, seed: int) -> Self:
+        """See `Method`."""
+        return self if self.cluster_seed is not None else replace(self, cluster_seed=seed)
 
     def problems(self, model: Model) -> list[str]:
         """See `Method`."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
 
 from moe_runner.methods.checks import cluster_problems, later_of_cosine, top_k_problems
 from moe_runner.options.fields import Count, NotNegative, Seed, seldom
@@ -24,7 +24,7 @@ class EMoELearn(Method):
     top_k: int = 16
     layers: str | tuple[int, ...] = "last-even:1"
     clustering: Literal["constrained_kmeans", "random"] = "constrained_kmeans"
-    cluster_seed: Seed = 0
+    cluster_seed: Seed | None = 0  # None: the run's own seed
     router_dim: Count = 256  # the router compares tokens and experts in so many dimensions
     balance_loss: NotNegative = 0.005  # times CV^2 of importance plus CV^2 of load
     backend: Backend = seldom("auto", "kernel")
@@ -37,6 +37,10 @@ class EMoELearn(Method):
     def not_mergeable(self) -> str:
         """See `Method`."""
         return "method=emoe_learn cannot be merged: its learned router weighs the experts"
+
+    def seeded(self, seed: int) -> Self:
+        """See `Method`."""
+        return self if self.cluster_seed is not None else replace(self, cluster_seed=seed)
 
     def problems(self, model: Model) -> list[str]:
         """See `Method`."""
