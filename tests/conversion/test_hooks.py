@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from functools import partial
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 import transformers as hf
 from torch.utils.checkpoint import checkpoint
 
-from moe_runner import EMoE, GMoE, MoE, auxiliary_loss, convert
+from moe_runner import EMoE, GMoE, HyperMoE, MoE, auxiliary_loss, convert, merge
 from moe_runner.conversion.counts import moe_layers
 from moe_runner.methods.dense.options import Dense
+from moe_runner.moe.records import Records
 from moe_runner.options.errors import ConfigError
 
 SMALL = {"vocab_size": 60, "pad_token_id": 0, "num_labels": 3}
@@ -51,15 +53,38 @@ def test_an_encoder_called_alone_and_kept_routers_begin_anew(method, tiny_model,
     convert(model, method)
     model(**batch)
     both = auxiliary_loss(model)
-    own = [m for m in model.encoder.modules() if getattr(m, "routing", None) is not None]
+    found = [getattr(module, "records", Records()) for module in model.encoder.modules()]
+    own = [records for records in found if records.last is not None]
     assert len(own) == 2
     for block in model.encoder.block:
         block.layer[1].forward = lambda x, *rest: x  # without its FFN
     model.encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    assert all(layer.routing is None for layer in own)
+    assert all(records.last is None for records in own)
     model(**batch)
-    assert all(layer.routing is None for layer in own)
+    assert all(records.last is None for records in own)
     assert 0 < auxiliary_loss(model) < both
+
+
+@pytest.mark.parametrize("method", [EMoE(num_experts=4, top_k=2), GMoE(), HyperMoE(), Dense()],
+                         ids=lambda method: method.name)  # fmt: skip
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "t5", "switch"])
+def test_a_converted_model_is_pickled_with_its_hooks(family, method, tiny_model, tiny_batch):
+    model, batch = tiny_model(family).eval(), tiny_batch(family)
+    convert(model, method)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    found = torch.load(file, weights_only=False)
+    expected = model(**batch)
+    torch.testing.assert_close(found(**batch).logits, expected.logits, rtol=0, atol=0)
+    layers, copies = moe_layers(model), moe_layers(found)
+    for layer, copy in zip(layers, copies, strict=True):
+        assert copy is not layer
+        assert torch.equal(copy.routing.load(8), layer.routing.load(8))
+    if method.name == "emoe":
+        merge(found)
+        dense = tiny_model(family).eval()
+        torch.testing.assert_close(found(**batch).logits, dense(**batch).logits)
 
 
 def test_a_layer_that_blocks_share_adds_up_its_calls_of_one_pass(tiny_batch):
@@ -84,7 +109,7 @@ def test_a_layer_that_blocks_share_adds_up_its_calls_of_one_pass(tiny_batch):
             (loss + found).backward()
         gradients.append(layer.router.expert_vectors.grad)
         layer(torch.randn(4, 16))
-        assert layer.earlier == []  # called by itself
+        assert layer.records.earlier == []  # called by itself
     torch.testing.assert_close(*gradients)
 
 

@@ -59,6 +59,17 @@ def test_what_both_have_is_compared():
     assert effect([{0: math.inf}], [{0: 1.0}]) is None
 
 
+@pytest.mark.parametrize("gain", [0.02, -3.0, 0.0])
+def test_equal_differences_tell_nothing_of_noise(gain):
+    theirs = [0.1, 0.3, 0.6]
+    found = effect([scores(x + gain for x in theirs)], [scores(theirs)])
+    assert found.mean == pytest.approx(gain)
+    assert found.error == pytest.approx(0.0, abs=1e-12)
+    assert (found.low, found.high, found.beyond_noise) == (None, None, False)
+    moved = effect([scores(x + gain + 1e-3 * x for x in theirs)], [scores(theirs)])
+    assert moved.low < moved.mean < moved.high
+
+
 def test_it_repeats_bit_by_bit():
     ours, theirs = [scores([1, 2, 4])], [scores([1, 1, 1])]
     assert effect(ours, theirs) == effect(ours, theirs)

@@ -9,6 +9,7 @@ import pytest
 from moe_runner.report.effects import Effect
 from moe_runner.report.study_table import tabulate
 from moe_runner.report.verdicts import (
+    EQUAL,
     MISSING,
     OPPOSITE,
     REPRODUCED,
@@ -50,6 +51,10 @@ FLAT_UP, FLAT_DOWN = Effect(0.1, 0.5, -2.0, 2.2, 3), Effect(-0.1, 0.5, -2.2, 2.0
         (UP, 0.0, "none published, beyond noise"),
         (FLAT_DOWN, 0.0, "none published, within noise"),
         (Effect(0.0, 0.1, -0.4, 0.4, 3), 0.5, "within noise"),
+        (Effect(0.0, 0.0, None, None, 3), 0.5, "within noise"),
+        (Effect(0.0, 0.0, None, None, 3), 0.0, "none published, within noise"),
+        (Effect(1.0, 0.0, None, None, 3), 0.5, f"not comparable: {EQUAL}"),
+        (Effect(1.0, 0.0, None, None, 3), 0.0, f"not comparable: {EQUAL}"),
     ],
 )
 def test_a_verdict(ours, published, word):
@@ -62,6 +67,8 @@ def test_a_verdict(ours, published, word):
         (UP, False, "better"), (UP, True, "worse"), (DOWN, False, "worse"), (DOWN, True, "better"),
         (FLAT_UP, False, "within noise"), (None, False, "runs are missing"),
         (Effect(1.0, 0.1, None, None, 2), False, "n = 2 is too small to tell"),
+        (Effect(1.0, 0.0, None, None, 3), False, EQUAL),
+        (Effect(0.0, 0.0, None, None, 3), False, "within noise"),
     ],
 )  # fmt: skip
 def test_a_verdict_without_a_published_effect(ours, lower, word):
@@ -69,8 +76,8 @@ def test_a_verdict_without_a_published_effect(ours, lower, word):
 
 
 def gain(run) -> float:
-    """Score a run: emoe gains 2 points on cola and 4 on rte, whatever the seed adds to both."""
-    of_task = {"cola": 0.02, "rte": 0.04}[run.task_name]
+    """Score a run: emoe gains 2 points on cola and 4 on rte, 0.1 less and more with the seed."""
+    of_task = {"cola": 0.02, "rte": 0.04}[run.task_name] + 0.001 * (run.seed - 1)
     return 0.5 + 0.1 * run.seed + of_task * (run.method.name == "emoe")
 
 
@@ -82,7 +89,7 @@ def test_seeds_are_paired_and_a_published_effect_gets_a_verdict(plan):  # noqa: 
     everything, cola = found["all"], found["cola"]
     assert (everything.row, everything.baseline, everything.published) == ("emoe", "dense", 0.5)
     assert everything.ours.mean == pytest.approx(3.0)
-    assert everything.ours.error == pytest.approx(0.0, abs=1e-12)  # seeds move both alike
+    assert everything.ours.error == pytest.approx(0.1 / 3**0.5)  # what seeds add to both is gone
     assert everything.verdict == SAME  # two tasks that differ: another two could say anything
     assert cola.ours.mean == pytest.approx(2.0)
     assert cola.verdict == "not comparable: the published difference is not known"
@@ -109,7 +116,7 @@ def test_a_study_of_ones_own_says_what_differs(plan):  # noqa: F811
     sheet = verdict_sheet(made, found)
     assert sheet.title == "small: what differs?"
     assert [entry.text for entry in sheet.rows[2]] == [
-        "emoe", "dense", "average", "+3.00 ± 0.00 (3)", "within noise",
+        "emoe", "dense", "average", "+3.00 ± 0.06 (3)", "within noise",
     ]  # fmt: skip
     assert {claim.verdict for claim in claims(made, {})} == {"runs are missing"}
     assert summed_up(found) == "better 2, within noise 1"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from transformers import PreTrainedModel
 
 from moe_runner.conversion.counts import library_experts
 from moe_runner.conversion.record import Conversion, Site, conversion_of
-from moe_runner.moe.records import begin_pass, end_pass
+from moe_runner.moe.records import Records
 
 HOOKS = "moe_runner_hooks"  # where a converted model keeps the handles of its hooks
 
@@ -25,32 +27,44 @@ def follow_passes(model: PreTrainedModel) -> None:
     so it must be called through `model(...)`; `generate` calls an encoder by itself, which has
     hooks of its own.
     """
-    parameters = list(inspect.signature(model.forward).parameters)
-
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = {**dict(zip(parameters, args, strict=False)), **kwargs}
-        conversion = conversion_of(module)  # of this model, which may be a copy of the first
-        if conversion is None:
-            return
-        assert isinstance(module, PreTrainedModel)
-        whole, own = token_mask(given.get("attention_mask")), decoder_mask(given)
-        for site, layer in recording_layers(module, conversion):
-            decodes = module.config.is_encoder_decoder and site.stack == "decoder"
-            layer.attention_mask = own if decodes else whole
-            if decodes or given.get("encoder_outputs") is None:  # else it was called before
-                begin_pass(layer)
-
-    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if (conversion := conversion_of(module)) is not None:
-            for _, layer in recording_layers(module, conversion):
-                end_pass(layer)
-
-    keep(model, model.register_forward_pre_hook(before, with_kwargs=True))
-    keep(model, model.register_forward_hook(after))
+    parameters = tuple(inspect.signature(model.forward).parameters)
+    begin = partial(begin_model, parameters)
+    keep(model, model.register_forward_pre_hook(begin, with_kwargs=True))
+    keep(model, model.register_forward_hook(end_model))
     if model.config.is_encoder_decoder:
         encoder = model.get_encoder()
         keep(model, encoder.register_forward_pre_hook(begin_encoder, with_kwargs=True))
         keep(model, encoder.register_forward_hook(end_encoder))
+
+
+def begin_model(
+    parameters: Sequence[str], model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Let the MoE layers of a model know that its forward pass begins, and their masks.
+
+    Args:
+        parameters: names of what `forward` takes, in their order.
+        model: converted, or a copy of one; nothing is done without its conversion.
+        args: given to `forward` by place.
+        kwargs: by name.
+    """
+    given = {**dict(zip(parameters, args, strict=False)), **kwargs}
+    if (conversion := conversion_of(model)) is None:
+        return
+    assert isinstance(model, PreTrainedModel)
+    whole, own = token_mask(given.get("attention_mask")), decoder_mask(given)
+    for site, layer in recording_layers(model, conversion):
+        decodes = model.config.is_encoder_decoder and site.stack == "decoder"
+        layer.attention_mask = own if decodes else whole
+        if decodes or given.get("encoder_outputs") is None:  # else it was called before
+            layer.records.begin_pass()
+
+
+def end_model(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Let the MoE layers of a model know that its forward pass ends."""
+    if (conversion := conversion_of(model)) is not None:
+        for _, layer in recording_layers(model, conversion):
+            layer.records.end_pass()
 
 
 def recording_layers(model: nn.Module, conversion: Conversion) -> list[tuple[Site, Any]]:
@@ -91,7 +105,7 @@ def decoder_mask(given: dict[str, Any]) -> Tensor | None:
 def begin_encoder(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Let the MoE layers of an encoder know that its forward pass begins, and its mask."""
     for layer in encoder_layers(encoder):
-        begin_pass(layer)
+        layer.records.begin_pass()
         if "attention_mask" in kwargs:
             layer.attention_mask = token_mask(kwargs["attention_mask"])
 
@@ -99,12 +113,14 @@ def begin_encoder(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 def end_encoder(encoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """Let the MoE layers of an encoder know that its forward pass ends."""
     for layer in encoder_layers(encoder):
-        end_pass(layer)
+        layer.records.end_pass()
 
 
 def encoder_layers(encoder: nn.Module) -> list[Any]:
     """List the layers of an encoder that leave records."""
-    return [layer for layer in encoder.modules() if hasattr(layer, "within_pass")]
+    return [
+        layer for layer in encoder.modules() if isinstance(getattr(layer, "records", None), Records)
+    ]
 
 
 def touch_idle_experts(model: PreTrainedModel) -> None:

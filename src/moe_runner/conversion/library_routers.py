@@ -19,13 +19,11 @@ from transformers import PreTrainedModel
 from moe_runner.backbones.sites import SparseSite
 from moe_runner.moe.layer import AuxiliaryLosses
 from moe_runner.moe.losses import switch_balance_loss, z_loss
-from moe_runner.moe.records import Routing, begin_pass, end_pass, keep_record
+from moe_runner.moe.records import Records, Routing
 from moe_runner.options.protocol import Protocol
 
-OURS = (  # what a router of the library holds meanwhile
-    "losses", "attention_mask", "jitter_in_evaluation", "routing", "earlier", "traced",
-    "within_pass",
-)  # fmt: skip
+# What a router of the library holds meanwhile
+OURS = ("losses", "attention_mask", "jitter_in_evaluation", "records")
 
 
 def router_losses(config: Any) -> dict[str, float]:
@@ -54,8 +52,7 @@ def follow_protocol(
     stack = site.stack if protocol.switch_losses == "stack" else None
     router.losses = AuxiliaryLosses(router_losses(model.config), stack=stack)
     router.attention_mask = None
-    begin_pass(router)
-    end_pass(router)
+    router.records = Records()
     router.jitter_in_evaluation = protocol.jitter_in_evaluation
     handles = [router.register_forward_hook(record)]
     if protocol.jitter and protocol.jitter_in_evaluation:
@@ -87,7 +84,7 @@ def record(router: Any, args: tuple[Any, ...], output: tuple[Tensor, Tensor, Ten
             "z": z_loss(scores_TE, mask_T),
         }
     differentiable = scores_TE.requires_grad or not router.training
-    keep_record(router, Routing(index_TK.detach(), mask_T, losses, differentiable, joint=joint))
+    router.records.keep(Routing(index_TK.detach(), mask_T, losses, differentiable, joint=joint))
 
 
 def release(model: PreTrainedModel, site: SparseSite) -> None:

@@ -27,7 +27,7 @@ from moe_runner.moe.losses import (
     z_loss,
 )
 from moe_runner.moe.one_token import one_token
-from moe_runner.moe.records import Routing, keep_record
+from moe_runner.moe.records import Records, Routing
 from moe_runner.moe.routing import (
     AverageKeyRouter,
     Scores,
@@ -168,10 +168,12 @@ class MoEFeedForward(nn.Module):
         self.backend = backend
         self.for_inference = False  # see the function of this name
         self.attention_mask: Tensor | None = None  # handed over by the model's pre-hook, (B, L)
-        self.routing: Routing | None = None  # of the last call
-        self.earlier: list[Routing] = []  # of earlier calls in the model's last forward pass
-        self.within_pass = False  # whether one is going on
-        self.traced = False  # whether the last call was compiled and has left no record
+        self.records = Records()
+
+    @property
+    def routing(self) -> Routing | None:
+        """What the last call did; None if the model's last forward pass has left the layer out."""
+        return self.records.last
 
     def forward(self, x: Tensor) -> Tensor:
         """Send tokens through their experts.
@@ -184,7 +186,7 @@ class MoEFeedForward(nn.Module):
         """
         infers = self.for_inference and not (self.training or torch.is_grad_enabled())
         if infers and (found := infer(self, x.reshape(-1, x.shape[-1]))) is not None:
-            keep_record(self, Routing(found[1], self.token_mask(x)))
+            self.records.keep(Routing(found[1], self.token_mask(x)))
             return found[0].reshape(x.shape)
         if self.jitter and (self.training or self.jitter_in_evaluation):
             x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
@@ -196,19 +198,20 @@ class MoEFeedForward(nn.Module):
         )
         mask_T = self.token_mask(x)
         losses = self.auxiliary_losses(scores, index_TK, weights_TK, mask_T)
+        routing = None
         if torch.compiler.is_compiling():  # a traced forward pass leaves no record
-            self.traced = True
+            self.records.traced = True
         else:
             differentiable = torch.is_grad_enabled() or not self.training
-            keep_record(self, Routing(index_TK.detach(), mask_T, losses, differentiable))
+            routing = Routing(index_TK.detach(), mask_T, losses, differentiable)
+            self.records.keep(routing)
 
         if weights_TK is not None and self.scale != 1.0:
             weights_TK = weights_TK * self.scale
         kept_TK = self.kept(scores.noisy, index_TK, x.shape[:-1])
-        if self.losses.stack is not None and not torch.compiler.is_compiling():
-            assert self.routing is not None
+        if self.losses.stack is not None and routing is not None:
             first_T = index_TK[:, 0] if kept_TK is None else index_TK[:, 0] * kept_TK[:, 0]
-            self.routing.joint = (scores.clean.view(*x.shape[:-1], -1), first_T.view(x.shape[:-1]))
+            routing.joint = (scores.clean.view(*x.shape[:-1], -1), first_T.view(x.shape[:-1]))
         if not torch.is_autocast_enabled(x.device.type):
             x_TD = x_TD.to(self.experts.keys.dtype)  # wider where an FFN had two: `of_one_dtype`
         used_TK = weights_TK
@@ -231,8 +234,8 @@ class MoEFeedForward(nn.Module):
             beside_TD = self.beside(x_TD, index_TK, masked=backend == "masked")
             if self.beside_weighted and weights_TK is not None:
                 beside_TD = beside_TD * weights_TK.sum(1, True)
-            if self.routing is not None and not torch.compiler.is_compiling():
-                self.routing.norms = output_norms(output_TD, beside_TD, mask_T)
+            if routing is not None:
+                routing.norms = output_norms(output_TD, beside_TD, mask_T)
             output_TD = output_TD + beside_TD.to(output_TD.dtype)
         return output_TD.reshape(x.shape)
 
@@ -426,7 +429,7 @@ def auxiliary_loss(model: nn.Module) -> Tensor | None:
         for layer in model.modules()
         if isinstance(getattr(layer, "losses", None), AuxiliaryLosses)
     ]
-    if any(layer.traced and layer.losses.coefficients for layer in layers):
+    if any(layer.records.traced and layer.losses.coefficients for layer in layers):
         raise RuntimeError(
             "the auxiliary losses were not recorded: torch.compile has traced the MoE layers; "
             "leave them out before that: layer.forward = torch.compiler.disable(layer.forward)"
@@ -434,8 +437,8 @@ def auxiliary_loss(model: nn.Module) -> Tensor | None:
     routings: list[tuple[AuxiliaryLosses, Routing]] = [
         (layer.losses, routing)
         for layer in layers
-        for routing in (*layer.earlier, layer.routing)
-        if routing is not None and (routing.losses or routing.joint)
+        for routing in layer.records.of_all_calls()
+        if routing.losses or routing.joint
     ]
     if torch.is_grad_enabled() and not all(routing.differentiable for _, routing in routings):
         raise RuntimeError(

@@ -1,11 +1,10 @@
-"""Records of what the layers did, of the model's last forward pass."""
+"""Records of what layers did in the model's last forward pass."""
 
 # T tokens, E experts, K selected experts
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from moe_runner.moe.routing import count_choices
 
 @dataclass
 class Routing:
-    """What a layer did in its last forward pass.
+    """What a layer did in one call.
 
     Args:
         index: selected experts of all positions, int64 (T, K), padding included.
@@ -39,22 +38,36 @@ class Routing:
         return count_choices(index, num_experts)
 
 
-def begin_pass(layer: Any) -> None:
-    """Forget what a layer did, before a forward pass of the model, which may skip it.
+@dataclass
+class Records:
+    """What a layer did in the model's last forward pass, which may call it often or never.
 
     Args:
-        layer: a `MoEFeedForward`, or a router of the library that is to leave records as it does.
+        last: of the last call.
+        earlier: of those before.
+        traced: whether the last call was compiled and has left no record.
+        within_pass: whether a forward pass of the model is going on. Calls outside of one, as of
+            activation checkpointing in the backward pass, do not add to it.
     """
-    layer.routing, layer.earlier, layer.traced, layer.within_pass = None, [], False, True
 
+    last: Routing | None = None
+    earlier: list[Routing] = field(default_factory=list)
+    traced: bool = False
+    within_pass: bool = False
 
-def end_pass(layer: Any) -> None:
-    """Let later calls, as of activation checkpointing in the backward pass, not add to the pass."""
-    layer.within_pass = False
+    def begin_pass(self) -> None:
+        """Forget what was before a forward pass of the model."""
+        self.last, self.earlier, self.traced, self.within_pass = None, [], False, True
 
+    def end_pass(self) -> None:
+        """Let later calls not add to the pass."""
+        self.within_pass = False
 
-def keep_record(layer: Any, routing: Routing) -> None:
-    """Keep what a layer did; what it did in the same forward pass of the model stays beside it."""
-    again = layer.within_pass and layer.routing is not None
-    layer.earlier = [*layer.earlier, layer.routing] if again else []
-    layer.routing, layer.traced = routing, False
+    def keep(self, routing: Routing) -> None:
+        """Add a call; outside of a pass it takes the place of all."""
+        self.earlier = self.of_all_calls() if self.within_pass else []
+        self.last, self.traced = routing, False
+
+    def of_all_calls(self) -> list[Routing]:
+        """List them in their order."""
+        return self.earlier if self.last is None else [*self.earlier, self.last]

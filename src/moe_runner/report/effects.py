@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DRAWS = 4_000
 COVERS = 0.95
 FEWEST = 3  # seeds: with two Student's t is 12.7
+ROUNDING = 1e-9  # of the largest difference
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Effect:
     Args:
         mean: in the unit of the scores.
         error: standard error over the seeds; None with one seed.
-        low: of the interval that covers 95%; None with fewer seeds than `FEWEST`.
+        low: of the interval that covers 95%; None with fewer seeds than `FEWEST`, and where all
+            differences are equal: scores move in steps, and three equal steps are no certainty.
         high: the other end.
         n: seeds that both have.
     """
@@ -79,7 +81,8 @@ def effect(
     n = len(seeds)
     by_seed = gains_TS.mean(0)
     error = float(by_seed.std(ddof=1)) / math.sqrt(n) if n > 1 else None
-    low, high = interval(gains_TS, seed) if n >= FEWEST else (None, None)
+    varies = np.ptp(gains_TS) > ROUNDING * np.abs(gains_TS).max()
+    low, high = interval(gains_TS, seed) if n >= FEWEST and varies else (None, None)
     return Effect(float(by_seed.mean()), error, low, high, n)
 
 

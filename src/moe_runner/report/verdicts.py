@@ -19,6 +19,7 @@ from moe_runner.sweeps.study_plan import StudyPlan
 
 REPRODUCED, SAME = "reproduced", "same sign, within noise"
 OPPOSITE, UNSURE = "opposite", "opposite sign, within noise"
+EQUAL = "equal in all seeds: no noise to judge by"
 NONE_PUBLISHED = "none published, within noise"
 BETTER, WORSE, NOISE = "better", "worse", "within noise"
 INCOMPARABLE = "not comparable: "
@@ -175,10 +176,12 @@ def verdict(ours: Effect | None, published: float | None) -> str:
         none = "no difference" if published else "none published"
         sign = ("same sign" if same else OPPOSITE) if ours.mean * published else none
         return f"{sign}, no error bar"
+    if not ours.mean:
+        return NOISE if published else NONE_PUBLISHED
+    if ours.low is None:
+        return INCOMPARABLE + EQUAL
     if not published:
         return "none published, beyond noise" if ours.beyond_noise else NONE_PUBLISHED
-    if not ours.mean:
-        return NOISE
     if same:
         return REPRODUCED if ours.beyond_noise else SAME
     return OPPOSITE if ours.beyond_noise else UNSURE
@@ -190,6 +193,8 @@ def own_verdict(ours: Effect | None, lower: bool) -> str:
         return "runs are missing"
     if ours.n < FEWEST:
         return f"n = {ours.n} is too small to tell"
+    if ours.mean and ours.low is None:
+        return EQUAL
     if not ours.beyond_noise:
         return NOISE
     return BETTER if (ours.mean > 0) != lower else WORSE
