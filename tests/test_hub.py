@@ -257,3 +257,34 @@ def test_the_libraries_go_offline_after_a_failed_probe(closed_port):
     for before in ("", "import datasets; "):  # the probe first, as it should be, and too late
         command = [sys.executable, "-c", code.format(before=before)]
         subprocess.run(command, check=True, env=environment)
+
+
+def test_the_token_is_for_the_hub_and_not_for_where_it_sends_us(monkeypatch):
+    seen = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            host = self.headers["Host"].partition(":")[0]
+            seen[host] = self.headers["Authorization"]
+            if host == "127.0.0.1":
+                self.send_response(302)
+                self.send_header("Location", f"http://localhost:{server.server_port}/there")
+                self.end_headers()
+            else:
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr(hub, "reachable", lambda: True)
+    hub._answer.cache_clear()
+    assert hub._answer("a/b/resolve/main/config.json") == {}
+    server.shutdown()
+    server.server_close()
+    assert seen == {"127.0.0.1": "Bearer hf_secret", "localhost": None}

@@ -208,8 +208,9 @@ def model_config(hub_id: str, revision: str) -> dict[str, Any] | None:
 @functools.cache
 def _answer(path: str) -> dict[str, Any] | None:
     """Ask the Hub for an object of JSON; None if it gives none. Once per process and path."""
-    headers = {"Authorization": f"Bearer {found}"} if (found := token()) else {}
-    request = urllib.request.Request(f"{_endpoint()}/{path}", headers=headers)
+    request = urllib.request.Request(f"{_endpoint()}/{path}")
+    if found := token():  # not for a host that the Hub sends us on to
+        request.add_unredirected_header("Authorization", f"Bearer {found}")
     try:
         with urllib.request.urlopen(request, timeout=ASK_SECONDS) as response:
             return dict(json.load(response))

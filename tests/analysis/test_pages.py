@@ -86,6 +86,16 @@ def test_every_kind_of_picture_is_drawn_with_a_labelled_scale(tmp_path):
     assert all(p.file.read_bytes()[:8] == PNG for p in pictures)
 
 
+def test_side_experts_of_many_layers_are_drawn_of_some():
+    layers = [make_layer(f"encoder {i}", norms=(3.0, 1.0 + i)) for i in range(14)]
+    drawn = KINDS["beside"](make_subject(sets={"validation": layers}))
+    assert drawn is not None
+    figure, caption = drawn
+    assert len(figure.axes[0].patches) == 12
+    assert figure.axes[0].patches[-1].get_height() == pytest.approx(100 * 14 / 17)
+    assert caption.endswith("12 of 14 layers are shown.")
+
+
 def test_what_is_not_known_is_not_drawn():
     undecided = make_subject(before=[make_layer(tied=1.0)])
     assert KINDS["change"](undecided) is None

@@ -137,3 +137,17 @@ def test_families_with_a_bundled_backbone_have_its_folder():
     assert {row.bundled for row in FAMILIES.values() if row.bundled} == {
         name for name in names if name.endswith("_tiny")
     }
+
+
+def test_a_cache_without_a_tokenizer_is_completed_by_the_hub_or_named(offline, folder, monkeypatch):
+    monkeypatch.setattr(hub, "cached_model", lambda *_: folder)
+    monkeypatch.setattr(hub, "model_commit", lambda *_: "0" * 40)
+    options = Model(name="bert", family="bert", hub_id="a/b", vocab_size=60, **SIZES)
+    found = find_weights(options)
+    assert found.problem.startswith("'a/b' in the local Hugging Face cache: ")
+    assert "has no tokenizer files" in found.problem
+    monkeypatch.setattr(hub, "reachable", lambda: True)
+    found = find_weights(options)
+    assert (found.problem, found.cached, found.hub_id) == (None, None, "a/b")
+    (folder / "vocab.txt").write_text("a")
+    assert find_weights(options).cached == folder

@@ -17,7 +17,7 @@ def settings(tmp_path, **given) -> Settings:
 
 @pytest.fixture
 def place(tmp_path):
-    for name in ("glue", "ood", "wikitext2", "classification"):
+    for name in ("glue", "ood", "wikitext2", "classification", "rte"):
         (tmp_path / name).mkdir()
     return tmp_path
 
@@ -31,6 +31,9 @@ def place(tmp_path):
         ("wikitext103", None),  # the Hub
         ("superglue", None),
         ("glue_mini", None),
+        ("glue_mini/rte", None),
+        ("superglue/rte", None),  # rte/ is nobody's: of `task=glue` it is not read either
+        ("glue_multitask", "glue"),
     ],
 )
 def test_a_suite_reads_its_part_of_the_data_folder(place, task, own):
@@ -38,6 +41,13 @@ def test_a_suite_reads_its_part_of_the_data_folder(place, task, own):
     found = settings(place, task=task, model=model).task
     assert found.data_dir == (own and str(place / own))
     assert found.ood_dir == str(place / "ood")
+
+
+def test_generated_data_are_in_no_folder(place):
+    (place / "language_modelling").mkdir()
+    assert settings(place, task="wikitext_mini", model="gpt2_tiny").task.data_dir is None
+    found = settings(place, task="wikitext103", model="gpt2_tiny").task
+    assert found.data_dir == str(place / "language_modelling")
 
 
 def test_the_sets_that_lie_with_their_suite_win(place):
@@ -69,6 +79,13 @@ def test_a_model_comes_from_the_model_folder(place):
     assert settings(place, model="gpt2").model.path is None
     (place / "bert_tiny").mkdir()
     assert settings(place, model="bert_tiny").model.path is None  # it is bundled
+
+
+@pytest.mark.parametrize("given", [{"model.hub_id": "a/b"}, {"model.revision": "v2"}])
+def test_a_bundled_model_has_no_other_place(place, given):
+    (key, value) = next(iter(given.items()))
+    with pytest.raises(ConfigError, match=f"{key}={value} is not looked at.* is bundled"):
+        settings(place, **given)
 
 
 @pytest.mark.parametrize("key", ["paths.data", "paths.models"])

@@ -6,9 +6,11 @@ import copy
 from collections.abc import Iterator
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from moe_runner.options.checks import USUAL_BLOCKS
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import CONF
 from moe_runner.options.settings import parse
@@ -161,6 +163,18 @@ PROBLEMS = [
         "or leave it out",
     ),
     (
+        {
+            "tuning__name": "lora_block",
+            "tuning__rank": 8,
+            "tuning__alpha": 16,
+            "tuning__dropout": 0.1,
+            "tuning__blocks": [0],
+            "method__layers": [1, 3],
+        },
+        "tuning.blocks=[0] does nothing with method=emoe, which trains the blocks that it converts "
+        "(method.layers=[1,3]); leave it out, or choose the blocks with method.layers",
+    ),
+    (
         {"method__num_experts": 60},
         "method.num_experts=60 does not divide d_ff=512 of model=bert_tiny; "
         "use one of 32, 64, 128, ...",
@@ -255,6 +269,15 @@ def test_grouped_mm_is_allowed_with_sizes_that_it_takes(composed):
 @pytest.mark.parametrize(("changes", "line"), PROBLEMS)
 def test_problem_has_its_line(composed, changes, line):
     assert line in problems_of(composed, **changes)
+
+
+@pytest.mark.parametrize("blocks", ["the file's", None, [1, 3]])
+def test_blocks_that_nobody_typed_or_that_are_the_same_are_no_problem(composed, blocks):
+    tuning = yaml.safe_load((CONF / "tuning" / "lora_block.yaml").read_text())
+    assert tuning["blocks"] == USUAL_BLOCKS
+    if blocks != "the file's":
+        tuning["blocks"] = blocks
+    assert problems_of(composed, tuning=tuning, method__layers=[1, 3]) == []
 
 
 IMAGE_PROBLEMS = [

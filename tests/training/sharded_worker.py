@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from moe_runner import convert, for_inference
 from moe_runner.moe.routing import AverageKeyRouter
-from moe_runner.training.checkpoint import load_trained, save_state, trained_state
+from moe_runner.training.checkpoint import load_trained, save_trained, trained_state
 from tests.methods.distributed_worker import two_steps
 
 
@@ -35,7 +35,7 @@ def work(rank: int, folder: str) -> None:
     Writes losses, the names of the parameters that are not sharded, and the state that a checkpoint
     would hold, before training and loaded again after it, to `<rank>.pt`.
     """
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "RANK": str(rank), "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
     store = Path(folder) / "store"
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -53,8 +53,7 @@ def work(rank: int, folder: str) -> None:
         half = {key: value[2 * rank : 2 * rank + 2] for key, value in case["batch"].items()}
         losses = [loss for loss, _ in two_steps(model, model, half)["losses"]]
         trained = trained_state(model)  # by both; the first process has it
-        if rank == 0:
-            save_state(trained, Path(folder))
+        save_trained(model, Path(folder))  # gathered by both, written by the first
         dist.barrier()
         with torch.no_grad():
             for parameter in model.parameters():

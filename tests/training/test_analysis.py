@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from moe_runner.analysis import drawing
 from moe_runner.methods.dense.options import Dense
@@ -149,6 +150,39 @@ def test_texts_of_the_user_take_the_place_of_the_data(kept, tmp_path, capsys, no
     assert "9 tokens of a.txt" in " ".join(capsys.readouterr().out.split())  # [CLS] and [SEP] too
     assert [row["set"] for row in rows(to / "sets.csv")] == ["a.txt", "b.txt"]
     assert "label" not in {row["known"] for row in rows(to / f"{result.id}-information.csv")}
+
+
+def test_padding_is_no_unknown_token(backbone_folder, tiny_model):
+    from transformers import AutoTokenizer
+
+    from moe_runner.analysis.subjects import notes_of
+
+    tokenizer = AutoTokenizer.from_pretrained(backbone_folder("bert"))
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 0, 0, 0, 0, 0]])
+    batch = {"input_ids": mask * 7 + (1 - mask) * tokenizer.unk_token_id, "attention_mask": mask}
+    model = tiny_model("bert")
+    assert notes_of(model, tokenizer, [batch]) == []
+    batch["input_ids"][0, :2] = tokenizer.unk_token_id
+    (note,) = notes_of(model, tokenizer, [batch])
+    assert note == "29% of the tokens are unknown to the tokenizer."
+
+
+@pytest.mark.parametrize(("length", "expected"), [(5, 5), (100, 10)])
+def test_texts_are_cut_to_the_positions_that_roberta_has_left(backbone_folder, length, expected):
+    from transformers import AutoTokenizer, RobertaConfig, RobertaModel
+
+    from moe_runner.analysis.subjects import Request, text_batches
+
+    config = RobertaConfig(
+        vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=12, pad_token_id=1,
+    )  # fmt: skip
+    model, cpu = RobertaModel(config).eval(), torch.device("cpu")
+    tokenizer = AutoTokenizer.from_pretrained(backbone_folder("bert"))
+    request = Request({"a.txt": [" ".join(["w1"] * 30)]}, 8, length, "cpu", 1, Path())
+    (batch,) = text_batches(tokenizer, model, request, cpu)["a.txt"]
+    assert batch["input_ids"].shape == (1, expected)
+    model(**batch)
 
 
 def test_a_model_folder_is_analysed_on_texts(backbone_folder, tmp_path, capsys, no_pictures):

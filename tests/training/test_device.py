@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from moe_runner.options.errors import ConfigError
+from moe_runner.options.training import Trainer
 from moe_runner.training import device as module
-from moe_runner.training.device import choose_device, peak_memory, prepare
+from moe_runner.training.device import check_precision, choose_device, peak_memory, prepare
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +50,20 @@ def test_a_device_that_is_not_here_is_refused(name, monkeypatch):
     with pytest.raises(ConfigError, match=f"device={name} is not on this machine"):
         choose_device(name)
     assert choose_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("launched", [None, "no", "bf16", "fp16"])
+def test_the_precision_of_accelerate_launch_is_that_of_the_run(precision, launched, monkeypatch):
+    monkeypatch.delenv(module.LAUNCHED, raising=False)
+    if launched is not None:
+        monkeypatch.setenv(module.LAUNCHED, launched)
+    options = Trainer(precision=precision)
+    if launched in (None, {"fp32": "no"}.get(precision, precision)):
+        check_precision(options, torch.device("cpu"))
+    else:
+        with pytest.raises(ConfigError, match=f"precision={precision} and .*precision: {launched}"):
+            check_precision(options, torch.device("cpu"))
 
 
 def test_the_peak_of_the_memory_starts_anew_with_every_run():

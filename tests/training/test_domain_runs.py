@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -93,6 +94,13 @@ def test_every_checkpoint_has_both_splits_of_every_domain(settings):
     assert result["skipped"] == {}
     assert 0 < result["data_share_of_time"] < 1
     assert result["tokens_per_second"] == pytest.approx(17 * result["examples_per_second"])
+
+
+def test_tokens_are_counted_in_all_processes():
+    trainer = DomainTrainer.__new__(DomainTrainer)
+    trainer.state, trainer.tokens_per_image = SimpleNamespace(global_step=3), 17
+    trainer.args = SimpleNamespace(gradient_accumulation_steps=2, train_batch_size=4, world_size=5)
+    assert trainer.tokens_seen() == 3 * 2 * 4 * 5 * 17
 
 
 def test_a_mean_over_domains_does_not_weigh_them_by_size():

@@ -119,6 +119,15 @@ def test_what_experts_are_is_looked_at_without_it(make_settings, only_run, monke
     build(plain, resources)
 
 
+def test_a_run_that_was_trained_in_fp16_is_looked_at_on_a_cpu(make_settings, only_run):
+    settings = make_settings(method=EMoE(num_experts=4, top_k=2))
+    run, resources = only_run(settings), find_resources(settings)
+    run = dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, precision="fp16"))
+    with pytest.raises(ConfigError, match="trainer.precision=fp16 needs a CUDA device"):
+        build(run, resources)
+    build(without_kernel(run), resources)
+
+
 @pytest.mark.kernel
 @pytest.mark.parametrize(("method", "backend"), [(Dense(), "torch"), (None, "kernel")])
 def test_the_back_end_that_is_told_is_the_one_that_computed(

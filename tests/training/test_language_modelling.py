@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from moe_runner.methods.dense.options import Dense
 from moe_runner.methods.hypermoe.options import HyperMoE
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.task import LanguageModellingTask
@@ -175,3 +176,9 @@ def test_a_tokenizer_without_padding_and_end_token_is_an_error(settings, tmp_pat
         "the tokenizer of model=gpt2_test has neither a padding token nor an end token; "
         "add pad_token to its tokenizer_config.json"
     )
+
+
+def test_a_run_that_diverges_before_its_loss_is_logged_says_so(settings):
+    chosen = settings("gpt2", Dense(), epochs=1, batch_size=8, learning_rate=1e30)
+    with pytest.raises(FloatingPointError, match=r"nan at update \d; use a smaller trainer.learn"):
+        carried_out(chosen)

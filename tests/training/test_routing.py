@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe_runner import convert
+from moe_runner import EMoE, convert
 from moe_runner.conversion.counts import moe_layers
 from moe_runner.training.routing import (
     changed,
@@ -140,3 +140,13 @@ def test_a_hyper_expert_three_times_as_large_as_the_experts_is_told(
         else []
     )
     assert is_near_collapse(model, {}, 40) is False
+
+
+def test_rounding_is_no_change(tiny_model):
+    model = tiny_model("bert")
+    convert(model, EMoE(num_experts=16, top_k=4, layers="all"))
+    batches = [{"input_ids": torch.randint(1, 60, (64, 32))}]
+    wide, narrow = choices(model, batches), choices(model, batches, "bf16")
+    model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)  # as accelerate does
+    after = choices(model, batches, "bf16")
+    assert changed(narrow, after) == 0 < changed(wide, after)

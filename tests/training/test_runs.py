@@ -7,22 +7,26 @@ import json
 import math
 import shutil
 import struct
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import get_scheduler
 
 from moe_runner import train
 from moe_runner.backbones.weights import Weights
 from moe_runner.cli.ending import end
+from moe_runner.files import write_json
 from moe_runner.methods.dense.options import Dense
 from moe_runner.methods.emoe.options import EMoE
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.settings import Logger
+from moe_runner.options.training import Trainer
 from moe_runner.runs.result import figures_by_set
 from moe_runner.runs.store import Store
-from moe_runner.training import checkpoint, fit
+from moe_runner.training import checkpoint, evaluate, fit
 from moe_runner.training.evaluate import evaluate_kept
 from moe_runner.training.execute import execute
 
@@ -68,6 +72,48 @@ def test_rerun_repeats_to_the_bit(make_settings, only_run):
     first, _ = carry_out(settings, run)
     again, _ = carry_out(dataclasses.replace(settings, rerun=True), run)
     assert numbers(again) == numbers(first)
+
+
+def test_a_rerun_that_was_cut_short_goes_on(make_settings, only_run, monkeypatch, caplog):
+    settings = dataclasses.replace(make_settings(epochs=3), rerun=True, keep_model="best")
+    run = only_run(settings)
+    expected, folder = carry_out(dataclasses.replace(settings, rerun=False), run)
+    (folder / "ood.json").write_text("{}")  # of the weights that are now forgotten
+    original, seen = torch.optim.AdamW.step, []
+
+    def failing_step(self, *args, **kwargs):
+        seen.append(1)
+        if len(seen) == 15:
+            raise RuntimeError("the power went off")
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", failing_step)
+        with pytest.raises(RuntimeError, match="power"):
+            carry_out(settings, run)
+    assert not (folder / "ood.json").exists()
+    with caplog.at_level("INFO"):
+        again, _ = carry_out(settings, run)
+    assert "going on from update 12" in caplog.text
+    assert numbers(again) == numbers(expected)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup_ratio", "expected"),
+    [("constant", 0.0, [1.0] * 4), ("constant", 0.5, [0.0, 0.5, 1.0, 1.0]),
+     ("linear", 0.5, [0.0, 0.5, 1.0, 0.5])],
+)  # fmt: skip
+def test_every_schedule_warms_up(schedule, warmup_ratio, expected):
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    options = Trainer(schedule=schedule, warmup_ratio=warmup_ratio)
+    made = get_scheduler(fit.schedule_of(options), optimizer, 4 * warmup_ratio, 4)
+    rates = []
+    for _ in range(4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        made.step()
+    assert rates == expected
 
 
 @pytest.mark.parametrize("convert_at", ["both", "eval"])
@@ -291,6 +337,20 @@ def test_a_kept_run_is_evaluated_on_other_sets_without_training(
     found = figures_by_set(evaluate_kept(run, settings, store, resources))
     assert found == expected["ood_metrics"]
     assert [path.name for path in kept.iterdir()] == ["best"]  # no optimizer state
+
+    wandb = dataclasses.replace(resources, logger=Logger(name="wandb", mode="offline"))
+    monkeypatch.setitem(sys.modules, "wandb", None)  # whoever imports it gets an error
+    meanwhile = {"of another evaluation": {"loss": 1.0}}
+    real = evaluate.evaluate_ood
+
+    def slowly(*args):
+        write_json(store.folder(run.id) / "ood.json", meanwhile)
+        return real(*args)
+
+    monkeypatch.setattr(evaluate, "evaluate_ood", slowly)
+    assert figures_by_set(evaluate_kept(run, settings, store, wandb)) == found
+    written = json.loads((store.folder(run.id) / "ood.json").read_text())
+    assert written.keys() == {*meanwhile, "cola_ood"}
     with pytest.raises(ConfigError, match="names no set"):
         evaluate_kept(run, bare, store, resources)
     other = Path(shutil.copytree(settings.task.data_dir, store.root.parent / "data"))

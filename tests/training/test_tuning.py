@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from moe_runner import train
-from moe_runner.conversion.convert import convert
+from moe_runner.conversion.convert import convert, merge
 from moe_runner.methods.dense.options import Dense
 from moe_runner.methods.emoe.options import EMoE
 from moe_runner.options.protocol import Protocol
@@ -329,3 +329,70 @@ def test_dense_needs_no_block_and_emoe_none_named(make_settings, only_run):
     ready = fit.build(only_run(settings), train.find_resources(settings))
     whole = {n.split(".")[3] for n in ready.lr_scales if n.endswith("output.LayerNorm.weight")}
     assert whole == {"0", "1"}
+
+
+@pytest.mark.parametrize("blocks", ["last-even:1", None])
+@pytest.mark.parametrize("convert_at", ["train", "eval", "both"])
+def test_the_blocks_that_are_converted_train_whenever_they_are(
+    convert_at, blocks, make_settings, only_run
+):
+    method = EMoE(num_experts=4, top_k=2, layers=(1, 3), convert_at=convert_at)
+    settings = make_settings("bert", method)
+    settings = dataclasses.replace(settings, tuning=read_tuning("lora_block", blocks=blocks))
+    ready = fit.build(only_run(settings), train.find_resources(settings))
+    whole = {n.split(".")[3] for n in ready.lr_scales if n.endswith("output.LayerNorm.weight")}
+    assert whole == {"1", "3"}
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_lora_leaves_out_what_trains_whole_as_the_head(family, tiny_model):
+    model = tiny_model(family)
+    head = {"bert": HEAD["bert"] | OUTSIDE["bert"], "gpt2": HEAD["gpt2"]}[family]
+    targets = {"bert": ("query", "dense", "classifier"), "gpt2": ("c_attn", "score")}[family]
+    scales = apply_tuning(
+        model, read_tuning("lora"), targets, head=head, conversion=convert(model, Dense()),
+        protocol=Protocol(),
+    )  # fmt: skip
+    assert head <= scales.keys()
+    assert all(n in head or ".lora_" in n for n in scales)
+    assert {n.split(".lora_")[0] for n in scales.keys() - head} == {
+        n for n, m in model.named_modules() if hasattr(m, "lora_A")
+    }
+    assert not any(hasattr(model.get_submodule(n.rpartition(".")[0]), "lora_A") for n in head)
+
+
+FFN_TARGETS = {"bert": ("query", "dense"), "gpt2": ("c_attn", "c_proj"),
+               "llama": ("q_proj", "up_proj"), "t5": ("q", "wi")}  # fmt: skip
+
+
+@pytest.mark.parametrize("convert_at", ["train", "eval", "both"])
+@pytest.mark.parametrize("family", FFN_TARGETS)
+def test_lora_on_networks_does_not_stand_in_the_way_of_their_conversion(
+    family, convert_at, tiny_model, tiny_batch, caplog
+):
+    model = tiny_model(family)
+    method = EMoE(num_experts=4, top_k=4, layers=(1,), convert_at=convert_at)
+    now, later = {"eval": (Dense(), method), "train": (method, Dense())}.get(
+        convert_at, (method, None)
+    )
+    conversion = convert(model, now)
+    apply_tuning(
+        model, read_tuning("lora"), FFN_TARGETS[family], head=set(), conversion=conversion,
+        protocol=Protocol(), method=method,
+    )  # fmt: skip
+    first = model.eval()(**tiny_batch(family)).logits
+    adapted = {n for n, m in model.named_modules() if hasattr(m, "lora_A")}
+    networks = {n for n in adapted if ".mlp." in n or "DenseReluDense" in n or n.endswith(
+        ("intermediate.dense", "output.dense")) and "attention" not in n}  # fmt: skip
+    assert adapted - networks
+    assert bool(networks) == (later is None)  # blocks that stay dense
+    assert ("model.lora_targets" in caplog.text) == (later is not None)
+    if later is None:
+        return
+    merge(model)
+    converted = convert(model, later)
+    assert [site.layer for site in converted.sites] == ([1] * len(converted.sites))
+    assert bool(converted.sites) == (convert_at == "eval")
+    torch.testing.assert_close(
+        model(**tiny_batch(family)).logits, first
+    )  # all experts: the dense model

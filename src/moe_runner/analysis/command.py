@@ -30,8 +30,8 @@ KEEP = "keep_model=best rerun=true"
 def analyze(words: Sequence[str]) -> None:
     """Show what the experts of kept runs are: load, tokens, likeness, activation, change.
 
-    moe-report analyze 1b9e4b4d             a run, by the first digits of its id
-    moe-report analyze 1b9e4b4d b403b108    several: also their use of the experts side by side
+    moe-report analyze c5d7488f             a run, by the first digits of its id
+    moe-report analyze c5d7488f b403b108    several: also their use of the experts side by side
     moe-report analyze emoe_glue_full       the runs of a study whose weights were kept
     moe-report analyze my_model texts=a.txt a folder of save_pretrained or export=moe
 

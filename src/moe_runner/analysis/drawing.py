@@ -303,13 +303,14 @@ def draw_beside(subject: Subject) -> tuple[Any, str] | None:
         return None
     hyper = [layer for layer in known if layer.embeddings is not None and len(layer.embeddings) > 1]
     if not hyper:
+        shown = some(known, MOST_BARS)
         values = [
-            100 * layer.norms[1] / max(sum(layer.norms), 1e-30) for layer in known if layer.norms
+            100 * layer.norms[1] / max(sum(layer.norms), 1e-30) for layer in shown if layer.norms
         ]
-        figure = grouped_bars(
-            some(known, MOST_BARS), {"side experts": values}, "share of length, %"
+        figure = grouped_bars(shown, {"side experts": values}, "share of length, %")
+        return figure, (
+            "share of the side experts in the length of the output." + left_out(known, MOST_BARS)
         )
-        return figure, "share of the side experts in the length of the output."
     shown = some(hyper, MOST_PANELS)
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from moe_runner.analysis.observe import layer_names, observe
 from moe_runner.analysis.records import Layer, Loads, Subject
 from moe_runner.analysis.words import Vocabulary, read_vocabulary
+from moe_runner.backbones.families import family_of_type
 from moe_runner.conversion.counts import moe_layers
 from moe_runner.conversion.saving import from_pretrained
 from moe_runner.files import one_line
@@ -118,11 +119,15 @@ def run_subject(run_id: str, store: Store, request: Request) -> Subject:
 
 
 def without_kernel(run: Run) -> Run:
-    """Give the run as PyTorch alone computes it: what experts are does not depend on last bits."""
+    """Give the run as PyTorch alone computes it in fp32, as `observe` does, on any device.
+
+    What experts are does not depend on last bits.
+    """
     method = run.method
     if getattr(method, "backend", None) == "kernel":
         method = replace(method, backend="auto")  # type: ignore[call-arg]
-    return replace(run, method=method, trainer=replace(run.trainer, inference="plain"))
+    trainer = replace(run.trainer, inference="plain", precision="fp32")
+    return replace(run, method=method, trainer=trainer)
 
 
 def folder_subject(folder: Path, request: Request) -> Subject:
@@ -229,7 +234,7 @@ def text_batches(
     Raises:
         ConfigError: for a file without a token.
     """
-    length = min(request.length, getattr(model.config, "max_position_embeddings", request.length))
+    length = min(request.length, usable_positions(model) or request.length)
     padding = tokenizer.pad_token_id or 0
     found: dict[str, Batches] = {}
     for name, lines in request.texts.items():
@@ -248,6 +253,15 @@ def text_batches(
     return found
 
 
+def usable_positions(model: PreTrainedModel) -> int | None:
+    """Find how many tokens a text may have, as `Model.max_positions`; None: any number."""
+    config: Any = model.config
+    if (family := family_of_type(config.model_type)) is not None:
+        found: int | None = family.sizes_of(config.to_dict()).get("max_positions")
+        return found
+    return getattr(config, "max_position_embeddings", None)
+
+
 def parts(rows: Sequence[Any], size: int) -> Iterator[Any]:
     """Cut into pieces of equal size; the last one may be shorter."""
     return (rows[start : start + size] for start in range(0, len(rows), size))
@@ -264,13 +278,20 @@ def notes_of(model: PreTrainedModel, tokenizer: Any, batches: Batches) -> list[s
     notes = []
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown is not None and batches and "input_ids" in batches[0]:
-        ids = torch.cat([batch["input_ids"].flatten() for batch in batches])
+        ids = torch.cat([without_padding(batch) for batch in batches])
         share = float((ids == unknown).double().mean())
         if share > MOST_UNKNOWN:
             notes.append(f"{100 * share:.0f}% of the tokens are unknown to the tokenizer.")
     if model.config.is_encoder_decoder and batches and "labels" not in batches[0]:
         notes.append("Texts have no answers: the decoder's layers are left out.")
     return notes
+
+
+def without_padding(batch: Mapping[str, Tensor]) -> Tensor:
+    """Take the tokens of a batch, int (N,): with some tokenizers padding is the unknown token."""
+    ids = batch["input_ids"]
+    mask = batch.get("attention_mask")
+    return ids.flatten() if mask is None else ids[mask == 1]
 
 
 def vocabulary_of(tokenizer: Any, batches: Batches) -> Vocabulary:

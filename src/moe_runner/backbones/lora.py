@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -10,7 +12,12 @@ from moe_runner.moe.layer import MoEFeedForward
 from moe_runner.options.training import Tuning
 
 
-def add_lora(model: PreTrainedModel, options: Tuning, targets: tuple[str, ...]) -> None:
+def add_lora(
+    model: PreTrainedModel,
+    options: Tuning,
+    targets: tuple[str, ...],
+    spared: Collection[str] = (),
+) -> None:
     """Inject LoRA into the attention projections, in place.
 
     Injected, not wrapped: the model keeps its class, and its forward hooks are called (a PeftModel
@@ -20,9 +27,10 @@ def add_lora(model: PreTrainedModel, options: Tuning, targets: tuple[str, ...]) 
         model: the backbone with its head.
         options: rank, alpha, dropout.
         targets: last parts of the module names.
+        spared: full names of modules that get none, though they are called so.
 
     Raises:
-        ValueError: if no module has such a name.
+        ValueError: if no module has such a name, or none but the spared ones.
 
     Source: EMoE, arXiv:2310.10908: LoRA r 8, alpha 16, dropout 0.1 on query and value (c_attn).
     """
@@ -34,10 +42,14 @@ def add_lora(model: PreTrainedModel, options: Tuning, targets: tuple[str, ...]) 
         for name, module in model.named_modules()
         if name.rpartition(".")[2] in targets
         and not any(name.startswith(f"{layer}.") for layer in inside)
-        and not isinstance(module, nn.Dropout)
+        and name not in spared
+        and not isinstance(module, (nn.Dropout, nn.Identity))  # a converted FFN's projections
     ]
     if not found:
-        raise ValueError(f"no module is named {' or '.join(targets)}; set model.lora_targets=[...]")
+        beside = " beside those that train whole or are converted" if spared else ""
+        raise ValueError(
+            f"no module is named {' or '.join(targets)}{beside}; set model.lora_targets=[...]"
+        )
     assert options.rank is not None  # checked with the config
     assert options.alpha is not None
     config = LoraConfig(

@@ -117,6 +117,11 @@ def find_weights(model: Model) -> Weights:
         remedy = "use model.path=<folder>"
     problem = hub.problem("model", model.hub_id, model.revision, remedy)
     cached = hub.cached_model(model.hub_id, model.revision)
+    text = model.vocab_size is not None
+    if cached is not None and text and (wrong := tokenizer_problem(cached)) is not None:
+        if not hub.reachable():  # else the library fetches what the cache lacks
+            problem = f"'{model.hub_id}' in the local Hugging Face cache: {wrong}; {remedy}"
+        cached = None
     if model.licence and cached is None and hub.token() is None:
         problem = (
             f"model={model.name} needs an accepted licence: set HF_TOKEN, or model.path=<folder>"

@@ -18,6 +18,8 @@ from moe_runner.options.task import Task
 from moe_runner.options.training import Search, Trainer, Tuning
 from moe_runner.registry import FAMILIES
 
+USUAL_BLOCKS = "last-even:1"  # conf/tuning/lora_block.yaml has it for dense models: nobody typed it
+
 
 def value_problems(parts: Mapping[str, Any]) -> list[str]:
     """Find values that are well typed but cannot work together, without loading anything.
@@ -114,6 +116,13 @@ def place_problems(task: Task, model: Model, paths: Any) -> list[str]:
             f"model.package={model.package} is not looked at, since model={model.name} is bundled; "
             "leave it out"
         )
+    of_hub = {"hub_id": None, "revision": "main"}
+    for key, neutral in of_hub.items():
+        if model.bundled and model.path is None and getattr(model, key) != neutral:
+            problems.append(
+                f"model.{key}={getattr(model, key)} is not looked at, since model={model.name} is "
+                f"bundled; use model=auto model.hub_id=<name>, or leave it out"
+            )
     for key, place in given.items():
         if place is None:
             continue
@@ -214,8 +223,19 @@ def tuning_problems(tuning: Tuning, model: Model) -> list[str]:
 
 
 def block_problems(tuning: Tuning, method: Method) -> list[str]:
-    """Check that lora_block knows its blocks."""
-    if tuning.name != "lora_block" or tuning.blocks or method.converts:
+    """Check that lora_block knows its blocks, and that no others are asked for."""
+    if tuning.name != "lora_block":
+        return []
+    if method.converts:
+        rule = method.layer_rule
+        if tuning.blocks in (None, USUAL_BLOCKS, rule):
+            return []
+        return [
+            f"tuning.blocks={show(tuning.blocks)} does nothing with method={method.name}, which "
+            f"trains the blocks that it converts (method.layers={show(rule)}); leave it out, or "
+            "choose the blocks with method.layers"
+        ]
+    if tuning.blocks:
         return []
     return [
         f"tuning.blocks=null with method={method.name} names no block to train; "

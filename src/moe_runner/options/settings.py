@@ -15,7 +15,7 @@ from moe_runner.options.fields import Count, Seed
 from moe_runner.options.method import Method
 from moe_runner.options.model import Model, with_own_sizes
 from moe_runner.options.protocol import Protocol
-from moe_runner.options.task import Task
+from moe_runner.options.task import GENERATED, Task
 from moe_runner.options.training import Search, Trainer, Tuning
 from moe_runner.registry import METHODS, SUITES
 
@@ -198,8 +198,9 @@ def in_data_folder(task: Task, data: str | None) -> Task:
 
     Args:
         task: with `data_dir` or `ood_dir` of its own, these stay; with a `hub_id` it stays there.
-        data: the folder: `<suite>`, or of one member `<member>`, is its `data_dir`, as
-            scripts/prepare_data.py lays it out; `<suite>/ood` or `ood` is its `ood_dir`.
+        data: the folder: `<suite>`, or of a task that is one member `<member>` (not of GLUE, whose
+            tasks lie in its folder), is its `data_dir`, as scripts/prepare_data.py lays it out;
+            `<suite>/ood` or `ood` is its `ood_dir`. Generated data have none.
 
     Returns:
         The task; a suite of which nothing is in the folder comes from the Hub. The user's own
@@ -208,7 +209,9 @@ def in_data_folder(task: Task, data: str | None) -> Task:
     if data is None or task.hub_id is not None or task.own_data:
         return task
     root = Path(data).expanduser()
-    names = [task.suite, *(task.members if len(task.members) == 1 else ())]
+    names = [task.suite, *(task.members if task.has_folders and len(task.members) == 1 else ())]
+    if any(name.endswith(GENERATED) for name in (task.suite, *task.members)):
+        names = []
     own = next((root / name for name in names if (root / name).is_dir()), None)
     ood = next(
         (place for place in (root / task.suite / "ood", root / "ood") if place.is_dir()), None

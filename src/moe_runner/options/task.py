@@ -24,6 +24,7 @@ BLOCK_SIZE = 1024  # tokens; HyperMoE's code
 IMAGES = "images"  # the member of own images of which no domain is held out
 RESERVED = ("label", "references", "group")  # columns of a data set, beside the texts
 LEAST_TOKENS = 6  # of two texts: four special ones (RoBERTa), one of each
+GENERATED = "_mini"  # so the names of generated suites and members end
 LABEL_TOKENS = 8  # most tokens of a generated label
 NAME_TOKENS = 32  # and of a text where the options have no number: ReCoRD's entities
 TINY_PATCH = 8  # pixels a side of a patch of vit_tiny
@@ -117,6 +118,11 @@ class Task(ABC):
         return bool(set(self.members) & set(self.own))
 
     @property
+    def has_folders(self) -> bool:
+        """Whether a member has a folder in `paths.data` beside, not within, that of its suite."""
+        return True
+
+    @property
     def title(self) -> str:
         """What people call the one member task: its name, or that of a user's own data."""
         (name,) = self.members
@@ -197,6 +203,11 @@ class TextTask(Task):
 
     reads: ClassVar[str] = "is text classification"
     forms: ClassVar[tuple[str, ...]] = ("classification", "text_to_text")
+
+    @property
+    def has_folders(self) -> bool:
+        """See `Task`."""
+        return self.suite not in ("glue", "superglue")
 
     def value_problems(self, model: Model) -> list[str]:
         """See `Task.value_problems`."""

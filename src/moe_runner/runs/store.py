@@ -373,7 +373,8 @@ class Store:
             return
         with self._lock(run_id):
             # The result goes last: cut short, the run is still done and can be forgotten again.
-            for name in ("checkpoint", "model", "error.txt", "metrics.jsonl", "result.json"):
+            old = ("checkpoint", "model", "error.txt", "metrics.jsonl", "ood.json", "result.json")
+            for name in old:
                 _remove(folder / name)
             self._write_status(run_id, replace(self._written_status(run_id), state="pending"))
 

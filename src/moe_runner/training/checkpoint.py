@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from moe_runner.backbones.integrity import file_problem
 from moe_runner.files import is_starved, writing_tensors
 from moe_runner.moe.routing import forget_gates
+from moe_runner.runs.processes import is_leader
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +88,12 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_trained(model: nn.Module, folder: Path) -> None:
-    """Write what training changed; see `trained_state`."""
-    save_state(trained_state(model), folder)
+    """Write what training changed; see `trained_state`. Of several processes the leader writes."""
+    if is_leader() or is_sharded(model):
+        state = trained_state(model)
+    if is_leader():
+        folder.mkdir(parents=True, exist_ok=True)
+        save_state(state, folder)
 
 
 def save_state(state: dict[str, Tensor], folder: Path) -> None:

@@ -19,6 +19,8 @@ from moe_runner.options.method import Method
 from moe_runner.options.training import Trainer
 from moe_runner.runs.processes import world_size
 
+LAUNCHED = "ACCELERATE_MIXED_PRECISION"  # what `accelerate launch` read in its configuration
+
 
 def choose_device(name: str) -> torch.device:
     """Choose the one device of this process, and check that it is there.
@@ -76,8 +78,16 @@ def check_precision(options: Trainer, device: torch.device) -> None:
     """Check that the device computes in the precision asked for; it is never chosen silently.
 
     Raises:
-        ConfigError: if it does not.
+        ConfigError: if it does not, or `accelerate launch` was told another one.
     """
+    launched = os.environ.get(LAUNCHED)
+    if launched is not None and launched != {"fp32": "no"}.get(
+        options.precision, options.precision
+    ):
+        raise ConfigError(
+            f"trainer.precision={options.precision} and accelerate's mixed_precision: {launched} "
+            f"exclude each other ({LAUNCHED}); write both alike, fp32 as no"
+        )
     if options.precision == "fp16" and device.type != "cuda":
         raise ConfigError(
             f"trainer.precision=fp16 needs a CUDA device and this is {device.type}; "

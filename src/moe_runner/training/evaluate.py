@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import closing
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from moe_runner import tasks
 from moe_runner.backbones.weights import find_weights
 from moe_runner.files import one_line, write_json
 from moe_runner.options.errors import ConfigError
-from moe_runner.options.settings import Settings
+from moe_runner.options.settings import Logger, Settings
 from moe_runner.options.task import Task
 from moe_runner.runs.objects import read_object
 from moe_runner.runs.result import Scores, figures_by_set
@@ -28,6 +29,8 @@ from moe_runner.training.fit import (
     make_trainer,
     take_final_form,
 )
+
+log = logging.getLogger(__name__)
 
 
 def kept_folder(run: Run, store: Store, given: str) -> RunFolder:
@@ -101,7 +104,7 @@ def evaluate_kept(
     given = f"evaluate={run.id}"
     folder = kept_folder(run, store, given)
     file = folder.path / "ood.json"
-    known = read_object(file, "delete it") or {}  # now: evaluating takes long
+    read_object(file, "delete it")  # now, for its damage: evaluating takes long
     if not settings.task.ood:
         raise ConfigError(
             "task.ood=[] names no set to evaluate on; use for example task.ood=[imdb]"
@@ -113,6 +116,9 @@ def evaluate_kept(
         data_dir=settings.task.data_dir or run.task.data_dir,
     )
     _refuse_other_data(run, task, given)
+    if resources.logger.name != "none":
+        log.warning("  logger=%s: an evaluation is written to ood.json only", resources.logger.name)
+        resources = replace(resources, logger=Logger(name="none"))
     ready = build(replace(run, task=task), resources)
     load_best(ready, folder, given)
     take_final_form(ready, run, resources)
@@ -122,6 +128,7 @@ def evaluate_kept(
     with closing(ShowProgress(run.label, spec.metrics)) as progress:
         trainer = make_trainer(run, folder, resources, ready, train, train, progress)
         found = evaluate_ood(trainer, ready, run)
+    known = read_object(file, "delete it") or {}  # anew: other evaluations may have ended since
     write_json(file, {**known, **figures_by_set(found)})
     return found
 

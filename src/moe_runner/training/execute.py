@@ -79,7 +79,8 @@ def execute(run: Run, settings: Settings, store: Store) -> Result | PrimaryOnly:
     """
     if not processes.is_leader():
         return follow(run, settings, store)
-    if settings.rerun:
+    # An attempt that was cut short goes on
+    if settings.rerun and (store.folder(run.id) / "result.json").exists():
         store.forget(run.id)
     result = store.result(run.id)
     if result is not None:

@@ -32,6 +32,7 @@ from moe_runner.methods.dense.options import Dense
 from moe_runner.metrics import lower_is_better
 from moe_runner.moe.layer import for_inference
 from moe_runner.options.settings import Logger
+from moe_runner.options.training import Trainer
 from moe_runner.runs import processes, stopping
 from moe_runner.runs.result import (
     Axes,
@@ -133,6 +134,7 @@ def build(run: Run, resources: Resources) -> Prepared:
         head=backbone.head,
         conversion=conversion,
         protocol=run.protocol,
+        method=run.method,
     )
     backbone.model.to(resources.device)
     if run.trainer.inference == "kernel":
@@ -196,7 +198,7 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> Result | Pri
     selecting = validation[spec.validation[0]]
     assert selecting is not None  # its absence is a problem of the plan
     probe = list(probe_batches(selecting, form.collator, run, resources.device))
-    before = choices(model, probe)
+    before = choices(model, probe, run.trainer.precision)
 
     progress = ShowProgress(run.label, spec.metrics, quiet=resources.quiet)
     newest = checkpoint.newest_checkpoint(folder.checkpoint)
@@ -228,8 +230,7 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> Result | Pri
         log.info("  %.1f%% of the training time went into waiting for data", 100 * share)
         copy.trained(trainer)
         best_step = trainer.load_best()
-        if resources.keep_model and processes.is_leader():
-            folder.best.mkdir(parents=True, exist_ok=True)
+        if resources.keep_model:
             checkpoint.save_trained(model, folder.best)
         take_final_form(ready, run, resources)
         results = {
@@ -240,7 +241,7 @@ def carry_out(run: Run, folder: RunFolder, resources: Resources) -> Result | Pri
         copy.finished({**results, **ood})
     reported = results[spec.validation[0]]
     assert reported is not None
-    changes = changed(before, choices(model, probe))  # by all: some losses are sums over processes
+    changes = changed(before, choices(model, probe, run.trainer.precision))  # by all processes
     if not processes.is_leader():
         return PrimaryOnly(reported.primary)
     curve = [line for line in folder.metrics() if line["split"] == "eval"]
@@ -403,7 +404,7 @@ def make_trainer(
         num_train_epochs=options.epochs,
         max_steps=options.max_steps or -1,
         weight_decay=options.weight_decay,
-        lr_scheduler_type=options.schedule,
+        lr_scheduler_type=schedule_of(options),
         warmup_steps=options.warmup_ratio,  # below 1: a fraction of the updates
         activation_checkpointing=options.gradient_checkpointing,
         # recomputed with gradients, as routers and frozen embeddings (LoRA) need it
@@ -434,6 +435,12 @@ def make_trainer(
         data_collator=ready.form.collator,
         callbacks=callbacks,
     )
+
+
+def schedule_of(options: Trainer) -> str:
+    """Name the schedule as transformers does, whose `constant` has no warm-up."""
+    warms_up = options.schedule == "constant" and options.warmup_ratio
+    return "constant_with_warmup" if warms_up else str(options.schedule)
 
 
 def evaluate_ood(trainer: RunTrainer, ready: Prepared, run: Run) -> dict[str, Scores | None]:

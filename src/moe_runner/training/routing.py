@@ -18,6 +18,7 @@ from moe_runner.runs import processes
 
 log = logging.getLogger(__name__)
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of trainer.precision
 MOST_RATIO = 3.0  # of a HyperExpert's output to the experts': beyond, a run is near collapse
 
 
@@ -190,12 +191,15 @@ def same_noise(model: nn.Module, seed: int = 0) -> Iterator[None]:
 
 
 @torch.no_grad()
-def choices(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> list[Tensor]:
+def choices(
+    model: nn.Module, batches: Iterable[dict[str, Tensor]], precision: str = "fp32"
+) -> list[Tensor]:
     """Record which experts some tokens choose, in evaluation mode.
 
     Args:
         model: converted or dense; its mode is restored.
         batches: keyword arguments of the model, on its device.
+        precision: fp32, bf16 or fp16, as in training: rounding is no change.
 
     Returns:
         bool (T, E) per MoE layer, padding left out; empty for a dense model.
@@ -205,7 +209,9 @@ def choices(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> list[Tens
         return []
     model.eval()
     seen: list[list[Tensor]] = [[] for _ in layers]
-    with same_noise(model):
+    dtype = DTYPES.get(precision)
+    device = next(model.parameters()).device.type
+    with same_noise(model), torch.autocast(device, dtype, enabled=dtype is not None):
         for batch in batches:
             model(**batch)
             for layer, found in zip(layers, seen, strict=True):

@@ -127,10 +127,17 @@ class RunTrainer(Trainer):
         return self.optimizer
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate, and write the figures and the load of every layer into metrics.jsonl."""
+        """Evaluate, and write the figures and the load of every layer into metrics.jsonl.
+
+        Raises:
+            FloatingPointError: if the primary metric is no number: of a run that diverged before
+                its loss was logged.
+        """
         started = time.monotonic()
         with count_load(self.model) as loads, sum_norms(self.model) as norms:
             found = super().evaluate(*args, **kwargs)
+        if math.isnan(found["eval_primary"]):
+            raise self.diverged("the primary metric", found["eval_primary"])
         routing = {**summarise(loads), **compare_norms(norms)}
         self.watch(routing)
         further = self.further_figures()
@@ -214,10 +221,7 @@ class RunTrainer(Trainer):
             FloatingPointError: if the loss is not finite.
         """
         if not math.isfinite(logs.get("loss", 0.0)):
-            raise FloatingPointError(
-                f"the loss is {logs['loss']} at update {self.state.global_step}; "
-                "use a smaller trainer.learning_rate"
-            )
+            raise self.diverged("the loss", logs["loss"])
         if "loss" in logs:  # not the logs of an evaluation
             norms = last_norms(self.model)
             self.watch(norms)
@@ -226,6 +230,13 @@ class RunTrainer(Trainer):
                 logs["aux/loss"] = float(torch.stack(self.auxiliary).mean())
                 self.auxiliary = []
         super().log(logs, start_time)
+
+    def diverged(self, what: str, value: float) -> FloatingPointError:
+        """Word the end of a run whose figures are no longer numbers."""
+        return FloatingPointError(
+            f"{what} is {value} at update {self.state.global_step}; "
+            "use a smaller trainer.learning_rate"
+        )
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with writing_tensors(Path(self.args.output_dir)):
@@ -270,7 +281,7 @@ class RunTrainer(Trainer):
         """
         processes.wait()
         step = self.state.best_global_step
-        assert step is not None  # every epoch is evaluated
+        assert step is not None  # every epoch is evaluated, to a number
         load_trained(self.model, Path(self.args.output_dir) / f"checkpoint-{step}")
         return step
 

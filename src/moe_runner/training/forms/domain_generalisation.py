@@ -76,9 +76,10 @@ class DomainTrainer(RunTrainer):
         return {"domains": accuracy}
 
     def tokens_seen(self) -> int:
-        """Count patches and [CLS]."""
-        images = self.state.global_step * self.args.gradient_accumulation_steps
-        return images * self.args.train_batch_size * self.tokens_per_image
+        """Count patches and [CLS], in all processes."""
+        batches = self.state.global_step * self.args.gradient_accumulation_steps
+        images = batches * self.args.train_batch_size * self.args.world_size
+        return images * self.tokens_per_image
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
