@@ -6,7 +6,16 @@ import warnings
 
 import pytest
 
-from moe_runner.report.canvas import MOST_PANELS, legend, measured, panels, swatch, unit, widen
+from moe_runner.report.canvas import (
+    COLOURS,
+    MOST_PANELS,
+    legend,
+    measured,
+    panels,
+    swatch,
+    unit,
+    widen,
+)
 from moe_runner.report.plot_kinds import heatmap, points, published_points, series
 from moe_runner.report.plot_runs import by_step, curves, scatter
 from moe_runner.report.published import published_tables
@@ -118,6 +127,19 @@ def test_in_against_out_of_domain_names_both_metrics(plan):  # noqa: F811
     assert len(ax.lines) == 6
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.texts] == ["dense", "emoe", "set ood"]
+
+
+def test_rows_beyond_the_colours_have_hollow_markers(plan):  # noqa: F811
+    rates = [1e-5 * (1 + number) for number in range(2 * len(COLOURS))]
+    made = plan(
+        study({"trainer.learning_rate": rates, "task": "glue_mini/rte"}, rows=["learning_rate"])
+    )
+    found = results(made, lambda run: 0.7, lambda run: 0.6)
+    figure = scatter(made, tabulate(made, found), [job.run for job in made.jobs], found)
+    looks = {(line.get_color(), line.get_fillstyle()) for line in figure.axes[0].lines}
+    assert len(looks) == len(rates)
+    rows = figure.legends[0].get_lines()[: len(rates)]
+    assert {(line.get_color(), line.get_fillstyle()) for line in rows} == looks
 
 
 def test_what_is_left_out_is_said_and_one_value_has_an_axis():

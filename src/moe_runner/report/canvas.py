@@ -94,6 +94,11 @@ def colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
+def fill(number: int) -> str:
+    """Tell rows of one colour apart: beyond as many as there are colours, markers are hollow."""
+    return "full" if number % (2 * len(COLOURS)) < len(COLOURS) else "none"
+
+
 def legend(figure: Any, handles: Sequence[Any]) -> None:
     """Put a legend below all panels, where it covers nothing and takes no width."""
     if handles:

@@ -9,7 +9,17 @@ from typing import Any
 
 from moe_runner.metrics import alike, scaled, spread
 from moe_runner.report.beside import matched
-from moe_runner.report.canvas import colour, legend, measured, panels, plain, swatch, unit, widen
+from moe_runner.report.canvas import (
+    colour,
+    fill,
+    legend,
+    measured,
+    panels,
+    plain,
+    swatch,
+    unit,
+    widen,
+)
 from moe_runner.report.labels import label
 from moe_runner.report.published import published_tables
 from moe_runner.report.study_table import StudyTable
@@ -167,8 +177,9 @@ def series(
             xs = sorted(cells)
             ys = [scaled(cells[x].mean, cells[x].metrics) for x in xs]
             errors = [error_of(cells[x]) or 0.0 for x in xs]
-            ax.errorbar(xs, ys, yerr=errors, fmt="o-", color=colour(number), capsize=2)
-            entries.append(swatch(table.row_names[row], marker="o", color=colour(number)))
+            style = {"marker": "o", "color": colour(number), "fillstyle": fill(number)}
+            ax.errorbar(xs, ys, yerr=errors, capsize=2, **style)
+            entries.append(swatch(table.row_names[row], **style))
         own = sorted((places[c], value) for (r, c), value in theirs.items() if r == row)
         if own:
             style = {**PUBLISHED, "linestyle": "--", "color": colour(number)}

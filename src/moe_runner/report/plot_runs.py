@@ -12,6 +12,7 @@ from moe_runner.report.canvas import (
     MARKERS,
     WIDTH,
     colour,
+    fill,
     legend,
     measured,
     panels,
@@ -45,7 +46,7 @@ def chosen(plan: StudyPlan, table: StudyTable, runs: Sequence[Run], results: Res
 def entries(table: StudyTable, used: Sequence[str], **style: Any) -> list[Any]:
     """Make the legend of the rows that are drawn."""
     return [
-        swatch(table.row_names[row], color=colour(number), **style)
+        swatch(table.row_names[row], color=colour(number), fillstyle=fill(number), **style)
         for number, row in enumerate(table.rows)
         if row in used
     ]
@@ -106,7 +107,8 @@ def scatter(plan: StudyPlan, table: StudyTable, runs: Sequence[Run], results: Re
                 for name, x, y, scored in pairs(result):
                     mark = sets.setdefault(name, MARKERS[len(sets) % len(MARKERS)])
                     metrics |= dict.fromkeys(scored)
-                    ax.plot([x], [y], mark, markersize=4, color=colour(number), alpha=0.7)
+                    style = {"color": colour(number), "fillstyle": fill(number)}
+                    ax.plot([x], [y], mark, markersize=4, alpha=0.7, **style)
         ax.set_xlabel(f"in domain: {unit(table.metrics(column))}", fontsize=7)
         ax.set_ylabel(f"out of domain: {unit(tuple(metrics))}", fontsize=7)
         for axis in ("x", "y"):
