@@ -338,8 +338,30 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """Read a YAML file as Hydra does (1e-5 is a number), interpolations left alone."""
-    from omegaconf import OmegaConf
+    """Read a YAML file as Hydra does (1e-5 is a number), interpolations left alone.
 
-    tree: Any = OmegaConf.to_container(OmegaConf.load(file))
+    Raises:
+        ConfigError: if it is not YAML, or no mapping.
+        FileNotFoundError: if there is no such file.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from moe_runner.options.errors import ConfigError
+
+    try:
+        loaded = OmegaConf.load(file)
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = file if mark is None else f"{file}:{mark.line + 1}"
+        reason = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise ConfigError(f"{place} is not YAML ({reason}); mend it") from error
+    except OSError as error:
+        if error.errno is not None:  # of the system
+            raise
+        loaded = None  # a single word
+    if not OmegaConf.is_dict(loaded):
+        raise ConfigError(f"{file} is no mapping; write a line `<option>: <value>` for each option")
+    tree: Any = OmegaConf.to_container(loaded)
     return dict(tree)

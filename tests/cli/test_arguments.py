@@ -65,7 +65,7 @@ def test_right_command_lines_have_no_problem(argv):
 
 
 def test_quoted_values_have_no_problem():
-    assert check("paths.output='a,b c'", 'model.revision="123"') == []
+    assert check("paths.output='a,b c'", 'logger.group="123"') == []
 
 
 PROBLEMS = [

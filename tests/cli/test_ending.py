@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from moe_runner.cli.ending import Command, end
@@ -106,3 +108,18 @@ def test_jobs_together_have_one_table_and_a_job_alone_its_baselines(store, plans
     assert Command([(emoe, store)], quiet=True).end() == 0
     assert Command().end() == 0
     assert capsys.readouterr().out == ""
+
+
+def test_a_damaged_baseline_hides_no_table(store, plans, runs, capsys):
+    words = {"task": "glue_mini/cola", "paths.output": str(store.root.parent)}
+    emoe = make_plan(compose_settings(option_folders(), words))
+    finish(store, emoe.runs[0])
+    finish(store, runs[0])
+    (store.folder(runs[0].id) / "result.json").write_text("{")
+    twice = dataclasses.replace(emoe, runs=emoe.runs * 2)
+    assert Command([(twice, store)]).end() == 0
+    text = capsys.readouterr().out
+    assert "emoe bert_tiny" in text
+    assert "dense bert_tiny" not in text
+    assert text.count("no dense baseline") == 1
+    assert f"delete it and run {runs[0].id} again" in " ".join(text.split())

@@ -159,6 +159,41 @@ def test_an_unknown_study_is_the_users_mistake(conf, cfg, capsys):
     assert "did you mean small" in capsys.readouterr().err
 
 
+MISTAKE = "study=small: trainer.epoch=2 is not an option of trainer; did you mean trainer.epochs?\n"
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize(
+    ("common", "blocks"), [(", trainer.epoch: 2", ""), ("", "trainer.epoch: 2")]
+)
+def test_a_mistake_of_a_study_ends_with_2_and_is_told(dry_run, common, blocks, conf, cfg, capsys):
+    file = conf / "study" / "small.yaml"
+    text = file.read_text().replace("epochs: 1", f"epochs: 1{common}")
+    file.write_text(f"{text}        - {{task: glue_mini/cola, {blocks}}}\n" if blocks else text)
+    cfg.dry_run = dry_run
+    jobs = [] if common else studies.plan_studies((conf,), ["small"], cfg, {})[0].jobs
+    pretended = launcher(Store(conf.parent / "out"), jobs)
+    assert studies.carry_out_study((conf,), "small", cfg, pretended.launch) == 2
+    assert len(pretended.seen) == (0 if dry_run or common else 8)  # what is right is done
+    assert capsys.readouterr().err.endswith(MISTAKE)
+
+
+def test_of_a_study_without_any_run_the_mistake_is_told_and_not_its_axes(conf, cfg, capsys):
+    file = conf / "study" / "small.yaml"
+    file.write_text(file.read_text().replace("epochs: 1", "epoch: 2"))
+    cfg.study.only = {**cfg.study.only, "method": "emoe"}
+    assert studies.carry_out_study((conf,), "small", cfg, pytest.fail) == 2
+    assert capsys.readouterr().err == MISTAKE
+
+
+def test_data_that_is_missing_is_no_mistake(conf, cfg, capsys):
+    file = conf / "study" / "small.yaml"
+    file.write_text(file.read_text().replace("epochs: 1", "epochs: 1, task.data_dir: /nowhere"))
+    cfg.dry_run = True
+    assert studies.carry_out_study((conf,), "small", cfg, pytest.fail) == 0
+    assert "small lacks: " in capsys.readouterr().out
+
+
 def handed_over(conf, cfg, store, jobs, arguments=()):
     """Carry out the study with a pretended launcher; the overrides of each job."""
     pretended = launcher(store, jobs)

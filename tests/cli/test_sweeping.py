@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from moe_runner.cli import sweeping
 from moe_runner.options.folders import option_folders
+from moe_runner.runs.store import Store
 from moe_runner.sweeps.compose import compose_settings
 from moe_runner.sweeps.plan import make_plan
 
@@ -70,3 +71,32 @@ def test_a_grid_may_have_fewer_points_than_trials(trial):
 
 def test_one_run_with_a_sweeper_that_is_not_used_is_one_run(trial):
     assert trial(0, None) == "[1/1] label"
+
+
+@pytest.fixture
+def announced(tmp_path, monkeypatch):
+    """Announce a sweep of two seeds in an empty folder; the tally, if there is one."""
+    monkeypatch.setattr(sweeping, "_announced", ["of the sweep before"])
+    monkeypatch.chdir(tmp_path)
+
+    def announce(output):
+        jobs = [["task=glue_mini/cola", f"paths.output={output}", f"seed={n}"] for n in (0, 1)]
+        sweeping.announce(jobs, option_folders())
+        return next(iter(sweeping._announced), None)
+
+    return announce
+
+
+def test_a_sweep_counts_in_the_store_that_the_environment_names(announced, tmp_path, monkeypatch):
+    monkeypatch.setenv("MYOUT", str(tmp_path / "mine"))
+    looked = []
+    monkeypatch.setattr(sweeping, "Store", lambda root: looked.append(root) or Store(root))
+    assert len(announced("${oc.env:MYOUT}").runs) == 2
+    assert set(looked) == {tmp_path / "mine"}
+    assert [path.name for path in tmp_path.iterdir() if "$" in path.name] == []
+
+
+@pytest.mark.parametrize("output", ["${oc.env:NOT_SET}", "${paths.models}/x", "${now:%Y}"])
+def test_a_sweep_that_hydra_alone_can_resolve_is_not_counted(output, announced, tmp_path):
+    assert announced(output) is None
+    assert list(tmp_path.iterdir()) == []

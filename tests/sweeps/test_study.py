@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import CONF, option_folders
@@ -151,6 +154,70 @@ def test_choices_are_written_as_hydra_reads_them():
     ]
 
 
+PLAIN = r"(\.{0,2}/)?[A-Za-z_][A-Za-z0-9_./:+%@-]*"
+WORDS = ["nan", "-inf", "NULL", "True", "off", "2024", "1e3", "1_000", "last-even:1", "a:", "~/x"]
+TEXTS = (
+    st.text(st.characters(exclude_categories=("Cs",)))
+    | st.text("'\"\\,:=(){}[]$ .aA1-+~#@!\n")
+    | st.from_regex(PLAIN, fullmatch=True)
+    | st.sampled_from(WORDS)
+)
+KEYS = st.text("ab_ -:=,(){}[]\\", min_size=1).filter(lambda key: key.strip() == key)
+LEAVES = TEXTS | st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
+VALUES = st.recursive(
+    LEAVES,
+    lambda each: st.lists(each, max_size=3) | st.dictionaries(KEYS, each, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(VALUES)
+def test_hydra_reads_the_overrides_of_any_choices_as_they_were(value):
+    (word,) = as_overrides({"task.template": value})
+    override = OverridesParser.create().parse_override(word)
+    assert not override.is_sweep_override()
+    assert repr(override.value()) == repr(value)  # "2024" and 2024 differ, True and 1 too
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [
+        ("last-even:1", "last-even:1"),
+        ("/data/v2", "/data/v2"),
+        ("data (v2)/", "'data (v2)/'"),
+        ("summarize: {source}", "'summarize: {source}'"),
+        ("it's", r"'it\'s'"),
+        ("2024", "'2024'"),
+        (["cola", "a, b"], "[cola,'a, b']"),
+        ({"full": "1", "a b": None}, r"{full:'1',a\ b:null}"),
+    ],
+)
+def test_only_texts_that_need_quotes_have_them(value, word):
+    assert as_overrides({"x": value}) == [f"x={word}"]
+
+
+def test_a_job_reaches_hydra_with_its_texts(tmp_path):
+    choices = {"paths.output": f"{tmp_path}/out, (1)", "logger.group": "2024"}
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", as_overrides(choices))
+    assert (cfg.paths.output, cfg.logger.group) == tuple(choices.values())
+
+
+@pytest.mark.parametrize(
+    ("profile", "label"),
+    [("paper", "emoe layers=last-even:12"), ("mini", "emoe layers=last-even:1")],
+)
+def test_the_published_layers_stand_beside_the_same_share_of_ours(profile, label):
+    """Every second layer of the upper half: 12 of gpt2_xl's 48, 1 of bert_tiny's 4."""
+    plan = planned("emoe_layers", profile)
+    (pairing,) = plan.study.beside
+    assert list(pairing.rows) == ["dense", label]
+    rule = label.partition("=")[2]
+    (model,) = {job.run.model for job in plan.jobs if getattr(job.run.method, "layers", "") == rule}
+    assert int(rule.partition(":")[2]) == model.num_layers // 4
+
+
 def test_an_unknown_study_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean emoe_gates"):
         read_study(FOLDERS, "emoe_gate")
@@ -162,6 +229,8 @@ def test_an_unknown_study_names_the_nearest():
         ("  rows:", "  row:", "study.row=.* is not an option of study"),
         ("    mini:", "    tiny:", "study.grids.tiny is no profile; use mini, small or paper"),
         ("  paper: emoe", "  paper: nature", "study.paper=nature is not valid"),
+        ("study:", "studies:", "study is missing; write study:"),
+        ("  grids:", "  beside: [emoe]\n  grids:", "study.beside is not valid; use a list of"),
     ],
 )
 def test_a_wrong_study_file_is_named_with_its_problem(old, new, problem, tmp_path):
@@ -173,6 +242,37 @@ def test_a_wrong_study_file_is_named_with_its_problem(old, new, problem, tmp_pat
     file.write_text(text.replace(old, new, 1))
     with pytest.raises(ConfigError, match=f"emoe_gates.yaml: {problem}"):
         read_study((conf,), "emoe_gates")
+
+
+HEAD = "title: a, paper: ours, rows: [method], columns: [task]"
+
+
+@pytest.mark.parametrize(
+    ("grids", "problem"),
+    [
+        ("", "study.grids is missing; give a grid per profile: "),
+        (", grids: [mini]", "study.grids is missing; give a grid per profile: "),
+        (", grids: {mini: }", "study.grids.mini.blocks is missing; give a list of mappings: "),
+        (", grids: {mini: {common: {seed: 0}}}", "study.grids.mini.blocks is missing; give a list"),
+        (", grids: {mini: {blocks: {seed: 0}}}", "study.grids.mini.blocks={seed:0} is not valid; "),
+        (
+            ", grids: {mini: {blocks: [dense]}}",
+            "study.grids.mini.blocks=[dense] is not valid; use ",
+        ),
+        (
+            ", grids: {mini: {blocks: [{seed: 0}], common: a}}",
+            "study.grids.mini.common=a is not valid; use a mapping: ",
+        ),
+    ],
+)
+def test_a_study_without_blocks_is_told_in_one_line(grids, problem, tmp_path):
+    file = tmp_path / "study" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text(f"study: {{{HEAD}{grids}}}\n")
+    with pytest.raises(ConfigError) as caught:
+        read_study((*FOLDERS, tmp_path), "mine")
+    (line,) = caught.value.problems
+    assert line.startswith(f"{file}: {problem}")
 
 
 @pytest.mark.parametrize(

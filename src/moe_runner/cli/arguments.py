@@ -19,9 +19,9 @@ from moe_runner.cli.completion import complete_folder
 from moe_runner.cli.names import beside_a_study, check_group, wrong_key, wrong_only
 from moe_runner.cli.reading import Given, read_flags, read_overrides, values_of
 from moe_runner.cli.values import check_values
-from moe_runner.files import unusable
+from moe_runner.files import read_yaml, unusable
 from moe_runner.options.errors import ConfigError
-from moe_runner.options.files import OptionFiles
+from moe_runner.options.files import OptionFiles, option_file
 from moe_runner.options.folders import option_folders
 from moe_runner.options.settings import KIND
 
@@ -73,6 +73,8 @@ def check_arguments(argv: Sequence[str]) -> list[str]:
         ]
     if "study" in given.choices:
         problems += beside_a_study(overrides, files)
+    if unreadable := file_problems(files, given):
+        return [*problems, *unreadable]
     try:
         kinds = {
             group: files.kinds(group, given.choices.get(group, [files.defaults[group]]))
@@ -104,6 +106,19 @@ def check_arguments(argv: Sequence[str]) -> list[str]:
         if (reason := unusable(Path(word.partition("=")[2]))) is not None
     ]
     return list(dict.fromkeys(problems))
+
+
+def file_problems(files: OptionFiles, given: Given) -> list[str]:
+    """Say which of the chosen option files are not YAML, or no mapping: Hydra shows its frames."""
+    problems: list[str] = []
+    for group, choices in given.choices.items():
+        for choice in choices:
+            if choice in files.options[group]:
+                try:
+                    read_yaml(option_file(files.folders, group, choice))
+                except ConfigError as error:
+                    problems += error.problems
+    return problems
 
 
 def for_hydra(argv: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from moe_runner import tasks
-from moe_runner.files import masked, write_atomic
+from moe_runner.files import masked, read_yaml, write_atomic
 from moe_runner.metrics import lower_is_better, named
 from moe_runner.options.errors import ConfigError
+from moe_runner.options.files import option_file
 from moe_runner.options.folders import Folders, option_folders
 from moe_runner.options.settings import Settings
 from moe_runner.runs import processes
@@ -46,9 +47,7 @@ def check_launch(settings: Settings) -> None:
         ConfigError: if not.
     """
     if HydraConfig.initialized() and (study := HydraConfig.get().runtime.choices.get("study")):
-        raise ConfigError(
-            f"study={study} is a sweep of its own; leave out hydra/sweeper and hydra.mode"
-        )
+        raise ConfigError(not_swept(study, HydraConfig.get()))
     if processes.world_size() == 1:
         return
     several = f"WORLD_SIZE={processes.world_size()}"
@@ -58,6 +57,20 @@ def check_launch(settings: Settings) -> None:
         raise ConfigError(
             f"{several} and a launcher exclude each other; use hydra/launcher=basic with torchrun"
         )
+
+
+def not_swept(study: str, node: Any) -> str:
+    """Say why a study came to a job of Hydra instead of its sweeper.
+
+    Args:
+        study: its name.
+        node: Hydra's own config.
+    """
+    file = option_file(folders_of(node), "study", study)
+    own = read_yaml(file).get("hydra")
+    if isinstance(own, Mapping) and own.get("mode") == "MULTIRUN":
+        return f"study={study} is a sweep of its own; leave out hydra/sweeper and hydra.mode"
+    return f"{file} does not say that it is a sweep; add the line hydra: {{mode: MULTIRUN}}"
 
 
 def direction() -> str | None:

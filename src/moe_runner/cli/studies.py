@@ -19,6 +19,7 @@ from moe_runner.report.pairs import check_pairings
 from moe_runner.report.render import FORMATS, render
 from moe_runner.report.store_commands import FOR_ALL, report_folder
 from moe_runner.report.study_sheet import print_study
+from moe_runner.runs import processes
 from moe_runner.runs.result import Result
 from moe_runner.runs.store import Store, StoreError
 from moe_runner.sweeps.monitor import Monitor
@@ -58,15 +59,29 @@ def carry_out_study(
         plans = restrict(plan_studies(folders, [name], cfg, for_all), only)
         if cfg.dry_run:
             show_study_plans(plans, store, cfg.device)
-            return 0
+            return 2 if tell_gaps(plans) else 0
         lost = launch_missing(plans, cfg, launch, store, for_all)
         place = report_folder(Path(cfg.paths.output), cfg.profile, only, for_all)
         alone = only or for_all  # such a report has a folder of its own
         shown = plans if alone else with_others(plans, folders, cfg.profile, paths_of(cfg), store)
-        return report(plans, store, place, lost, shown)
+        code = report(plans, store, place, lost, shown)
+        return 2 if tell_gaps(plans) else code
     except (ConfigError, StoreError) as error:
         print(error, file=sys.stderr)
         return 2
+
+
+def tell_gaps(plans: Sequence[StudyPlan]) -> bool:
+    """Print the mistakes of studies, of which no run came; tell whether there are any.
+
+    Weights and data that are missing here are none: see `Job.problems`.
+    """
+    if not processes.is_leader():
+        return any(plan.gaps for plan in plans)
+    lines = dict.fromkeys(f"study={plan.study.name}: {gap}" for plan in plans for gap in plan.gaps)
+    for line in lines:
+        print(line, file=sys.stderr)
+    return bool(lines)
 
 
 def launch_missing(

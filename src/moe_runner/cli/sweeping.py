@@ -5,12 +5,15 @@ Hydra hands a job nothing but its config, so what is known of the others is kept
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from moe_runner.cli.launching import in_a_sweep, runs_here
 from moe_runner.options.errors import ConfigError
@@ -28,6 +31,8 @@ _announced: list[Tally] = []  # of the sweep that runs; at most one
 def announce(jobs: Sequence[Sequence[str]], folders: Folders) -> None:
     """Count the runs of a sweep before its first job begins.
 
+    With an interpolation that Hydra alone can resolve, nothing is counted: each job counts its own.
+
     Args:
         jobs: overrides of each.
         folders: of option files.
@@ -35,9 +40,12 @@ def announce(jobs: Sequence[Sequence[str]], folders: Folders) -> None:
     runs: dict[str, Run] = {}
     settled: set[str] = set()
     inventory: Inventory | None = None
+    _announced.clear()
     for job in jobs:
+        if (choices := resolved(as_choices(job))) is None:
+            return
         try:
-            settings = compose_settings(folders, as_choices(job))
+            settings = compose_settings(folders, choices)
             inventory = inventory or Inventory(Path(settings.paths.cache) / "hashes.json")
             found = {run.id: run for run in list_runs(settings, inventory).runs}
         except (ConfigError, OSError):  # the job tells it
@@ -102,6 +110,25 @@ def done_of(runs: Iterable[str], settings: Settings) -> set[str]:
         except StoreError:  # carrying it out tells it
             continue
     return done
+
+
+def resolved(choices: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Resolve the interpolations of choices.
+
+    Returns:
+        The choices; None if one needs more than the environment, such as the rest of the config.
+    """
+    parts = re.findall(r"\$\{(?:oc\.env:)?", str(choices))
+    if not parts:
+        return choices
+    if "${" in parts:
+        return None
+    try:
+        found = OmegaConf.to_container(OmegaConf.create(dict(choices)), resolve=True)
+    except OmegaConfBaseException:  # a variable that is not there: the job tells it
+        return None
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
 
 
 def as_choices(words: Iterable[str]) -> Mapping[str, Any]:

@@ -22,8 +22,12 @@ from moe_runner.options.training import Recipe, Trainer
 from moe_runner.runs.processes import world_size
 from moe_runner.runs.result import Result
 from moe_runner.runs.run import Run
-from moe_runner.runs.store import Store
+from moe_runner.runs.store import Store, StoreError
 from moe_runner.sweeps.speed import Clock, time_of
+
+NO_BASELINE = (
+    "no dense baseline of these settings is stored: the same command with method=dense adds it"
+)
 
 
 @dataclass(frozen=True)
@@ -297,7 +301,8 @@ def stored_baselines(plan: Plan, store: Store) -> tuple[list[Result], str]:
     """Find the dense runs of equal settings, to stand beside the results of another method.
 
     Returns:
-        Their results, and a line that says how to make them if one is missing.
+        Their results, and a line that says how to make them if one is missing; one per damaged
+        result, which counts as none.
     """
     twins = [
         replace(
@@ -308,10 +313,16 @@ def stored_baselines(plan: Plan, store: Store) -> tuple[list[Result], str]:
         for run in plan.runs
         if run.method != Dense()
     ]
-    found = [store.result(twin.id) for twin in twins]
-    if not twins or all(result is not None for result in found):
-        return [result for result in found if result is not None], ""
-    return (
-        [result for result in found if result is not None],
-        "no dense baseline of these settings is stored: the same command with method=dense adds it",
-    )
+    found: list[Result] = []
+    hints: dict[str, None] = {}
+    for twin in twins:
+        try:
+            result = store.result(twin.id)
+        except StoreError as error:
+            hints[f"no dense baseline: {error}"] = None
+            continue
+        if result is None:
+            hints[NO_BASELINE] = None
+        else:
+            found.append(result)
+    return found, "\n".join(hints)

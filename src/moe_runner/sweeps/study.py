@@ -24,6 +24,7 @@ a grid are added up; a run that several blocks or studies share is one run.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -41,6 +42,8 @@ SEVERAL: Mapping[str, tuple[str, ...]] = {  # names that stand for all studies o
     "all": ("emoe", "hypermoe", "ours"), "published": ("emoe", "hypermoe"),
 }  # fmt: skip
 Block = Mapping[str, Any]
+PLAIN = re.compile(r"(\.{0,2}/)?[A-Za-z_][A-Za-z0-9_./:+%@-]*")  # a text that needs no quotes
+WORDS = ("null", "true", "false", "nan", "inf")  # that are no texts without quotes
 ONLY = (  # the axes by which study.only restricts studies
     "study", "method", "model", "tuning", "protocol", "suite", "task", "learning_rate", "seed",
 )  # fmt: skip
@@ -58,12 +61,15 @@ class Pairing:
             `all`; followed by ` > <set>`, the score on an out-of-domain set; by ` rank`, the mean
             out-of-domain rank among the rows.
         rule: of model selection, for DomainBed.
+        profiles: whose grids it is for: a label of a small model may be in the grid of another one,
+            where it is not what was published.
     """
 
     table: str
     rows: Mapping[str, str]
     columns: Mapping[str, str]
     rule: Literal["training_domain", "leave_one_domain_out", "oracle"] = "training_domain"
+    profiles: tuple[Profile, ...] = PROFILES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +107,11 @@ def read_study(folders: Folders, name: str) -> Study:
         hint = f"did you mean {guess}?" if guess else f"use one of {', '.join(names)}"
         raise ConfigError(f"study={name} is not an option; {hint}")
     file = option_file(folders, "study", name)
-    tree = dict(read_yaml(file)["study"])
-    grids, beside = tree.pop("grids"), tree.pop("beside", ())
-    problems: list[str] = []
+    found = read_yaml(file).get("study")
+    tree = dict(found) if isinstance(found, Mapping) else {}
+    grids, beside = tree.pop("grids", None), tree.pop("beside", None) or ()
+    if problems := [f"{file}: {line}" for line in misshapen(found, grids, beside)]:
+        raise ConfigError(*problems)
     study = build(Study, {"name": name, **tree}, "study", problems)
     pairings = [build(Pairing, each, "study.beside", problems) for each in beside]
     wrong = [profile for profile in grids if profile not in PROFILES]
@@ -114,10 +122,39 @@ def read_study(folders: Folders, name: str) -> Study:
         study,
         beside=tuple(pairing for pairing in pairings if pairing is not None),
         grids={
-            profile: tuple({**grid.get("common", {}), **block} for block in grid["blocks"])
+            profile: tuple({**(grid.get("common") or {}), **block} for block in grid["blocks"])
             for profile, grid in grids.items()
         },
     )
+
+
+def misshapen(study: Any, grids: Any, beside: Any) -> Iterator[str]:
+    """Say what of a study's file has not the form that the module shows.
+
+    Args:
+        study: its node `study`.
+        grids: of that node.
+        beside: of that node.
+    """
+    if not isinstance(study, Mapping):
+        yield "study is missing; write study: {title: ..., rows: [...], columns: [...], grids: ...}"
+        return
+    if not isinstance(grids, Mapping) or not grids:
+        yield "study.grids is missing; give a grid per profile: {mini: {blocks: [{method: dense}]}}"
+        return
+    if not isinstance(beside, Sequence) or not all(isinstance(each, Mapping) for each in beside):
+        yield "study.beside is not valid; use a list of mappings: [{table: ..., rows: ...}]"
+    for profile, grid in grids.items():
+        key, parts = f"study.grids.{profile}", grid if isinstance(grid, Mapping) else {}
+        if not (blocks := parts.get("blocks")):
+            yield f"{key}.blocks is missing; give a list of mappings: [{{method: [dense, emoe]}}]"
+        elif not isinstance(blocks, list) or not all(isinstance(each, Mapping) for each in blocks):
+            yield (
+                f"{key}.blocks={show(blocks)} is not valid; use a list of mappings: "
+                "[{method: [dense, emoe]}]"
+            )
+        if not isinstance(common := parts.get("common") or {}, Mapping):
+            yield f"{key}.common={show(common)} is not valid; use a mapping: {{model: bert_tiny}}"
 
 
 def read_studies(folders: Folders, names: Sequence[str], profile: Profile) -> list[Study]:
@@ -173,5 +210,36 @@ def expand(grid: tuple[Block, ...]) -> Iterator[dict[str, Any]]:
 
 
 def as_overrides(choices: Mapping[str, Any]) -> list[str]:
-    """Write choices as Hydra's overrides."""
-    return [f"{key}={show(value)}" for key, value in choices.items()]
+    """Write choices as Hydra's overrides, which Hydra reads back as the same values."""
+    return [f"{key}={written(value)}" for key, value in choices.items()]
+
+
+def written(value: Any) -> str:
+    """Write a value in Hydra's grammar; as `show` does, but for texts that need quotes."""
+    if isinstance(value, str):
+        return value if is_plain(value) else quoted(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(written, value))}]"
+    if isinstance(value, Mapping):
+        pairs = (f"{escaped(str(key))}:{written(item)}" for key, item in value.items())
+        return f"{{{','.join(pairs)}}}"
+    return show(value)
+
+
+def is_plain(text: str) -> bool:
+    """Tell whether Hydra reads a text without quotes as that text, and not as a number or a null.
+
+    Some that would need no quotes get them: what is left is what is easy to be sure of.
+    """
+    return bool(PLAIN.fullmatch(text)) and text.lower() not in WORDS
+
+
+def quoted(text: str) -> str:
+    """Put a text in single quotes; backslashes count only before a quote, and are doubled there."""
+    doubled = re.sub(r"\\+(?='|\Z)", lambda found: found[0] * 2, text)
+    return "'" + doubled.replace("'", "\\'") + "'"
+
+
+def escaped(key: str) -> str:
+    """Write the key of a mapping, where Hydra knows no quotes."""
+    return re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", key)

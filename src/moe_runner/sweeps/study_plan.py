@@ -44,7 +44,7 @@ class StudyPlan:
     """A study with the runs of one profile.
 
     Args:
-        study: the study.
+        study: the study, beside published tables of this profile only.
         profile: which grid; or `OWN`.
         jobs: each run once.
         gaps: configs that cannot be composed: an option that does not exist, values that clash.
@@ -85,7 +85,8 @@ def plan_study(
             missing, _ = inventory.data_of(settings.task, run.task_name)
             problems = tuple(missing if weights.problem is None else [weights.problem, *missing])
             jobs.setdefault(run.id, Job(run, single(choices, run), problems))
-    return StudyPlan(study, profile, tuple(jobs.values()), tuple(gaps))
+    beside = tuple(pairing for pairing in study.beside if profile in pairing.profiles)
+    return StudyPlan(replace(study, beside=beside), profile, tuple(jobs.values()), tuple(gaps))
 
 
 def single(choices: Mapping[str, Any], run: Run) -> dict[str, Any]:
@@ -111,10 +112,14 @@ def restrict(plans: Sequence[StudyPlan], only: Mapping[str, Sequence[Any]]) -> l
         The plans that have such a run, in whose notes (so, captions) the restriction is said.
 
     Raises:
-        ConfigError: one line per value that no run has, or if no run has all of them.
+        ConfigError: one line per value that no run has, or if no run has all of them; what is
+            wrong with the studies, if they have no run.
     """
     if not only:
         return list(plans)
+    gaps = [f"study={plan.study.name}: {gap}" for plan in plans for gap in plan.gaps]
+    if gaps and not any(plan.jobs for plan in plans):  # nothing to choose from
+        raise ConfigError(*gaps)
     problems = []
     for axis, values in only.items():
         found = [names(plan, job, axis) for plan in plans for job in plan.jobs]
