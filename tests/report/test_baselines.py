@@ -88,7 +88,7 @@ def test_an_average_names_its_baseline_where_they_differ(plan):  # noqa: F811
 
 def test_rows_that_lack_runs_are_shown_and_not_judged(plan):  # noqa: F811
     made = plan(TUNINGS)
-    done = results(made, score)
+    done = results(made, lambda run: score(run) + 1e-3 * run.seed * (run.method.name == "emoe"))
     missing = next(job.run.id for job in made.jobs if job.run.method.name == "dense")
     rest = {run_id: result for run_id, result in done.items() if run_id != missing}
     told = {(claim.row, claim.column): claim for claim in claims(made, rest)}

@@ -181,7 +181,8 @@ def test_runs_become_a_study_with_verdicts_and_a_page(report, place, tmp_path):
     code, text = report("page", "task=rte", "format=md,csv", f"to={tmp_path}/page")
     assert code == 0
     assert "own: what differs?" in text
-    (line,) = (line for line in text.splitlines() if "top-k 16 of 64" in line and "better" in line)
+    lines = text.splitlines()
+    (line,) = (line for line in lines if "top-k 16 of 64" in line and "equal in" in line)
     assert "+10.00 ± 0.00 (3)" in line
     made = (tmp_path / "page" / "tables.md").read_text()
     assert "| dense | 51.0 ± 0.8 (3) |" in made
