@@ -74,16 +74,13 @@ def test_rerun_repeats_to_the_bit(make_settings, only_run):
     assert numbers(again) == numbers(first)
 
 
-def test_a_rerun_that_was_cut_short_goes_on(make_settings, only_run, monkeypatch, caplog):
-    settings = dataclasses.replace(make_settings(epochs=3), rerun=True, keep_model="best")
-    run = only_run(settings)
-    expected, folder = carry_out(dataclasses.replace(settings, rerun=False), run)
-    (folder / "ood.json").write_text("{}")  # of the weights that are now forgotten
+def cut_short(settings, run, monkeypatch, at: int) -> None:
+    """Begin a run, and let an update fail."""
     original, seen = torch.optim.AdamW.step, []
 
     def failing_step(self, *args, **kwargs):
         seen.append(1)
-        if len(seen) == 15:
+        if len(seen) == at:
             raise RuntimeError("the power went off")
         return original(self, *args, **kwargs)
 
@@ -91,6 +88,14 @@ def test_a_rerun_that_was_cut_short_goes_on(make_settings, only_run, monkeypatch
         patch.setattr(torch.optim.AdamW, "step", failing_step)
         with pytest.raises(RuntimeError, match="power"):
             carry_out(settings, run)
+
+
+def test_a_rerun_that_was_cut_short_goes_on(make_settings, only_run, monkeypatch, caplog):
+    settings = dataclasses.replace(make_settings(epochs=3), rerun=True, keep_model="best")
+    run = only_run(settings)
+    expected, folder = carry_out(dataclasses.replace(settings, rerun=False), run)
+    (folder / "ood.json").write_text("{}")  # of the weights that are now forgotten
+    cut_short(settings, run, monkeypatch, at=15)
     assert not (folder / "ood.json").exists()
     with caplog.at_level("INFO"):
         again, _ = carry_out(settings, run)
@@ -148,17 +153,7 @@ def test_an_error_in_the_middle_of_an_epoch_and_a_second_try_give_the_same_numbe
     settings = dataclasses.replace(
         settings, paths=dataclasses.replace(settings.paths, output=settings.paths.output + "2")
     )
-    original, seen = torch.optim.AdamW.step, []
-
-    def failing_step(self, *args, **kwargs):
-        seen.append(1)
-        if len(seen) == 22:
-            raise RuntimeError("the power went off")
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", failing_step)
-    with pytest.raises(RuntimeError, match="power"):
-        carry_out(settings, run)
+    cut_short(settings, run, monkeypatch, at=22)
     result, _ = carry_out(settings, run)
     assert result["resumed_at_update"] == 20
     assert numbers(result) == numbers(whole)
