@@ -121,7 +121,7 @@ def place_problems(task: Task, model: Model, paths: Any) -> list[str]:
         if model.bundled and model.path is None and getattr(model, key) != neutral:
             problems.append(
                 f"model.{key}={getattr(model, key)} is not looked at, since model={model.name} is "
-                f"bundled; use model=auto model.hub_id=<name>, or leave it out"
+                "bundled; use model=auto model.hub_id=<name>, or leave it out"
             )
     for key, place in given.items():
         if place is None:

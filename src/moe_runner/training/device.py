@@ -80,13 +80,11 @@ def check_precision(options: Trainer, device: torch.device) -> None:
     Raises:
         ConfigError: if it does not, or `accelerate launch` was told another one.
     """
-    launched = os.environ.get(LAUNCHED)
-    if launched is not None and launched != {"fp32": "no"}.get(
-        options.precision, options.precision
-    ):
+    asked = "no" if options.precision == "fp32" else options.precision  # as accelerate says it
+    if (launched := os.environ.get(LAUNCHED, asked)) != asked:
         raise ConfigError(
             f"trainer.precision={options.precision} and accelerate's mixed_precision: {launched} "
-            f"exclude each other ({LAUNCHED}); write both alike, fp32 as no"
+            f"exclude each other ({LAUNCHED}); write {asked} there"
         )
     if options.precision == "fp16" and device.type != "cuda":
         raise ConfigError(
