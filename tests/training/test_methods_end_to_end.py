@@ -33,7 +33,7 @@ from moe_runner.training.evaluate import evaluate_kept
 from moe_runner.training.execute import execute
 from tests.methods.rows import CONVERTING, ROWS, small
 from tests.training.test_command import moe_run
-from tests.training.test_runs import carry_out, elsewhere, numbers
+from tests.training.test_runs import carry_out, cut_short, elsewhere, numbers
 
 TUNINGS = ["full", "lora"]
 
@@ -167,10 +167,7 @@ def test_killed_or_evaluated_again_a_late_or_early_conversion_has_the_same_numbe
     assert figures_by_set(evaluate_kept(run, settings, store, resources)) == whole["ood_metrics"]
 
     settings = elsewhere(settings)
-    fail_at(monkeypatch, 18)
-    with pytest.raises(RuntimeError, match="killed"):
-        carry_out(settings, run)
-    monkeypatch.undo()
+    cut_short(settings, run, monkeypatch, at=18)
     monkeypatch.setattr(fit, "evaluate_ood", lambda *_: 1 / 0)  # after the final form was taken
     with pytest.raises(ZeroDivisionError):
         carry_out(settings, run)
@@ -180,19 +177,6 @@ def test_killed_or_evaluated_again_a_late_or_early_conversion_has_the_same_numbe
     assert numbers(result) == numbers(whole)
     expected, found = trained_weights(folder), trained_weights(again)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-
-
-def fail_at(monkeypatch, update: int) -> None:
-    """Let the optimizer fail at an update."""
-    original, seen = torch.optim.AdamW.step, []
-
-    def step(self, *args, **kwargs):
-        seen.append(1)
-        if len(seen) == update:
-            raise RuntimeError("killed")
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
 
 
 # ---------------------------------------------------------------- kept, exported, loaded again
@@ -454,10 +438,7 @@ def test_with_router_noise_killed_and_resumed_equals_never_killed(
     run = only_run(settings)
     whole, folder = carry_out(settings, run)
     settings = elsewhere(settings)
-    fail_at(monkeypatch, 18)  # in the second epoch
-    with pytest.raises(RuntimeError, match="killed"):
-        carry_out(settings, run)
-    monkeypatch.undo()
+    cut_short(settings, run, monkeypatch, at=18)  # in the second epoch
     result, again = carry_out(settings, run)
     assert result["resumed_at_update"] == 15
     assert numbers(result) == numbers(whole)
