@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
+import select
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 WIDTH = 150  # characters, where the output is a file or a pipe
+READER_GONE = 141  # what a shell tells of a program that SIGPIPE ended: 128 + 13
 INDENT = 2  # spaces before what goes on in the next line
 PLAIN = {  # how ASCII writes what we print
     "\u00b1": "+-",
@@ -35,6 +39,32 @@ PLAIN = {  # how ASCII writes what we print
     "\u201c": '"',
     "\u201d": '"',
 }
+
+
+@contextmanager
+def until_the_reader_leaves() -> Iterator[None]:
+    """End the program, without a word, once the reader of its output, such as head, has enough.
+
+    Raises:
+        SystemExit: `READER_GONE`, for a write to stdout that nobody reads any more.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not reader_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        sys.exit(READER_GONE)
+
+
+def reader_is_gone() -> bool:
+    """Tell whether the other end of stdout, a pipe, is closed."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors only
+    return bool(poll.poll(0))
 
 
 def spell_plainly() -> None:
@@ -93,7 +123,15 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-class Wide(Console):
+class Output(Console):
+    """The standard output of a program that leaves broken pipes to `until_the_reader_leaves`."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error that is handled, in place of rich's exit code 1."""
+        raise  # noqa: PLE0704
+
+
+class Wide(Output):
     """Prints a table that is wider than the terminal as a line per cell: none is cut off."""
 
     def print(self, *objects: Any, **kwargs: Any) -> None:

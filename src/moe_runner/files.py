@@ -214,6 +214,15 @@ def check_room(mebibytes: int = 64) -> None:
         raise MemoryError(f"fewer than {mebibytes} MiB are free") from error
 
 
+def expanded(place: str | Path) -> Path:
+    """Put the home folder in place of `~`; as a shell does, leave that of an unknown user as it is.
+
+    Args:
+        place: as given; `no_place` refuses one of an unknown user.
+    """
+    return Path(os.path.expanduser(place))
+
+
 def no_place(key: str, place: str) -> str | None:
     """Say in a line why nothing can be looked for at a place; None if it can, there or not.
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from moe_runner.files import write_atomic
+from moe_runner.files import expanded, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -333,4 +333,4 @@ def datasets_cache() -> Path:
 
 
 def _folder(text: str) -> Path:
-    return Path(os.path.expandvars(text)).expanduser()
+    return expanded(os.path.expandvars(text))

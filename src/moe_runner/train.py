@@ -22,7 +22,7 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from moe_runner.cli.arguments import check_arguments, for_hydra
+from moe_runner.cli.arguments import as_meant, check_arguments, for_hydra
 from moe_runner.cli.completion import completed
 from moe_runner.cli.ending import Command
 from moe_runner.cli.help import chosen_files, register_help, versions
@@ -36,7 +36,12 @@ from moe_runner.cli.launching import (
 )
 from moe_runner.cli.sweeping import tally_of
 from moe_runner.cli.values import parse_config
-from moe_runner.console import spell_plainly
+from moe_runner.console import (
+    READER_GONE,
+    reader_is_gone,
+    spell_plainly,
+    until_the_reader_leaves,
+)
 from moe_runner.files import masked, one_line
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import CONF
@@ -53,11 +58,18 @@ log = logging.getLogger("moe_runner.train")  # also when run as __main__
 
 
 def main() -> None:
-    """Check the arguments, let Hydra run the jobs, tell what became of them, exit."""
+    """Carry out the command, until the reader of its output, such as head, has enough."""
     spell_plainly()
+    with until_the_reader_leaves():
+        carry_out_command()
+
+
+def carry_out_command() -> None:
+    """Check the arguments, let Hydra run the jobs, tell what became of them, exit."""
     if "--version" in sys.argv[1:]:
         say(versions())
         return
+    sys.argv[1:] = as_meant(sys.argv[1:])
     problems = check_arguments(sys.argv[1:])
     if problems:
         say("\n".join(problems), file=sys.stderr)
@@ -91,7 +103,7 @@ def main() -> None:
         say(error, file=sys.stderr)
         sys.exit(1)
     except Exception as error:  # around the jobs: in Hydra, its folders, a launcher
-        if wants_frames:
+        if wants_frames or (isinstance(error, BrokenPipeError) and reader_is_gone()):
             raise
         say(around_jobs(error), file=sys.stderr)
         sys.exit(2)
@@ -153,6 +165,8 @@ def run_config(cfg: DictConfig, command: Command) -> float:
         processes.connect(settings.device)
         return run_plan(plan, settings, command)
     except (ConfigError, StoreError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and reader_is_gone():
+            sys.exit(READER_GONE)
         if cfg.get("debug"):
             traceback.print_exc()
         command.mistakes += 1

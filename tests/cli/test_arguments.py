@@ -10,11 +10,12 @@ from importlib.metadata import version
 
 import hydra
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import moe_runner
-from moe_runner.cli.arguments import add_only, check_arguments, complete_search
+from moe_runner.cli.arguments import add_only, as_meant, check_arguments, complete_search
 from moe_runner.cli.help import chosen_files
 from moe_runner.options.errors import nearest_keys
 from moe_runner.options.files import OptionFiles
@@ -65,7 +66,101 @@ def test_right_command_lines_have_no_problem(argv):
 
 
 def test_quoted_values_have_no_problem():
-    assert check("paths.output='a,b c'", 'logger.group="123"') == []
+    assert check("paths.output='a,b c'", "logger=wandb", 'logger.group="123"') == []
+
+
+def test_words_that_hydra_would_misread_are_quoted(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/o'brien")
+    words = {
+        "paths.output=~/runs": r"paths.output='/home/o\'brien/runs'",
+        'model.path="~/my model"': r"model.path='/home/o\'brien/my model'",
+        "hydra.run.dir='~'": r"hydra.run.dir='/home/o\'brien'",
+        "model.path=~nobody_here/x": "model.path='~nobody_here/x'",
+        "evaluate=69e6123412341234": "evaluate='69e6123412341234'",
+        "evaluate=6946123412341234": "evaluate='6946123412341234'",
+    }
+    kept = [
+        "evaluate=69e61234f2341234", "seed=3", "paths.output=a~b", "--cfg", "task.ood=[~a]",
+        "logger.group='~'", r"paths.output=~/my\\ runs", "paths.output=~/a,~/b", "~method",
+    ]  # fmt: skip
+    assert as_meant([*words, *kept]) == [*words.values(), *kept]
+    parsed = OverridesParser.create().parse_overrides(list(words.values())[:5])
+    assert [override.value() for override in parsed] == [
+        "/home/o'brien/runs", "/home/o'brien/my model", "/home/o'brien", "~nobody_here/x",
+        "69e6123412341234",
+    ]  # fmt: skip
+
+
+EVALUATED = "a stored run is evaluated as it is, on the sets of task.ood"
+OWN_RATE = "glue_mini has a rate of its own; use trainer.learning_rate"
+
+
+@pytest.mark.parametrize(
+    ("argv", "problems"),
+    [
+        ("tuning.learning_rate=1e-3", []),
+        ("tuning.learning_rate=1e-3 tuning=lora model=switch_tiny", []),
+        ("model.lr_scale=2 model=switch_tiny", []),
+        ("tuning.learning_rates=[1e-3] search=paper", []),
+        ("task.ood_dir=null logger.group=null", []),
+        ("-m hydra.sweeper.params={tuning:full} tuning.learning_rate=1 model=switch_tiny", []),
+        ("-m model=bert_tiny,switch_tiny tuning.learning_rate=1e-3", []),
+        ("evaluate=a1 task=gluex task.ood=[imdb] threads=1 device=cpu paths.output=x", []),
+        ("evaluate=a1 task=squad task.ood=[x] model=switch_tiny paths={output:x}", []),
+        ("evaluate=a1 task.ood=[imdb] dry_run=false", []),
+        (
+            "tuning.learning_rate=1e-3 model=switch_tiny",
+            [f"tuning.learning_rate=0.001 does nothing: task={OWN_RATE}"],
+        ),
+        (
+            "tuning.learning_rate=1e-3 model.lr_scale=2 trainer.learning_rate=1e-4",
+            [
+                f"{word} does nothing: trainer.learning_rate is the rate; leave one of them out"
+                for word in ("tuning.learning_rate=0.001", "model.lr_scale=2")
+            ],
+        ),
+        (
+            "tuning.learning_rate=1e-3 search=paper",
+            [
+                "tuning.learning_rate=0.001 does nothing: search=paper tries "
+                "tuning.learning_rates; leave it out"
+            ],
+        ),
+        (
+            "tuning.learning_rates=[1e-3]",
+            [
+                "tuning.learning_rates=[0.001] does nothing: search=single tries no rates; "
+                "use search=paper"
+            ],
+        ),
+        (
+            "-m task.ood_dir=null,x task=glue/cola",
+            ["task.ood_dir=x does nothing: task.ood names no set; add some, or leave it out"],
+        ),
+        (
+            "logger.mode=online",
+            [
+                "logger.mode=online does nothing: nothing is sent anywhere; add logger=wandb, "
+                "or leave it out"
+            ],
+        ),
+        (
+            "task=glue/cola task.ood_dir=x",
+            [
+                "task.ood_dir=x does nothing: task.ood names no set; add some, or leave it out"
+            ],
+        ),
+        (
+            "evaluate=a1 dry_run=true task.eval_limit=3 method=dense",
+            [
+                f"{word} does nothing with evaluate=a1: {EVALUATED}; leave {word.split('=')[0]} out"
+                for word in ("method=dense", "dry_run=true", "task.eval_limit=3")
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_typed_and_does_nothing_is_refused(argv, problems):
+    assert check(*argv.split()) == problems
 
 
 PROBLEMS = [

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from hydra import compose, initialize_config_dir
 
+from moe_runner.backbones.families import positions_of
 from moe_runner.cli.values import parse_config
 from moe_runner.options.build import build
 from moe_runner.options.errors import ConfigError
@@ -164,3 +165,20 @@ def test_a_wrong_local_folder_is_told(tmp_path, content, problem):
     problems: list[str] = []
     assert with_own_sizes(model, problems) == model
     assert problems == [problem.format(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model_type": "llama", "max_position_embeddings": 9}, 9),
+        ({"model_type": "gpt2", "n_positions": 9}, 9),
+        ({"model_type": "roberta", "max_position_embeddings": 9, "pad_token_id": 1}, 7),
+        ({"model_type": "t5", "n_positions": 9}, None),  # relative: no limit
+        ({"model_type": "mpt", "max_seq_len": 9}, 9),
+        ({"model_type": "a_new_one", "n_positions": 9}, 9),
+        ({"model_type": "bloom"}, None),
+        ({}, None),
+    ],
+)
+def test_positions_go_by_several_names(config, expected):
+    assert positions_of(config) == expected

@@ -8,13 +8,17 @@ from dataclasses import replace
 
 import pytest
 from safetensors import safe_open
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from moe_runner import tasks
 from moe_runner.backbones.weights import ASSETS
+from moe_runner.conversion.convert import convert
 from moe_runner.options.folders import option_folders
+from moe_runner.registry import METHODS
 from moe_runner.runs.store import Store
 from moe_runner.sweeps import speed
 from moe_runner.sweeps.compose import compose_settings
-from moe_runner.sweeps.cost import estimate
+from moe_runner.sweeps.cost import estimate, training_examples
 from moe_runner.sweeps.plan import Inventory, list_runs
 from moe_runner.sweeps.speed import Clock, time_of
 from moe_runner.sweeps.study_plan import short
@@ -65,6 +69,33 @@ def test_lora_trains_little_and_costs_two_thirds(cost):
     assert lora.trainable == 12 * 2 * 2 * 8 * 768
     assert lora.flops == pytest.approx(full.flops * 2 / 3)
     assert lora.disk < full.disk / 100
+
+
+@pytest.mark.parametrize("method", ["moe_share", "moe_adapter", "hypermoe"])
+def test_what_stands_beside_the_experts_is_counted(method, cost):
+    options = {"method__shared": False} if method == "moe_adapter" else {}
+    chosen = {"model": "bert_tiny", "task": "glue_mini/cola", "method__layers": "all"}
+    found = cost(method=method, **chosen, **options)
+    bare = cost(method="moe", **chosen)
+    sizes = []
+    for name in ("moe", method):
+        model = AutoModelForSequenceClassification.from_pretrained(ASSETS / "bert_tiny")
+        shared = {"shared": False} if name == "moe_adapter" else {}
+        convert(model, METHODS[name](layers="all", **shared))
+        sizes.append(model.num_parameters())
+    real = sizes[1] - sizes[0]
+    difference = found.parameters - bare.parameters
+    assert difference == pytest.approx(real, rel=0.01)  # an expert's biases are left out
+
+
+def test_blocks_that_train_whole_count(cost):
+    own = {"model": "bert", "task": "glue/cola", "trainer__epochs": 3}
+    lora = cost(method="dense", tuning="lora", **own)
+    block = 4 * 768**2 + 2 * 768 * 3072
+    blocks = {"tuning": "lora_block", "tuning__blocks": "last:2"}
+    assert cost(method="dense", **blocks, **own).trainable == lora.trainable + 2 * block
+    emoe = cost(method="emoe", method__layers="last:3", tuning="lora_block", **own)
+    assert emoe.trainable == lora.trainable + 3 * block
 
 
 def test_steps_and_fractions_count(cost):
@@ -118,6 +149,39 @@ def test_alike_stored_runs_tell_the_time(tmp_path, monkeypatch):
     assert clock.seconds(other) == clock.seconds(longer)  # of the same model and task
     assert clock.explained() == "3 from the seconds of alike runs that are stored here"
     assert time_of([longer, other], clock) == "1.7 min"
+
+
+def test_runs_with_longer_examples_or_another_evaluation_are_less_alike(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "measured_flops", lambda: 40e9)
+    store = Store(tmp_path / "out")
+    own = {"model": "gpt2_tiny", "task": "wikitext_mini", "trainer.max_steps": 10}
+    for block, limit, rate in ((32, 8, 40.0), (32, 16, 20.0), (64, 8, 10.0)):
+        sizes = {"task.block_size": block, "task.eval_limit": limit}
+        keep(store, planned(tmp_path, **own, **sizes), 10, 40 / rate + limit, rate)
+
+    def seconds(block, limit):
+        sizes = {"task.block_size": block, "task.eval_limit": limit}
+        return clock.seconds(planned(tmp_path, seed=1, **own, **sizes))
+
+    clock = Clock(store, "cpu")
+    assert seconds(32, 16) == pytest.approx(40 / 20 + 16)
+    assert seconds(64, 8) == pytest.approx(40 / 10 + 8)
+    assert seconds(64, 99) == pytest.approx(40 / 10 + 8)
+    assert seconds(32, 99) == pytest.approx((40 / 20 + 16 + 40 / 40 + 8) / 2)
+    seconds(128, 8)
+    assert clock.sources == {"stored": 4, "speed": 1}
+
+
+def test_a_text_is_counted_in_blocks(tmp_path):
+    for block in (32, 64):
+        run = planned(
+            tmp_path, model="llama_tiny", task="wikitext_mini", **{"task.block_size": block}
+        )
+        assert training_examples(run) == pytest.approx(1200 * 39.0 / block * 2)  # two epochs
+    data = tasks.load(run.task, run.task_name)
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "llama_tiny")
+    tokens = sum(map(len, tokenizer(list(data.train["text"]))["input_ids"]))
+    assert tokens / len(data.train) == pytest.approx(39.0, rel=0.05)
 
 
 def test_a_gpu_and_a_processor_say_nothing_about_each_other(tmp_path, monkeypatch):

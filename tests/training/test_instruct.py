@@ -7,7 +7,6 @@ import json
 import math
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -297,20 +296,6 @@ def test_the_harness_gives_the_numbers_of_a_plain_loop(caplog):
     with caplog.at_level("WARNING"):
         evaluate(model, tokenizer, to_dataset(chosen, 2), shots=5, batch_size=2)
     assert "of 2 prompts of 5 shots are longer than the 256 positions" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("kind", "sizes", "expected"),
-    [("llama", {"max_position_embeddings": 9}, 9), ("gpt2", {"n_positions": 9}, 9),
-     ("mpt", {"max_seq_len": 9}, 9), ("bloom", {}, 2048)],
-)  # fmt: skip
-def test_positions_go_by_several_names(kind, sizes, expected):
-    pytest.importorskip("lm_eval", reason="pip install -e '.[llm]'")
-    from transformers import AutoConfig
-
-    from moe_runner.training.harness import positions
-
-    assert positions(SimpleNamespace(config=AutoConfig.for_model(kind, **sizes))) == expected
 
 
 def test_questions_show_how_far_they_are(instruct_settings, tmp_path, monkeypatch, caplog):

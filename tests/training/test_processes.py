@@ -133,6 +133,60 @@ def test_only_the_leader_prints_and_writes_and_what_is_done_is_skipped(two):
         assert len((run / "metrics.jsonl").read_text().splitlines()) == 1  # one evaluation
 
 
+def write_dino(folder: Path) -> None:
+    """A tiny DINOv2, whose mask token gets no gradient, and four pictures of two classes."""
+    from PIL import Image
+    from transformers import Dinov2Config, Dinov2Model, ViTImageProcessorPil
+
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=28
+    )
+    Dinov2Model(config).save_pretrained(folder / "dino")
+    ViTImageProcessorPil(size={"height": 28, "width": 28}).save_pretrained(folder / "dino")
+    for split in ("train", "validation"):
+        for name, grey in (("dark", 20), ("light", 220)):
+            (folder / "pictures" / split / name).mkdir(parents=True)
+            for i in range(3):
+                picture = Image.new("RGB", (28, 28), (grey + i, grey, grey))
+                picture.save(folder / "pictures" / split / name / f"{i}.png")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model=switch_tiny", "task=squad_mini", "task.eval_limit=19", "task.limit=16"],
+        ["model=gpt2_tiny", "task=wikitext_mini", "task.eval_limit=37", "task.block_size=32"],
+        ["model=auto", "model.path=dino", "task=image_folders", "task.data_dir=pictures"],
+    ],
+    ids=["answers", "blocks", "unused_parameter"],
+)
+def test_two_processes_evaluate_every_example_once(words, tmp_path):
+    """The rate is too small to change a weight, so that dropout does not matter."""
+    if "model.path=dino" in words:
+        write_dino(tmp_path)
+    words = [
+        *words, "method=emoe", "method.num_experts=4", "method.top_k=2", "trainer.max_steps=2",
+        "trainer.learning_rate=1e-12", "trainer.batch_size=4", "device=cpu", "threads=1",
+    ]  # fmt: skip
+    ended = start_two([*words, "paths.output=two"], tmp_path)
+    assert [process.returncode for process in ended] == [0, 0], ended[0].stderr
+    subprocess.run(
+        [sys.executable, "-m", "moe_runner.train", *words, "paths.output=one"],
+        cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True,
+    )  # fmt: skip
+    (two,), (one,) = (
+        list((tmp_path / place / "runs").glob("*/result.json")) for place in ("two", "one")
+    )
+    assert two.parent.name == one.parent.name
+    found, expected = (
+        json.loads(file.read_text())["id_metrics"]["validation"] for file in (two, one)
+    )
+    assert found["primary"] == pytest.approx(expected["primary"], rel=1e-6)
+    assert expected["primary"] > 0
+
+
 def test_a_batch_that_processes_cannot_share_is_refused(make_settings, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ConfigError) as caught:

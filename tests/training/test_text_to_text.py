@@ -79,6 +79,16 @@ def test_what_is_generated_is_scored_with_all_right_answers(settings_of):
     assert result["data"] == dict.fromkeys(("train", "validation"), "squad_mini v1 seed 0")
 
 
+def test_a_model_that_diverged_has_no_score_though_it_writes_answers(settings_of):
+    settings = settings_of(
+        "model=switch_tiny", "method=dense", "task=glue_mini/sst2", "task.limit=32",
+        "task.eval_limit=6", "trainer.max_steps=4", "trainer.learning_rate=1e30",
+    )  # fmt: skip
+    (run,) = make_plan(settings).runs
+    with pytest.raises(FloatingPointError, match="the loss of an evaluation is nan at update"):
+        carry_out(settings, run)
+
+
 def test_summaries_are_searched_with_the_task_s_beams(settings_of, monkeypatch):
     from transformers.generation import GenerationMixin
 

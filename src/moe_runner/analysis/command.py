@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from rich.console import Console
-
 from moe_runner.analysis.records import Subject, told_apart
 from moe_runner.analysis.sheets import compared_sets, expert_sheet, sets_sheet, subject_sheets
 from moe_runner.analysis.stored import Analysis, Picture, analyses_folder, write_analysis
+from moe_runner.console import Output
 from moe_runner.files import no_place, unusable, write_atomic
 from moe_runner.options.checks import device_problem
 from moe_runner.options.errors import ConfigError, nearest
@@ -219,7 +218,7 @@ def write(
     files: list[Path] = []
 
     def keep(sheet: Sheet, name: str, whole: Sheet | None = None) -> None:
-        Console(markup=False).print(to_rich(sheet))
+        Output(markup=False).print(to_rich(sheet))
         sheets.append(sheet)
         write_atomic(out / f"{name}.csv", to_csv(whole or sheet))
         files.append(out / f"{name}.csv")

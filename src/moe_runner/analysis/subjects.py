@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from moe_runner.analysis.observe import layer_names, observe
 from moe_runner.analysis.records import Layer, Loads, Subject
 from moe_runner.analysis.words import Vocabulary, read_vocabulary
-from moe_runner.backbones.families import family_of_type
+from moe_runner.backbones.families import positions_of
 from moe_runner.conversion.counts import moe_layers
 from moe_runner.conversion.saving import from_pretrained
 from moe_runner.files import one_line
@@ -234,7 +234,7 @@ def text_batches(
     Raises:
         ConfigError: for a file without a token.
     """
-    length = min(request.length, usable_positions(model) or request.length)
+    length = min(request.length, positions_of(model.config.to_dict()) or request.length)
     padding = tokenizer.pad_token_id or 0
     found: dict[str, Batches] = {}
     for name, lines in request.texts.items():
@@ -251,15 +251,6 @@ def text_batches(
             batch = {"input_ids": ids_BL, "attention_mask": mask_BL}
             found[name].append({key: value.to(device) for key, value in batch.items()})
     return found
-
-
-def usable_positions(model: PreTrainedModel) -> int | None:
-    """Find how many tokens a text may have, as `Model.max_positions`; None: any number."""
-    config: Any = model.config
-    if (family := family_of_type(config.model_type)) is not None:
-        found: int | None = family.sizes_of(config.to_dict()).get("max_positions")
-        return found
-    return getattr(config, "max_position_embeddings", None)
 
 
 def parts(rows: Sequence[Any], size: int) -> Iterator[Any]:

@@ -23,6 +23,7 @@ HIDDEN = {  # our name -> its name in the config.json of Hugging Face
     "vocab_size": "vocab_size",
     "max_positions": "max_position_embeddings",
 }
+POSITIONS = ("max_position_embeddings", "max_seq_len", "n_positions")  # of models without a row
 GPT2 = {
     "d_model": "n_embd",
     "d_ff": "n_inner",
@@ -363,6 +364,22 @@ def name_of_type(model_type: str) -> str:
     """Name the family of a `model_type`; without a row it is its own."""
     row = family_of_type(model_type)
     return model_type if row is None else row.name
+
+
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """Read how many tokens a text may have, as `Model.max_positions`, whichever name it has.
+
+    Args:
+        config: of a model, with or without a row.
+
+    Returns:
+        The number; None: any, or the config does not say.
+    """
+    if (row := family_of_type(str(config.get("model_type")))) is not None:
+        found: int | None = row.sizes_of(config).get("max_positions")
+        return found
+    named = (config.get(name) for name in POSITIONS)
+    return next((size for size in named if isinstance(size, int)), None)
 
 
 def is_verified(model_type: str) -> bool:

@@ -8,25 +8,36 @@ validated. Overrides of `hydra.*` and `hydra/*` are left to Hydra.
 from __future__ import annotations
 
 import atexit
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from moe_runner.cli.completion import complete_folder
 from moe_runner.cli.names import beside_a_study, check_group, wrong_key, wrong_only
 from moe_runner.cli.reading import Given, read_flags, read_overrides, values_of
 from moe_runner.cli.values import check_values
-from moe_runner.files import read_yaml, unusable
+from moe_runner.files import expanded, read_yaml, unusable
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.files import OptionFiles, option_file
 from moe_runner.options.folders import option_folders
 from moe_runner.options.settings import KIND
 
-HYDRA_FOLDERS = ("hydra.run.dir=", "hydra.sweep.dir=")
+HYDRA_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
+SWEPT_BY_FILE = "hydra.sweeper.params"
 OPTUNA = "hydra/sweeper=optuna"
+
+AT_HOME = re.compile(  # a place, in quotes or without
+    r"""(\+*(?:paths\.\w+|task\.(?:data|ood)_dir|model\.path|hydra\.(?:run|sweep)\.dir)=)"""
+    r"""(["']?)(~[^"',\\\[\]{}]*)\2"""
+)
+NUMBER_LIKE = re.compile(r"(evaluate=)(\d[\d_]*(?:e\d+)?)", re.IGNORECASE)
 
 # flags with which Hydra composes another config than ours, or none
 HYDRA_ONLY = (
@@ -95,17 +106,40 @@ def check_arguments(argv: Sequence[str]) -> list[str]:
             problems.append(line)
         else:
             given.values[key] = list(values_of(override))
+    given.is_whole = not any(word.startswith(SWEPT_BY_FILE) for word in flags.overrides)
     modes = [word for word in flags.overrides if word.startswith("hydra.mode=")]
     modes += ["hydra.mode=MULTIRUN"] if flags.multirun else []
     with initialize_config_dir(str(folders[0]), version_base="1.3"):
         problems += check_values(overrides, folders, given, modes)
     problems += [
-        f"{word}: {reason}"
-        for word in flags.overrides
-        if word.startswith(HYDRA_FOLDERS) and "$" not in word
-        if (reason := unusable(Path(word.partition("=")[2]))) is not None
+        f"{key}={place}: {reason}"
+        for key, place in typed_places(flags.overrides).items()
+        if key in HYDRA_FOLDERS and (reason := unusable(place)) is not None
     ]
     return list(dict.fromkeys(problems))
+
+
+def as_meant(argv: Sequence[str]) -> list[str]:
+    """Quote what Hydra would refuse, or read as another value than the one that was typed.
+
+    Args:
+        argv: the arguments, without the program's name.
+
+    Returns:
+        The arguments, with the home folder in place of `~` at the start of a place, which shells
+        replace at the start of a word only, and an id that looks like a number (12e4...) as a text.
+    """
+    return [quoted(word) for word in argv]
+
+
+def quoted(word: str) -> str:
+    """See `as_meant`."""
+    if found := NUMBER_LIKE.fullmatch(word):
+        return f"{found[1]}'{found[2]}'"
+    if found := AT_HOME.fullmatch(word):
+        place = str(expanded(found[3])).replace("'", r"\'")
+        return f"{found[1]}'{place}'"
+    return word
 
 
 def file_problems(files: OptionFiles, given: Given) -> list[str]:
@@ -133,6 +167,25 @@ def for_hydra(argv: Sequence[str]) -> list[str]:
     return own_folder(add_of_kinds(add_only(complete_search(complete_folder(argv)))))
 
 
+def typed_places(words: Sequence[str]) -> dict[str, Path]:
+    """Read the folders that are typed for Hydra's log and for all output, without their quotes.
+
+    Args:
+        words: arguments.
+
+    Returns:
+        Key -> folder; those that refer to other options are left out.
+    """
+    parser = OverridesParser.create()
+    found = {}
+    for word in words:
+        key = word.lstrip("+").partition("=")[0]
+        if key in (*HYDRA_FOLDERS, "paths.output") and "$" not in word:
+            with suppress(HydraException):
+                found[key] = Path(str(parser.parse_override(word).value()))
+    return found
+
+
 def own_folder(argv: Sequence[str]) -> list[str]:
     """Give Hydra a folder that is thrown away where nothing is run, or `paths.output` is closed.
 
@@ -142,9 +195,9 @@ def own_folder(argv: Sequence[str]) -> list[str]:
         argv: the arguments, without the program's name.
     """
     given = dict(word.lstrip("+").partition("=")[::2] for word in argv)
-    output = Path(given.get("paths.output", "outputs"))
+    output = typed_places(argv).get("paths.output", Path("outputs"))
     dry = given.get("dry_run", "").lower() in ("true", "yes", "on", "y")
-    if not given.keys().isdisjoint(key.rstrip("=") for key in HYDRA_FOLDERS):
+    if not given.keys().isdisjoint(HYDRA_FOLDERS):
         return list(argv)
     if not dry and unusable(output / "hydra") is None:
         return list(argv)
@@ -152,7 +205,7 @@ def own_folder(argv: Sequence[str]) -> list[str]:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     words = [not word.startswith("-") and "=" in word for word in argv]
     place = words.index(True) if True in words else len(argv)  # beside the others: argparse
-    return [*argv[:place], *(f"{key}{folder}" for key in HYDRA_FOLDERS), *argv[place:]]
+    return [*argv[:place], *(f"{key}={folder}" for key in HYDRA_FOLDERS), *argv[place:]]
 
 
 def add_only(argv: Sequence[str]) -> list[str]:

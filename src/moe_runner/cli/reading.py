@@ -26,13 +26,14 @@ class Given:
     choices: dict[str, list[str]] = field(default_factory=dict)  # group -> options
     values: dict[str, list[Any]] = field(default_factory=dict)  # dotted key -> values
     stand_ins: list[str] = field(default_factory=list)  # "model=gpt2" in place of a wrong choice
+    is_whole: bool = True  # no values come from elsewhere: hydra.sweeper.params
 
     def without(self, overrides: Sequence[Override]) -> Given:
         """Leave out the values of some overrides, and all but the first of the choices."""
         keys = {override.key_or_group for override in overrides}
         values = {key: values for key, values in self.values.items() if key not in keys}
         choices = {group: each[:1] for group, each in self.choices.items()}
-        return Given(choices, values, self.stand_ins)
+        return Given(choices, values, self.stand_ins, self.is_whole)
 
 
 def refuse(message: str) -> NoReturn:

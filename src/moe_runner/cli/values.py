@@ -14,10 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError, InterpolationResolutionError, OmegaConfBaseException
 
 from moe_runner.cli.fitting import belongs
+from moe_runner.cli.idle import idle_words
 from moe_runner.cli.reading import LIMIT, Given
 from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import Folders
 from moe_runner.options.settings import KIND, Settings, parse
+
+NOTHING = (None, False)  # values that ask for nothing
 
 
 def parse_config(cfg: DictConfig) -> Settings:
@@ -63,6 +66,7 @@ def check_values(
     places = ",".join(f"'file://{folder.resolve()}'" for folder in folders[1:])
     hydra = [*modes, f"hydra.searchpath=[{places}]"]
     sweeps = [override for override in overrides if override.is_sweep_override()]
+    idle: list[tuple[dict[str, Any], dict[str, str]]] = []  # of each: what is typed, what is idle
     bases: dict[tuple[str, ...], DictConfig] = {}  # composing takes 0.15 s, setting a value nothing
     for choices, values in combinations(given):
         try:
@@ -77,9 +81,8 @@ def check_values(
                 )
             cfg = without_hydra(bases[choices])
             kinds = {group: str(cfg[group][name]) for group, name in KIND.items()}
-            for key, value in values.items():
-                if not belongs(key, kinds):  # another combination has it
-                    continue
+            own = {key: value for key, value in values.items() if belongs(key, kinds)}
+            for key, value in own.items():
                 try:
                     OmegaConf.update(cfg, key, value, merge=True)
                 except ConfigTypeError:  # a mapping for a list: parse_config says what it can be
@@ -88,11 +91,20 @@ def check_values(
                 problems.append(
                     f"{seeds[-1]} and search={cfg.search.name} exclude each other; give one of them"
                 )
-            parse_config(cfg)
+            chosen = dict(choice.split("=", 1) for choice in choices)
+            typed = {key: value for key, value in (chosen | own).items() if value not in NOTHING}
+            idle.append((typed, idle_words(parse_config(cfg), typed)))
         except ConfigError as error:
             problems += error.problems
         except (HydraException, OmegaConfBaseException) as error:
             problems.append(first_line(error))
+    if given.is_whole and len(idle) < LIMIT and "study" not in given.choices:
+        lines = {key: line for _, found in idle for key, line in found.items()}
+        problems += [  # else another combination needs the value
+            line
+            for key, line in lines.items()
+            if all(key in found or key not in typed for typed, found in idle)
+        ]
     return [line for line in problems if not any(name in line for name in given.stand_ins)]
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from moe_runner.files import expanded
 from moe_runner.hub import model_config
 from moe_runner.options.errors import join, nearest, show
 from moe_runner.options.model_config import read_config, zero_sizes
@@ -66,7 +66,7 @@ def label_of(path: str | None, hub_id: str | None) -> str:
     """Name a model by its folder or repository: stories260K, never the hash of a snapshot."""
     if path is None:
         return (hub_id or AUTO).rpartition("/")[2]
-    folder = Path(path).expanduser().resolve()
+    folder = expanded(path).resolve()
     if folder.parent.name == "snapshots":  # models--<owner>--<name>/snapshots/<commit>
         return folder.parents[1].name.rpartition("--")[2]
     return folder.name
@@ -76,7 +76,7 @@ def _config(node: Mapping[str, Any], problems: list[str]) -> tuple[str, str, dic
     """Read config.json: what the user gave, what names the file, its content; or say why not."""
     path, hub_id, revision = node.get("path"), node.get("hub_id"), str(node.get("revision", "main"))
     if path is not None:
-        file = Path(str(path)).expanduser() / "config.json"
+        file = expanded(str(path)) / "config.json"
         config = read_config(file, f"model.path={path}", problems)
         return None if config is None else (f"model.path={path}", str(file), config)
     if hub_id is None:

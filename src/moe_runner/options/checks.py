@@ -124,13 +124,15 @@ def place_problems(task: Task, model: Model, paths: Any) -> list[str]:
                 "bundled; use model=auto model.hub_id=<name>, or leave it out"
             )
     for key, place in given.items():
-        if place is None:
+        if place is None or (key == "paths.cache" and place.startswith(f"{paths.output}/")):
             continue
         if line := no_place(key, place):
             problems.append(line)
         elif key in ("paths.data", "paths.models"):
             if not Path(place).expanduser().is_dir():
                 problems.append(f"{key}={place} is not a folder")
+        elif key.startswith("paths.") and place.startswith("~"):
+            problems.append(f"{key}={place}: ~ is not read here; write the folder out")
         elif key.startswith("paths.") and (reason := blocked(Path(place))):
             problems.append(f"{key}={place}: {reason}")
     return problems

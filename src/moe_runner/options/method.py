@@ -118,6 +118,15 @@ class Method:
         """Estimate what becomes of an FFN, for a plan."""
         return Expansion()
 
+    def added_parameters(self, model: Model, layers: int) -> int:
+        """Estimate the parameters that come beside copies of FFNs, for a plan; routers left out.
+
+        Args:
+            model: its sizes are read.
+            layers: that are converted.
+        """
+        return 0
+
     def tuned_under(self, protocol: Protocol) -> Protocol:
         """Say which protocol decides what trains beside LoRA."""
         return protocol

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe_runner.files import expanded
 from moe_runner.hub import model_config
 from moe_runner.options.auto import AUTO, label_of
 from moe_runner.options.errors import join, nearest, show
@@ -80,7 +81,7 @@ def with_own_sizes(model: Model, problems: list[str]) -> Model:
     family = FAMILIES[model.family]
     if model.path is not None:
         given = f"model.path={model.path}"
-        file = str(Path(model.path).expanduser() / "config.json")
+        file = str(expanded(model.path) / "config.json")
         found = read_config(Path(file), given, problems)
     elif model.bundled:
         given, file = f"model={model.name}", str(ASSETS / model.name / "config.json")

@@ -16,7 +16,8 @@ class Protocol:
 
     Each option is off by default and can be switched on alone. Those of EMoE's code act on `emoe`,
     `emoe_learn` and `gmoe`, and not on Llama, whose code has none of them; those of HyperMoE's code
-    act on `moe`, `moe_share`, `moe_adapter` and `hypermoe`.
+    act on `moe`, `moe_share`, `moe_adapter` and `hypermoe`, `load_threshold` on `emoe_learn` and
+    `gmoe`, too, and `residual_dropout` on every method that converts.
     """
 
     name: Literal["paper", "reference"] = "paper"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from moe_runner.files import expanded
 from moe_runner.options.auto import AUTO, with_facts_of_config
 from moe_runner.options.build import MISSING, build, convert_value, field_names, range_problems
 from moe_runner.options.checks import value_problems
@@ -187,7 +188,7 @@ def in_model_folder(model: Model, models: str | None) -> Model:
         model: with a `path` of its own, or bundled, it stays what it is.
         models: the folder; its subfolder of the option's name is the `path`.
     """
-    place = None if models is None else Path(models).expanduser() / model.name
+    place = None if models is None else expanded(models) / model.name
     if place is None or model.path is not None or model.bundled or not place.is_dir():
         return model
     return replace(model, path=str(place))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 
 from moe_runner.analysis.command import analyze
-from moe_runner.console import spell_plainly
+from moe_runner.console import spell_plainly, until_the_reader_leaves
 from moe_runner.files import one_line
 from moe_runner.options.errors import ConfigError, not_an_option
 from moe_runner.report.run_commands import compare, page, runs, show_run
@@ -32,7 +32,8 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {  # its docstring is 
 def main() -> None:
     """Run a subcommand; 2 for a mistake on the command line."""
     spell_plainly()
-    sys.exit(run(sys.argv[1:]))
+    with until_the_reader_leaves():
+        sys.exit(run(sys.argv[1:]))
 
 
 def run(words: Sequence[str]) -> int:
@@ -57,12 +58,11 @@ def run(words: Sequence[str]) -> int:
             print(summary(first, whole=True))
         else:
             COMMANDS[first](words[1:])
-        sys.stdout.flush()
     except (ConfigError, StoreError) as error:
         print(error, file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader, such as head, has enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 closed by the interpreter
+    except BrokenPipeError:
+        raise  # see `until_the_reader_leaves`
     except OSError as error:
         print(one_line(error), file=sys.stderr)
         return 2

@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from rich.console import Console
 from rich.table import Table
 
+from moe_runner.console import Output
 from moe_runner.files import blocked, no_place, one_line
 from moe_runner.options.errors import ConfigError, not_an_option
 from moe_runner.options.folders import Folders, option_folders
@@ -135,7 +135,7 @@ def status(words: Sequence[str]) -> None:
     table.add_section()
     counts = Counter(states.values())
     table.add_row("distinct runs", *(str(counts[state] or "") for state in columns))
-    Console(markup=False).print(table)
+    Output(markup=False).print(table)
     for run_id, state in states.items():
         if state == "running":
             found = store.status(run_id)

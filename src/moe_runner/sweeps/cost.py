@@ -55,17 +55,36 @@ def estimate(run: Run) -> Cost:
     body = float(layers * (attention + ffn)) + (stacks - 1) * model.num_layers * attention
     total, active = body + embeddings, body
     copies, share, converted = expansion(run, layers)
-    total += converted * (copies - 1) * ffn
+    added = converted * (copies - 1) * ffn
+    if run.method.converts and converted:
+        added += run.method.added_parameters(model, converted)
+    total += added
     active += converted * (share - 1) * ffn
     if run.tuning.name == "full":
         trainable = total
     else:
         lora = float(layers * len(model.lora_targets) * 2 * (run.tuning.rank or 0) * model.d_model)
-        trainable = lora + converted * (copies - 1) * ffn
+        whole = whole_blocks(run, converted, stacks) * (attention + ffn)
+        trainable = lora + added + whole
     tokens = training_tokens(run)
     passes = 3 if run.tuning.name == "full" else 2
     flops = None if tokens is None else passes * 2 * active * tokens
     return Cost(total, trainable, flops)
+
+
+def whole_blocks(run: Run, converted: int, stacks: int) -> int:
+    """Count the blocks that `tuning=lora_block` trains whole, beside LoRA.
+
+    Args:
+        run: its tuning and method are read.
+        converted: FFNs.
+        stacks: of the backbone: an encoder and a decoder are two.
+    """
+    if run.tuning.name != "lora_block":
+        return 0
+    if run.method.converts or run.tuning.blocks is None:
+        return converted
+    return stacks * len(select_layers(run.tuning.blocks, run.model.num_layers))
 
 
 def expansion(run: Run, layers: int) -> tuple[float, float, int]:
@@ -99,7 +118,11 @@ def training_examples(run: Run) -> float | None:
     assert trainer.batch_size is not None
     if trainer.max_steps is not None:
         return float(trainer.max_steps * trainer.batch_size)
-    size = tasks.spec(task, run.task_name).about.rows.get("train")
+    about = tasks.spec(task, run.task_name).about
+    size = about.rows.get("train")
     if size is None:
         return None
-    return min(size, task.limit or size) * task.share * (trainer.epochs or 1)
+    rows = min(size, task.limit or size) * task.share
+    if about.row_tokens is not None:  # of a text, which is cut into blocks
+        rows *= about.row_tokens / task.tokens(run.model)
+    return rows * (trainer.epochs or 1)

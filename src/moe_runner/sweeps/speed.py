@@ -22,10 +22,17 @@ CALIBRATION = 0.3  # seconds
 SIZE = 768  # of the matrices whose product is timed
 RECENT = 300  # stored runs that are looked at, the newest
 GPUS = Path("/proc/driver/nvidia/gpus")
-ALIKE = (  # axes in which a stored run may be alike, the best kind of likeness first
-    ("model", "suite", "task", "method", "tuning"),
-    ("model", "suite", "task"),
-    ("model", "suite"),
+AXES = ("model", "suite", "task", "method", "tuning")
+LENGTHS = (  # an example takes as long as it has tokens
+    "task.block_size", "task.max_length", "task.target_length", "task.answer_length",
+    "task.image_size",
+)  # fmt: skip
+EVALUATED = ("task.eval_limit",)
+ALIKE = (  # in what a stored run may be alike, the best kind of likeness first
+    (*AXES, *LENGTHS, *EVALUATED),
+    (*AXES, *LENGTHS),
+    (*AXES[:3], *LENGTHS),
+    (*AXES[:2], *LENGTHS),
 )
 
 Kind = tuple[str, ...]
@@ -64,7 +71,7 @@ class Clock:
         if examples is None or flops is None:
             self.sources["unknown"] += 1
             return None
-        for kind in kinds(run.axes()):
+        for kind in kinds(run.axes(), run.settings()):
             if kind in self.known:
                 self.sources["stored"] += 1
                 pace = self.known[kind]
@@ -100,9 +107,10 @@ def time_of(runs: Iterable[Run], clock: Clock) -> str:
     return (">" if len(known) < len(each) else "") + duration(sum(known))
 
 
-def kinds(axes: Mapping[str, Any]) -> list[Kind]:
-    """Give what a run is alike in, see `ALIKE`."""
-    return [tuple(str(axes[axis]) for axis in each) for each in ALIKE]
+def kinds(axes: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Kind]:
+    """Give what a run is alike in, see `ALIKE`; each kind has its own length."""
+    values = {**settings, **axes}
+    return [tuple(str(values.get(name)) for name in each) for each in ALIKE]
 
 
 def paces(store: Store, *, on_gpu: bool) -> dict[Kind, Pace]:
@@ -122,7 +130,8 @@ def paces(store: Store, *, on_gpu: bool) -> dict[Kind, Pace]:
             continue
         training = result.updates * size / rate
         pace = Pace(1 / rate, max(0.0, result.wall_seconds - training))
-        for kind in kinds({axis: getattr(result.axes, axis) for axis in ALIKE[0]}):
+        axes = {axis: getattr(result.axes, axis) for axis in AXES}
+        for kind in kinds(axes, result.settings):
             found[kind].append(pace)
     return {
         kind: Pace(

@@ -20,6 +20,7 @@ class About:
     source: str = "unknown"  # Hub id, "generated", or the option that gives them
     licence: str = "unknown"
     rows: Mapping[str, int] = field(default_factory=dict)  # split -> published number of examples
+    row_tokens: float | None = None  # mean tokens of a row, where rows are glued and cut to blocks
 
 
 GENERATED = About(source="generated", licence="MIT")  # by this project

@@ -125,7 +125,7 @@ def evaluate_kept(
     ready.backbone.model.eval()
     spec = ready.data.spec
     train = ready.encode(ready.data.train, spec.columns)  # as in training, so it is cached
-    with closing(ShowProgress(run.label, spec.metrics)) as progress:
+    with closing(ShowProgress(run.label, spec.metrics, settings.quiet)) as progress:
         trainer = make_trainer(run, folder, resources, ready, train, train, progress)
         found = evaluate_ood(trainer, ready, run)
     known = read_object(file, "delete it") or {}  # anew: other evaluations may have ended since

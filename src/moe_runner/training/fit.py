@@ -419,7 +419,6 @@ def make_trainer(
         use_cpu=device.type == "cpu",
         dataloader_num_workers=options.workers,
         dataloader_pin_memory=device.type == "cuda",
-        ddp_find_unused_parameters=False,  # every parameter that trains has a gradient
         report_to=["wandb"] if resources.logger.name == "wandb" and processes.is_leader() else [],
         run_name=run.label,
         **own,

@@ -25,12 +25,12 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from moe_runner.backbones.families import positions_of
 from moe_runner.tasks.mmlu import LETTERS
 
 log = logging.getLogger(__name__)
 
 PADDING = 0  # what the harness fills up a batch with, on the right
-POSITIONS = ("max_position_embeddings", "max_seq_len", "n_positions")  # of configs: MPT's, GPT-2's
 UNBOUNDED = 2048  # positions of a model whose config names none: BLOOM's, of its training
 TEMPLATE = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "default" / "_default_template_yaml"
 
@@ -122,7 +122,7 @@ def evaluate(
             backend="causal",
             batch_size=batch_size,
             mixed_precision_dtype=precision,
-            max_length=positions(model),
+            max_length=positions_of(model.config.to_dict()) or UNBOUNDED,
         )
         subjects = sorted(set(questions["subject"]))
         tasks = {name: subject_task(name, questions, shots) for name in subjects}
@@ -154,12 +154,6 @@ def evaluate(
         "examples": examples,
         **{f"accuracy/{name}": sum(each) / len(each) for name, each in right.items()},
     }
-
-
-def positions(model: PreTrainedModel) -> int:
-    """Find how many positions a model has, by whichever name its config has for them."""
-    named = (getattr(model.config, name, None) for name in POSITIONS)
-    return next((size for size in named if isinstance(size, int)), UNBOUNDED)
 
 
 def subject_task(subject: str, questions: Dataset, shots: int) -> ConfigurableTask:

@@ -106,6 +106,28 @@ class RunTrainer(Trainer):
             return found[0] + extra, *found[1:]
         return found + extra
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; several processes are told whether to look for parameters without a gradient."""
+        if (handler := self.accelerator.ddp_handler) is not None and not self.is_fsdp_enabled:
+            handler.find_unused_parameters = self.has_idle_parameters()
+        return super().train(*args, **kwargs)
+
+    def has_idle_parameters(self) -> bool:
+        """Tell whether some of what trains gets no gradient, such as the mask token of DINOv2.
+
+        One example goes forward and back, without dropout; no state is changed.
+        """
+        training = self.model.training
+        self.model.eval()
+        inputs = self._prepare_inputs(self.data_collator([self.train_dataset[0]]))
+        with torch.random.fork_rng(), self.compute_loss_context_manager():
+            self.compute_loss(self.model, inputs).backward()
+        parameters = [each for each in self.model.parameters() if each.requires_grad]
+        found = any(parameter.grad is None for parameter in parameters)
+        self.model.zero_grad(set_to_none=True)
+        self.model.train(training)
+        return found
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make AdamW with a group for each (weight decay, learning rate)."""
         if self.optimizer is None:
@@ -130,14 +152,17 @@ class RunTrainer(Trainer):
         """Evaluate, and write the figures and the load of every layer into metrics.jsonl.
 
         Raises:
-            FloatingPointError: if the primary metric is no number: of a run that diverged before
-                its loss was logged.
+            FloatingPointError: if the loss or the primary metric is no number: of a run that
+                diverged before its loss was logged. A model that writes answers has a score even
+                then.
         """
         started = time.monotonic()
         with count_load(self.model) as loads, sum_norms(self.model) as norms:
             found = super().evaluate(*args, **kwargs)
         if math.isnan(found["eval_primary"]):
-            raise self.diverged("the primary metric", found["eval_primary"])
+            raise self.diverged("the primary metric of an evaluation", found["eval_primary"])
+        if not math.isfinite(found["eval_loss"]):
+            raise self.diverged("the loss of an evaluation", found["eval_loss"])
         routing = {**summarise(loads), **compare_norms(norms)}
         self.watch(routing)
         further = self.further_figures()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from moe_runner.methods.moe.options import MoE
+from moe_runner.methods.moe.options import NUM_EXPERTS, MoE
 from moe_runner.options.fields import Count, Positive, later
 from moe_runner.options.model import Model
 
@@ -27,6 +27,15 @@ class HyperMoE(MoE):
     hypernet_lr_scale: Positive | Literal["auto"] = later("auto", neutral=1.0)
 
     not_standard: ClassVar[str | None] = "a HyperExpert beside the experts"
+
+    def added_parameters(self, model: Model, layers: int) -> int:
+        """See `Method`: the hypernetwork, which is there once, and each layer's embeddings."""
+        hidden, generated = self.embedding_dim, 2 * self.width * model.d_model
+        made = (hidden + 1) * (generated + self.width + model.d_model)
+        read = (self.embedding_dim + self.layer_dim + 1) * hidden
+        selection = 2 * (self.embedding_dim + 1) * self.embedding_dim  # M1, M2
+        experts = (self.num_experts or NUM_EXPERTS) * self.embedding_dim
+        return made + read + layers * (experts + selection + self.layer_dim)
 
     def later_protocol(self, model: Model) -> frozenset[str]:
         """See `Method`."""

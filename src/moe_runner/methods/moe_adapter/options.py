@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from moe_runner.methods.moe.options import MoE
+from moe_runner.methods.moe.options import NUM_EXPERTS, MoE
 from moe_runner.options.fields import Count
+from moe_runner.options.model import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,12 @@ class MoEAdapter(MoE):
     name: Literal["moe_adapter"] = "moe_adapter"  # type: ignore[assignment]
     width: Count = 64
     shared: bool = False  # one adapter for all tokens instead of one per expert
+
+    def added_parameters(self, model: Model, layers: int) -> int:
+        """See `Method`."""
+        adapters = 1 if self.shared else self.num_experts or NUM_EXPERTS
+        size = 2 * self.width * model.d_model + self.width + model.d_model
+        return layers * adapters * size
 
     not_standard: ClassVar[str | None] = "adapters beside the experts"
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from moe_runner.methods.moe.options import MoE
+from moe_runner.options.method import Expansion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +17,11 @@ class MoEShare(MoE):
     """
 
     name: Literal["moe_share"] = "moe_share"  # type: ignore[assignment]
+
+    def expansion(self) -> Expansion:
+        """See `Method`: one expert more, which every token passes."""
+        own = super().expansion()
+        return Expansion(copies=own.copies + 1, active=own.active + 1)
 
     not_standard: ClassVar[str | None] = "an expert that every token passes, without a gate"
 

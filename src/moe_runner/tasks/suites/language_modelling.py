@@ -61,6 +61,7 @@ OWN = "text"
 MINI = "wikitext_mini"
 MINI_VERSION = 1  # raised when the same seed gives another text
 MINI_DOCUMENTS = {"train": 1200, "validation": 300, "test": 300, "dialogue": 300}
+MINI_TOKENS = 39.0  # of a document, by the tokenizers of the bundled backbones
 MINI_KINDS = ("account", "attempt", "circumstances", "knowledge")
 DIALOGUE_KINDS = ("conversation", "web_questions")
 MINI_SEED = 20_000_000  # the bundled backbones were pretrained on documents of smaller seeds
@@ -86,7 +87,15 @@ TASKS: dict[str, TaskSpec] = {
         _task("wikitext103", About(source=HUB_ID, licence=LICENCE)),
         _task(OWN, About(source="task.data_dir", licence="the text's own")),
         replace(
-            _task(MINI, About(source="generated", licence="MIT", rows=MINI_DOCUMENTS)),
+            _task(
+                MINI,
+                About(
+                    source="generated",
+                    licence="MIT",
+                    rows=MINI_DOCUMENTS,
+                    row_tokens=MINI_TOKENS,
+                ),
+            ),
             ood=("dialogue",),
             recipe=replace(
                 RECIPE, epochs={"full": 2, "lora": 4, "lora_block": 4}, learning_rate=5e-5

@@ -10,25 +10,46 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset, Features, List, Value
+from torch import Tensor, nn
 from transformers import default_data_collator
 from transformers.trainer_utils import EvalLoopOutput
 
 from moe_runner.backbones.loading import load_causal
 from moe_runner.backbones.weights import Weights
+from moe_runner.runs import processes
 from moe_runner.runs.run import Run
 from moe_runner.tasks.cache import cached_map, tokenizer_content
 from moe_runner.tasks.specs import TaskData
+from moe_runner.training.forms.instruct import response_losses
 from moe_runner.training.trainer import RunTrainer
 
 
 class PerplexityTrainer(RunTrainer):
     """Score by the loss alone: logits over the vocabulary are not kept."""
 
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Compute the loss of a batch, or in several processes that of each block.
+
+        Blocks that fill up the last batches come twice, and are dropped only by themselves.
+        """
+        if processes.world_size() == 1:
+            return super().prediction_step(model, inputs, *args, **kwargs)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits_BLV = model(input_ids=inputs["input_ids"]).logits
+        losses_B, tokens_B = response_losses(logits_BLV, inputs["labels"])
+        return None, losses_B / tokens_B, None
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Add the perplexity, exp of the mean loss; all blocks have the same length."""
         found = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
+        if found.predictions is not None:
+            found.metrics[f"{prefix}_loss"] = float(found.predictions.mean())
         perplexity = math.exp(min(found.metrics[f"{prefix}_loss"], 700.0))
         found.metrics.update({f"{prefix}_perplexity": perplexity, f"{prefix}_primary": perplexity})
         return found

@@ -51,6 +51,14 @@ class GeneratingTrainer(RunTrainer, Seq2SeqTrainer):
         self.scored = test_dataset
         return super().predict(test_dataset, **kwargs)
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate; of several processes each has as many examples, and what is twice is dropped.
+
+        Seq2SeqTrainer keeps the examples that fill up the last batches.
+        """
+        self.gather_function = self.accelerator.gather_for_metrics
+        return super().evaluation_loop(*args, **kwargs)
+
     def compute_task_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Compute the task's metrics and `primary`, fractions in 0-1."""
         given = self.form.texts(self.in_order(prediction.predictions))
