@@ -205,9 +205,9 @@ def handed_over(conf, cfg, store, jobs, arguments=()):
     ("only", "runs"),
     [
         ({"method": "emoe"}, 4),
-        ({"task": ["cola", "glue_mini/rte"], "seed": 0}, 4),
+        pytest.param({"task": ["cola", "glue_mini/rte"], "seed": 0}, 4, marks=pytest.mark.long),
         ({"method": "emoe", "task": "rte", "seed": [1]}, 1),
-        ({"study": ["small"], "model": "bert_tiny"}, 8),
+        pytest.param({"study": ["small"], "model": "bert_tiny"}, 8, marks=pytest.mark.long),
     ],
 )
 def test_only_some_runs_of_a_study_are_done(only, runs, conf, cfg, plan, capsys):
@@ -249,6 +249,7 @@ def test_values_that_no_run_has_together_are_named(plan):
     assert len(restrict([split], {"learning_rate": ["5e-4"]})[0].jobs) == len(jobs)
 
 
+@pytest.mark.long
 def test_precision_beside_a_study_goes_into_all_its_runs(conf, cfg, plan, capsys):
     cfg.trainer.precision = "bf16"
     store = Store(conf.parent / "out")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import pytest
 
 from moe_runner.options.method import Method
 from moe_runner.registry import METHODS
@@ -95,6 +98,12 @@ ROWS = {name: row for name, row in ALL_ROWS.items() if name in METHODS}  # what 
 CONVERTING = [name for name, row in ROWS.items() if row.experts != "none"]
 COPIES = [name for name, row in ROWS.items() if row.experts == "copies"]
 KEEP_SWITCH = [name for name, row in ROWS.items() if row.keeps_switch]
+
+
+def a_few(names: Iterable[str]) -> list:
+    """Mark all methods as long but those of each paper: a whole run of each takes seconds."""
+    few = ("dense", "emoe", "gmoe", "hypermoe")
+    return [pytest.param(name, marks=() if name in few else pytest.mark.long) for name in names]
 
 
 def small(name: str, family: str = "", **options: Any) -> Method:

@@ -167,6 +167,7 @@ def test_generated_suites_need_no_files(suite):
 # Mixtures
 
 
+@pytest.mark.long
 def test_a_mixture_has_the_examples_of_all_tasks():
     options = TextTask(
         suite="glue_multitask", members=("glue_mini",), limit=3, eval_limit=2, data_seed=1

@@ -27,6 +27,7 @@ from moe_runner.sweeps.plan import make_plan
 from moe_runner.training import fit
 from moe_runner.training.execute import execute
 from moe_runner.training.forms.domain_generalisation import DomainTrainer
+from tests.methods.rows import a_few
 from tests.tasks.suites.test_domainbed import PACS, write_domains
 
 SMALL = {"num_experts": 4, "top_k": 2}
@@ -113,8 +114,9 @@ def test_a_mean_over_domains_does_not_weigh_them_by_size():
     assert trainer.compute_task_metrics(prediction) == {"accuracy": 0.5, "primary": 0.5}
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_every_method_runs_on_images(method, settings):
+@pytest.mark.parametrize("name", a_few(METHODS))
+def test_every_method_runs_on_images(name, settings):
+    method = METHODS[name]
     options = {name: value for name, value in SMALL.items() if hasattr(method(), name)}
     given = settings(method(**options), max_steps=1)
     result, _ = carry_out(given)

@@ -31,7 +31,7 @@ from moe_runner.training import checkpoint, fit
 from moe_runner.training.callbacks import ShowProgress
 from moe_runner.training.evaluate import evaluate_kept
 from moe_runner.training.execute import execute
-from tests.methods.rows import CONVERTING, ROWS, small
+from tests.methods.rows import CONVERTING, ROWS, a_few, small
 from tests.training.test_command import moe_run
 from tests.training.test_runs import carry_out, cut_short, elsewhere, numbers
 
@@ -184,7 +184,12 @@ def test_killed_or_evaluated_again_a_late_or_early_conversion_has_the_same_numbe
 
 @pytest.mark.parametrize(
     ("name", "tuning"),
-    [(name, tuning) for name in METHODS for tuning in TUNINGS] + [("emoe", "lora_block")],
+    [
+        pytest.param(name, tuning, marks=pytest.mark.long if long else ())
+        for name in METHODS
+        for tuning in (*TUNINGS, *(["lora_block"] if name == "emoe" else []))
+        for long in [tuning != "full" and name != "emoe"]
+    ],
 )
 def test_kept_weights_and_exports_give_the_stored_numbers(name, tuning, make_settings, only_run):
     family = "gpt2" if tuning == "lora" else "bert"
@@ -374,7 +379,7 @@ def test_the_report_of_many_layers_is_short():
     assert spans([0, 2, 4, 6, 8, 10]) == "0, 2, 4, 6, 8, 10"
 
 
-@pytest.mark.parametrize("name", CONVERTING)
+@pytest.mark.parametrize("name", a_few(CONVERTING))
 def test_the_auxiliary_loss_is_logged_in_training(name, make_settings, only_run, monkeypatch):
     lines = []
     monkeypatch.setattr(ShowProgress, "on_log", lambda *args, logs, **_: lines.append(dict(logs)))
