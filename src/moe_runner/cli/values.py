@@ -20,7 +20,7 @@ from moe_runner.options.errors import ConfigError
 from moe_runner.options.folders import Folders
 from moe_runner.options.settings import KIND, Settings, parse
 
-NOTHING = (None, False)  # values that ask for nothing
+NOTHING = (None, False)  # values that ask for nothing; 0 is equal to False
 
 
 def parse_config(cfg: DictConfig) -> Settings:

@@ -21,13 +21,13 @@ class MoEAdapter(MoE):
     width: Count = 64
     shared: bool = False  # one adapter for all tokens instead of one per expert
 
+    not_standard: ClassVar[str | None] = "adapters beside the experts"
+
     def added_parameters(self, model: Model, layers: int) -> int:
         """See `Method`."""
         adapters = 1 if self.shared else self.num_experts or NUM_EXPERTS
         size = 2 * self.width * model.d_model + self.width + model.d_model
         return layers * adapters * size
-
-    not_standard: ClassVar[str | None] = "adapters beside the experts"
 
 
 METHOD = MoEAdapter

@@ -18,12 +18,12 @@ class MoEShare(MoE):
 
     name: Literal["moe_share"] = "moe_share"  # type: ignore[assignment]
 
+    not_standard: ClassVar[str | None] = "an expert that every token passes, without a gate"
+
     def expansion(self) -> Expansion:
         """See `Method`: one expert more, which every token passes."""
         own = super().expansion()
         return Expansion(copies=own.copies + 1, active=own.active + 1)
-
-    not_standard: ClassVar[str | None] = "an expert that every token passes, without a gate"
 
 
 METHOD = MoEShare
