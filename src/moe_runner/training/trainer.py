@@ -108,8 +108,8 @@ class RunTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; several processes are told whether to look for parameters without a gradient."""
-        if (handler := self.accelerator.ddp_handler) is not None and not self.is_fsdp_enabled:
-            handler.find_unused_parameters = self.has_idle_parameters()
+        if processes.world_size() > 1 and not self.is_fsdp_enabled:
+            self.accelerator.ddp_handler.find_unused_parameters = self.has_idle_parameters()
         return super().train(*args, **kwargs)
 
     def has_idle_parameters(self) -> bool:
