@@ -349,16 +349,22 @@ class GeneratedLinear(torch.autograd.Function):
         transposed: bool,
     ) -> Tensor:
         """Generate the matrices and apply them."""
-        shape = (bias_SO.shape[1], x_TI.shape[1])
-        generated = torch.addmm(constant_N, z_SZ, weight_NZ.T)
-        generated = generated.unflatten(1, shape if transposed else shape[::-1])
+        outputs, inputs = bias_SO.shape[1], x_TI.shape[1]
+        rows, columns = (outputs, inputs) if transposed else (inputs, outputs)
+        # a product for each row: a single one, of few rows and very many columns, takes longer
+        generated_RSC = torch.baddbmm(
+            constant_N.unflatten(0, (rows, 1, columns)),
+            z_SZ.expand(rows, -1, -1),
+            weight_NZ.unflatten(0, (rows, columns)).transpose(1, 2),
+        )
+        generated = generated_RSC.transpose(0, 1)
         matrix_SIO = generated.transpose(1, 2) if transposed else generated
         x = functional.pad(x_TI, (0, 0, 0, 1))
         output = x.new_empty(len(x), bias_SO.shape[1])
 
         for token_BL, part in parts(groups):
-            rows = torch.baddbmm(bias_SO[part, None], take(x, token_BL), matrix_SIO[part])
-            output.index_copy_(0, token_BL.flatten(), rows.flatten(0, 1))
+            result = torch.baddbmm(bias_SO[part, None], take(x, token_BL), matrix_SIO[part])
+            output.index_copy_(0, token_BL.flatten(), result.flatten(0, 1))
         ctx.save_for_backward(x_TI, z_SZ, weight_NZ, generated)
         ctx.groups, ctx.transposed = groups, transposed
         return output[:-1]
@@ -373,7 +379,7 @@ class GeneratedLinear(torch.autograd.Function):
         grad_x = torch.empty_like(x) if need_x else None
         grad_bias = grad_TO.new_empty(len(z_SZ), grad_TO.shape[1]) if need_bias else None
         need_generated = need_z or need_weight or need_constant
-        grad_generated = torch.empty_like(generated) if need_generated else None
+        grad_generated = generated.new_empty(generated.shape) if need_generated else None
 
         for token_BL, part in parts(ctx.groups):
             grad = take(upstream, token_BL)
@@ -389,12 +395,14 @@ class GeneratedLinear(torch.autograd.Function):
         grad_x = None if grad_x is None else grad_x[:-1]
         grad_z = grad_weight = grad_constant = None
         if grad_generated is not None:
-            grad_SN = grad_generated.flatten(1)
-            grad_z = grad_SN @ weight_NZ if need_z else None
-            grad_constant = grad_SN.sum(0) if need_constant else None
-            if need_weight:  # up to twice as fast as grad_SN.T @ z_SZ, which is very tall
-                z_BSZ = z_SZ.expand(generated.shape[1], -1, -1)
-                grad_weight = torch.bmm(grad_generated.permute(1, 2, 0), z_BSZ).flatten(0, 1)
+            grad_RSC = grad_generated.transpose(0, 1)  # again a product for each row
+            if need_z:
+                weight_RCZ = weight_NZ.unflatten(0, (len(grad_RSC), -1))
+                grad_z = torch.bmm(grad_RSC, weight_RCZ).sum(0)
+            if need_weight:
+                z_RSZ = z_SZ.expand(len(grad_RSC), -1, -1)
+                grad_weight = torch.bmm(grad_RSC.transpose(1, 2), z_RSZ).flatten(0, 1)
+            grad_constant = grad_generated.sum(0).flatten() if need_constant else None
         return grad_x, grad_z, grad_weight, grad_constant, grad_bias, None, None
 
 
