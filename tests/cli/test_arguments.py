@@ -145,6 +145,13 @@ OWN_RATE = "glue_mini has a rate of its own; use trainer.learning_rate"
             ],
         ),
         (
+            "trainer.epochs=3 trainer.max_steps=20",
+            [
+                "trainer.epochs=3 does nothing: trainer.max_steps=20 is how long a run trains; "
+                "leave one of them out"
+            ],
+        ),
+        (
             "task=glue/cola task.ood_dir=x",
             [
                 "task.ood_dir=x does nothing: task.ood names no set; add some, or leave it out"

@@ -64,6 +64,15 @@ def test_a_row_has_flops_speed_and_both_scores(made):
     assert sheet in sheets(made, results)
 
 
+def test_one_run_has_no_spread(made):
+    results = measured(made)
+    only = {job.run.id: results[job.run.id] for job in made.jobs if job.run.seed == 0}
+    sheet = frontier_sheet(made, tabulate(made, only), only)
+    rows = {row[0].text: [entry.text for entry in row[1:]] for row in sheet.rows}
+    assert rows["dense"] == ["100", "1.00", "40.00", "4.00", "1"]
+    assert rows["emoe, clustered, top-k 4 of 16"] == ["25", "4.00", "160.00", "16.00", "1"]
+
+
 def test_what_was_not_measured_is_not_shown(made):
     results = measured(made, timed=False)
     table = tabulate(made, results)

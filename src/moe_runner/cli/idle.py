@@ -79,6 +79,9 @@ def idle_others(settings: Settings) -> dict[str, str]:
     if settings.logger.name == "none":
         reason = "nothing is sent anywhere; add logger=wandb, or leave it out"
         found |= {f"logger.{name}": reason for name in ("project", "mode", "group")}
+    if settings.trainer.max_steps is not None:
+        steps = f"trainer.max_steps={settings.trainer.max_steps} is how long a run trains"
+        found["trainer.epochs"] = f"{steps}; leave one of them out"
     if not settings.task.ood:
         found["task.ood_dir"] = "task.ood names no set; add some, or leave it out"
     return found

@@ -6,7 +6,7 @@ For studies whose runs measured it (`trainer.time_inference`, `trainer.evaluate_
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from moe_runner.metrics import shown, spread
@@ -21,7 +21,7 @@ TOP_K = "method.top_k"  # what a line of the plot follows
 NOTE = (
     "FLOPs and speed of a forward pass, as a share or multiple of the dense model's; speed is "
     "measured in turns with it within each run (back end: {}); dense against itself tells how "
-    "exactly; mean ± standard deviation over {} runs or fewer of a row. A gate on the activations "
+    "exactly; mean ± standard deviation over up to {} runs of a row. A gate on the activations "
     "(inter, inter_abs) computes every neuron to choose by them: what selection could reach, no "
     "way to be fast, and its FLOPs here are as if the choice were free."
 )
@@ -143,13 +143,12 @@ def frontier_sheet(plan: StudyPlan, table: StudyTable, results: Results) -> Shee
     )  # fmt: skip
 
 
-def meant(values: Sequence[float]) -> str:
-    """Write a mean and the standard deviation of a population."""
-    return f"{statistics.fmean(values):.2f} ± {spread(values):.2f}"
+def meant(values: Sequence[float], show: Callable[[float], str] = "{:.2f}".format) -> str:
+    """Write a mean and, of several values, their (population) standard deviation."""
+    mean = show(statistics.fmean(values))
+    return f"{mean} ± {show(spread(values))}" if len(values) > 1 else mean
 
 
 def scored(values: Sequence[float], metrics: Sequence[str]) -> str:
-    """Write the mean score and its standard deviation; "" without values."""
-    if not values:
-        return ""
-    return f"{shown(statistics.fmean(values), metrics)} ± {shown(spread(values), metrics)}"
+    """Write scores as `meant` does; "" without values."""
+    return meant(values, lambda value: shown(value, metrics)) if values else ""
