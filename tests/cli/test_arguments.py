@@ -78,10 +78,13 @@ def test_words_that_hydra_would_misread_are_quoted(monkeypatch):
         "model.path=~nobody_here/x": "model.path='~nobody_here/x'",
         "evaluate=69e6123412341234": "evaluate='69e6123412341234'",
         "evaluate=6946123412341234": "evaluate='6946123412341234'",
+        "evaluate=69e612,a1,123": "evaluate='69e612',a1,'123'",
+        "paths.output=~/a,/b,~": r"paths.output='/home/o\'brien/a',/b,'/home/o\'brien'",
     }
     kept = [
         "evaluate=69e61234f2341234", "seed=3", "paths.output=a~b", "--cfg", "task.ood=[~a]",
-        "logger.group='~'", r"paths.output=~/my\\ runs", "paths.output=~/a,~/b", "~method",
+        "logger.group='~'", r"paths.output=~/my\\ runs", "~method",
+        "paths.output='a,~/b,c'", "evaluate=choice(1,2)",
     ]  # fmt: skip
     assert as_meant([*words, *kept]) == [*words.values(), *kept]
     parsed = OverridesParser.create().parse_overrides(list(words.values())[:5])

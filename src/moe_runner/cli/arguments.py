@@ -33,11 +33,10 @@ HYDRA_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 SWEPT_BY_FILE = "hydra.sweeper.params"
 OPTUNA = "hydra/sweeper=optuna"
 
-AT_HOME = re.compile(  # a place, in quotes or without
-    r"""(\+*(?:paths\.\w+|task\.(?:data|ood)_dir|model\.path|hydra\.(?:run|sweep)\.dir)=)"""
-    r"""(["']?)(~[^"',\\\[\]{}]*)\2"""
-)
-NUMBER_LIKE = re.compile(r"(evaluate=)(\d[\d_]*(?:e\d+)?)", re.IGNORECASE)
+PLACE = re.compile(r"\+*(paths\.\w+|task\.(data|ood)_dir|model\.path|hydra\.(run|sweep)\.dir)")
+AT_HOME = re.compile(r"""(["']?)(~[^"',\\\[\]{}]*)\1""")  # in quotes or without
+NUMBER_LIKE = re.compile(r"\d[\d_]*(?:e\d+)?", re.IGNORECASE)
+NESTED = re.compile(r"""["'\\\[\]{}()]""")  # what has it is no plain list, a,b
 
 # flags with which Hydra composes another config than ours, or none
 HYDRA_ONLY = (
@@ -133,13 +132,22 @@ def as_meant(argv: Sequence[str]) -> list[str]:
 
 
 def quoted(word: str) -> str:
-    """See `as_meant`."""
-    if found := NUMBER_LIKE.fullmatch(word):
-        return f"{found[1]}'{found[2]}'"
-    if found := AT_HOME.fullmatch(word):
-        place = str(expanded(found[3])).replace("'", r"\'")
-        return f"{found[1]}'{place}'"
-    return word
+    """See `as_meant`; of the values of a sweep, a,b, each is looked at."""
+    key, equals, value = word.partition("=")
+    values = [value] if NESTED.search(value) else value.split(",")
+    if key == "evaluate":
+        values = [f"'{each}'" if NUMBER_LIKE.fullmatch(each) else each for each in values]
+    elif PLACE.fullmatch(key):
+        values = [at_home(each) for each in values]
+    return key + equals + ",".join(values)
+
+
+def at_home(value: str) -> str:
+    """Replace a `~` at the start of a place."""
+    if found := AT_HOME.fullmatch(value):
+        place = str(expanded(found[2])).replace("'", r"\'")
+        return f"'{place}'"
+    return value
 
 
 def file_problems(files: OptionFiles, given: Given) -> list[str]:
