@@ -342,13 +342,27 @@ inline void multiply_all(
 struct Plan {
   std::vector<int64_t> first;   // of each expert among the sorted choices, (E + 1)
   std::vector<int64_t> choice;  // of each sorted place, (S,)
+  std::vector<int64_t> token;   // of each sorted place, (S,)
 
-  Plan(const int64_t* index, int64_t choices, int64_t experts)
-      : first(experts + 1, 0), choice(choices) {
-    for (int64_t s = 0; s < choices; ++s) ++first[index[s] + 1];
+  Plan(const int64_t* index, int64_t tokens, int64_t top_k, int64_t experts)
+      : first(experts + 1, 0), choice(tokens * top_k), token(tokens * top_k) {
+    for (int64_t s = 0; s < tokens * top_k; ++s) ++first[index[s] + 1];
     for (int64_t e = 0; e < experts; ++e) first[e + 1] += first[e];
     std::vector<int64_t> next(first.begin(), first.end() - 1);
-    for (int64_t s = 0; s < choices; ++s) choice[next[index[s]]++] = s;
+    for (int64_t t = 0, s = 0; t < tokens; ++t)
+      for (int64_t j = 0; j < top_k; ++j, ++s) {
+        const int64_t place = next[index[s]]++;
+        choice[place] = s;
+        token[place] = t;
+      }
+  }
+
+  // The row of each sorted place's token, of rows of D numbers.
+  template <typename T>
+  std::vector<T*> rows(T* all, int64_t d) const {
+    std::vector<T*> found(token.size());
+    for (size_t p = 0; p < token.size(); ++p) found[p] = all + token[p] * d;
+    return found;
   }
 };
 
@@ -366,7 +380,6 @@ struct Job {
   const Experts& experts;
   const float* x;        // (T, D)
   const float* weights;  // (T, K) or null
-  int64_t top_k;
   const Plan& plan;
 
   // Activations of neurons low..high-1 of an expert on all its tokens, times their weights, into
@@ -379,7 +392,7 @@ struct Job {
   }
 
   const float* row_of(int64_t place) const {
-    return x + plan.choice[place] / top_k * experts.d_model;
+    return x + plan.token[place] * experts.d_model;
   }
 
   // Turn pre-activations of a token into what its hidden row holds; up may be null.
@@ -548,9 +561,9 @@ std::vector<Item> items_of(const Plan& plan, int64_t experts, int64_t size) {
 
 // Few tokens: reading the weights is what costs, so each part of an expert is read once, by one
 // thread, which makes a row of output per token; the rows are added up afterwards.
-void few_tokens(const Job& job, int64_t tokens, float* out) {
+void few_tokens(const Job& job, float* out) {
   const Experts& experts = job.experts;
-  const int64_t d = experts.d_model, size = experts.size, choices = tokens * job.top_k;
+  const int64_t d = experts.d_model, size = experts.size, choices = job.plan.choice.size();
   const int64_t blocks = (size + LANES - 1) / LANES;
   float* hidden = room<HIDDEN>(choices * size);
   float* rows = room<ROWS>(choices * blocks * d);
@@ -577,7 +590,7 @@ void few_tokens(const Job& job, int64_t tokens, float* out) {
     add_rows(packed, count, high - low, values, d, own, 0, d);
   });
   for (int64_t p = 0; p < choices; ++p) {
-    float* total = out + job.plan.choice[p] / job.top_k * d;
+    float* total = out + job.plan.token[p] * d;
     for (int64_t b = 0; b < blocks; ++b) {
       const float* row = rows + (p * blocks + b) * d;
       for (int64_t c = 0; c < d; ++c) total[c] += row[c];
@@ -606,11 +619,9 @@ void share_columns(int64_t rows, int64_t d, int64_t columns, const F& item) {
 // Add to the tokens' rows `out` (T, D) the products of all activations and the values, by columns:
 // no two threads write the same number.
 void combine_all(
-    const Plan& plan, int64_t top_k, const float* hidden, const float* values, int64_t experts,
-    int64_t size, int64_t d, float* out) {
-  const int64_t choices = plan.choice.size();
-  std::vector<float*> rows(choices);
-  for (int64_t p = 0; p < choices; ++p) rows[p] = out + plan.choice[p] / top_k * d;
+    const Plan& plan, const float* hidden, const float* values, int64_t experts, int64_t size,
+    int64_t d, float* out) {
+  const std::vector<float*> rows = plan.rows(out, d);
   share_columns(1, d, COLUMNS, [&](int64_t, int64_t low, int64_t high) {
     for (int64_t e = 0; e < experts; ++e) {
       const int64_t start = plan.first[e], count = plan.first[e + 1] - start;
@@ -622,12 +633,11 @@ void combine_all(
 }
 
 // Many tokens: first all activations, then the outputs.
-void many_tokens(const Job& job, int64_t tokens, float* out) {
+void many_tokens(const Job& job, float* out) {
   const Experts& experts = job.experts;
-  float* hidden = room<HIDDEN>(tokens * job.top_k * experts.size);
+  float* hidden = room<HIDDEN>(job.plan.choice.size() * experts.size);
   hide_all(job, hidden);
-  combine_all(job.plan, job.top_k, hidden, experts.values, experts.count, experts.size,
-              experts.d_model, out);
+  combine_all(job.plan, hidden, experts.values, experts.count, experts.size, experts.d_model, out);
 }
 
 // Tokens and columns of them that are copied together for an outer product: long enough parts of
@@ -755,14 +765,14 @@ at::Tensor compute(
   const int64_t* chosen = index.const_data_ptr<int64_t>();
   for (int64_t start = 0; start < tokens; start += BLOCK) {
     const int64_t count = std::min(BLOCK, tokens - start);
-    const Plan plan(chosen + start * top_k, count * top_k, experts.count);
+    const Plan plan(chosen + start * top_k, count, top_k, experts.count);
     const float* own = weights == nullptr ? nullptr : weights + start * top_k;
-    const Job job{experts, x.const_data_ptr<float>() + start * d, own, top_k, plan};
+    const Job job{experts, x.const_data_ptr<float>() + start * d, own, plan};
     float* out = result.mutable_data_ptr<float>() + start * d;
     if (tokens <= FEW)
-      few_tokens(job, count, out);
+      few_tokens(job, out);
     else
-      many_tokens(job, count, out);
+      many_tokens(job, out);
   }
   return result;
 }
@@ -781,7 +791,7 @@ at::Tensor compute_experts(
 // The choices of each expert, for the operators of training.
 Plan plan_of(const at::Tensor& index, int64_t experts) {
   TORCH_CHECK(index.scalar_type() == at::kLong && index.is_contiguous(), "index must be int64");
-  return Plan(index.const_data_ptr<int64_t>(), index.numel(), experts);
+  return Plan(index.const_data_ptr<int64_t>(), index.size(0), index.size(1), experts);
 }
 
 // The operator `order`: the choices, (S,), sorted by expert.
@@ -804,7 +814,7 @@ at::Tensor project_choices(
   TORCH_CHECK(x.size(1) == experts.d_model && index.size(0) == x.size(0), "x does not fit");
   const Plan plan = plan_of(index, experts.count);
   at::Tensor result = at::empty({index.numel(), experts.size}, x.options());
-  hide_all(Job{experts, x.const_data_ptr<float>(), nullptr, index.size(1), plan},
+  hide_all(Job{experts, x.const_data_ptr<float>(), nullptr, plan},
            result.mutable_data_ptr<float>());
   return result;
 }
@@ -817,7 +827,7 @@ at::Tensor combine_choices(
   const int64_t experts = rows.size(0), size = rows.size(1), d = rows.size(2);
   TORCH_CHECK(hidden.size(0) == index.numel() && hidden.size(1) == size, "hidden does not fit");
   at::Tensor result = at::zeros({index.size(0), d}, hidden.options());
-  combine_all(plan_of(index, experts), index.size(1), hidden.const_data_ptr<float>(),
+  combine_all(plan_of(index, experts), hidden.const_data_ptr<float>(),
               rows.const_data_ptr<float>(), experts, size, d, result.mutable_data_ptr<float>());
   return result;
 }
@@ -828,12 +838,10 @@ std::tuple<at::Tensor, at::Tensor> outer_of_choices(
     const at::Tensor& hidden, const at::Tensor& index, const at::Tensor& x, int64_t experts) {
   check(hidden, "hidden");
   check(x, "x");
-  const int64_t size = hidden.size(1), d = x.size(1), top_k = index.size(1);
+  const int64_t size = hidden.size(1), d = x.size(1);
   TORCH_CHECK(hidden.size(0) == index.numel() && index.size(0) == x.size(0), "x does not fit");
   const Plan plan = plan_of(index, experts);
-  std::vector<const float*> rows(index.numel());
-  for (size_t p = 0; p < rows.size(); ++p)
-    rows[p] = x.const_data_ptr<float>() + plan.choice[p] / top_k * d;
+  const std::vector<const float*> rows = plan.rows(x.const_data_ptr<float>(), d);
   at::Tensor result = at::zeros({experts, size, d}, x.options());
   at::Tensor sums = at::zeros({experts, size}, x.options());
   const float* own = hidden.const_data_ptr<float>();
@@ -855,7 +863,7 @@ std::tuple<at::Tensor, at::Tensor> outer_of_choices(
 // bit by bit, which has no branch to guess.
 void select_of_one(
     const float* scores, int64_t experts, int64_t count, bool largest, int32_t* order,
-    uint64_t* chosen) {
+    int32_t* number, int64_t* chosen) {
   for (int64_t e = 0; e < experts; ++e) {
     int32_t bits;
     std::memcpy(&bits, scores + e, sizeof bits);
@@ -874,10 +882,16 @@ void select_of_one(
   for (int64_t e = 0; e < experts; ++e) above += order[e] > threshold;
   int64_t equal = count - above, n = 0;
   for (int64_t e = 0; e < experts && n < count; ++e)
-    if (order[e] > threshold || (order[e] == threshold && equal-- > 0))
-      chosen[n++] = (static_cast<uint64_t>(static_cast<uint32_t>(order[e]) ^ 0x80000000u) << 32) |
-                    (0xffffffffu - static_cast<uint32_t>(e));
-  std::sort(chosen, chosen + count, std::greater<>());
+    if (order[e] > threshold || (order[e] == threshold && equal-- > 0)) {
+      number[n] = e;
+      order[n++] = order[e];  // n is at most e
+    }
+  for (int64_t i = 0; i < count; ++i) {  // how many go before it: a sort has branches to guess
+    int32_t rank = 0;
+    for (int64_t j = 0; j < i; ++j) rank += order[j] >= order[i];
+    for (int64_t j = i + 1; j < count; ++j) rank += order[j] > order[i];
+    chosen[rank] = number[i];
+  }
 }
 
 // Weights of the chosen experts of one token.
@@ -924,13 +938,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> compute_layer(
   int64_t* chosen = index.mutable_data_ptr<int64_t>();
   float* weight = weighting == ONES ? nullptr : weights.mutable_data_ptr<float>();
   at::parallel_for(0, tokens, 64, [&](int64_t low, int64_t high) {
-    std::vector<int32_t> order(experts);
-    std::vector<uint64_t> best(experts);
+    std::vector<int32_t> order(experts), number(experts);
     for (int64_t t = low; t < high; ++t) {
       const float* row = rows + t * experts;
-      select_of_one(row, experts, count, select == TOP, order.data(), best.data());
-      for (int64_t j = 0; j < count; ++j)
-        chosen[t * count + j] = 0xffffffffu - static_cast<uint32_t>(best[j]);
+      select_of_one(row, experts, count, select == TOP, order.data(), number.data(),
+                    chosen + t * count);
       if (weight != nullptr)
         weigh(row, experts, chosen + t * count, count, weighting, static_cast<float>(scale),
               weight + t * count);
