@@ -167,12 +167,13 @@ def test_a_sweep_compares_the_methods_in_one_table(quick, tmp_path):
     shared = [word for word in quick if not word.startswith("method.")]
     done = moe_run("-m", "method=dense,emoe", *shared, "method.num_experts=4", cwd=tmp_path)
     assert done.returncode == 2  # dense has no such option
+    shared.remove("trainer.epochs=2")  # does nothing beside max_steps
     done = moe_run("-m", "method=dense,emoe", "trainer.max_steps=4", *shared, cwd=tmp_path)
     # 64 experts do not divide the 32 neurons of the tiny backbone: said before any job runs
     assert done.returncode == 2
     assert "does not divide d_ff=32" in done.stderr
     assert not (tmp_path / "outputs" / "runs").exists()
-    done = moe_run("-m", "method=dense", "seed=0,1", *shared, cwd=tmp_path)
+    done = moe_run("-m", "method=dense", "seed=0,1", "trainer.epochs=2", *shared, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("matthews") == 1  # one table, at the end
     assert "±" in done.stdout
@@ -226,6 +227,7 @@ def test_search_tries_rates_and_seeds_and_reports_the_best(quick, tmp_path):
     words = [word for word in quick if not word.startswith("trainer.learning_rate")]
     plan = moe_run(*words, "search=paper", "dry_run=true", cwd=tmp_path)
     assert "9 runs, 0 done, 9 to do" in plan.stdout
+    words.remove("trainer.epochs=2")  # does nothing beside max_steps
     short = ["trainer.max_steps=2", "search.seeds=[0,1]", "tuning.learning_rates=[1e-3,2e-3]"]
     done = moe_run(*words, "search=paper", *short, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
